@@ -1,0 +1,1 @@
+"""Stretch a language model's context and restore its short-text ability."""

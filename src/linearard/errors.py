@@ -1,0 +1,62 @@
+"""The errors a user can cause. Each says what was expected, what came, and what to do.
+
+The command line prints them without a traceback and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work.
+
+    Args:
+        expected: what would have been right, as a noun phrase.
+        got: what came instead.
+        fix: one imperative sentence: what to do.
+    """
+
+    def __init__(self, *, expected: str, got: str, fix: str) -> None:
+        self.expected, self.got, self.fix = expected, got, fix
+        super().__init__(expected, got, fix)
+
+    def __str__(self) -> str:
+        return f"expected {self.expected}, got {self.got}. {self.fix}"
+
+    def __reduce__(self):  # keyword-only arguments survive pickling between processes
+        return (_rebuild, (type(self), self.expected, self.got, self.fix))
+
+
+def _rebuild(cls: type[UserError], expected: str, got: str, fix: str) -> UserError:
+    return cls(expected=expected, got=got, fix=fix)
+
+
+class RecipeError(UserError):
+    """A recipe field is unknown, misspelt, of the wrong type or out of range."""
+
+
+class RopeError(UserError):
+    """A RoPE scaling is invalid, or the live frequencies disagree with the configuration."""
+
+
+class ModelError(UserError):
+    """A model cannot be loaded, or cannot be restored with this method."""
+
+
+class DataError(UserError):
+    """Text is missing, empty, unreadable or too short for the window."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or an output folder does not fit the run."""
+
+
+class DeviceError(UserError):
+    """A device or a precision was asked for that this machine cannot give."""
+
+
+class OperandError(UserError):
+    """Tensors handed to an operation do not fit together."""
+
+
+class NonFiniteLossError(UserError):
+    """A loss became NaN or infinite; the step was refused and the state kept."""
