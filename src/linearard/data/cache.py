@@ -1,0 +1,80 @@
+"""Blocks of tokens in one file: built once, by one process, complete or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from linearard.errors import DataError
+
+
+def cached_blocks(folder: Path, key: str, build: Callable[[], Iterable[np.ndarray]]) -> Path:
+    """The file `<key>-<hash of its blocks>.npy` in `folder`, built if it is not there.
+
+    The hash in the name lets a reader know the content without reading it. Processes that ask at
+    the same time wait for the first; a killed one leaves no file of this name.
+
+    Args:
+        folder: created if missing.
+        key: a name for everything that decides the content.
+        build: yields arrays [n, block_size] of one dtype, at least one.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    from filelock import FileLock
+
+    if found := _find(folder, key):
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):
+            return _find(folder, key) or _write(folder, key, build())
+    except OSError as error:
+        raise DataError(
+            expected="a cache folder that can be written",
+            got=f"{folder}: {error}",
+            fix="Set `cache_dir` to another folder, or free some space.",
+        ) from error
+
+
+def _find(folder: Path, key: str) -> Path | None:
+    return min(folder.glob(f"{key}-*.npy"), default=None)
+
+
+def _write(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path:
+    content = hashlib.sha256()
+    rows = 0
+    with tempfile.NamedTemporaryFile(
+        dir=folder, prefix=f"{key}.", suffix=".part", delete=False
+    ) as file:
+        try:
+            for array in arrays:
+                if rows == 0:
+                    _write_header(file, array, rows)
+                data = np.ascontiguousarray(array).data
+                file.write(data)
+                content.update(data)
+                rows += len(array)
+            # A .npy header has room for the first axis to grow, so the number of rows, known only
+            # now, fits in the place of the first header.
+            file.seek(0)
+            _write_header(file, array, rows)
+            file.close()
+            path = folder / f"{key}-{content.hexdigest()[:32]}.npy"
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    return path
+
+
+def _write_header(file, array: np.ndarray, rows: int) -> None:
+    header = np.lib.format.header_data_from_array_1_0(array)
+    header["shape"] = (rows, array.shape[1])
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,118 @@
+"""What text to read and how to cut it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from linearard.errors import RecipeError
+
+
+def require(right: bool, name: str, expected: str, got: object, fix: str) -> None:
+    """Raise RecipeError unless `right`."""
+    if not right:
+        raise RecipeError(expected=f"`{name}` to be {expected}", got=repr(got), fix=fix)
+
+
+def is_integer(value: object, least: int) -> bool:
+    """True for an int (never a bool) of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+@dataclass
+class DataConfig:
+    """Where the text comes from, and how it becomes blocks of tokens.
+
+    The fields are checked on construction (RecipeError); the text itself is looked for when it
+    is first read (DataError).
+    """
+
+    train: str = field(
+        metadata={
+            "help": "Text to train on: a file, folder or glob of .txt, .md, .jsonl, .jsonl.gz or "
+            ".parquet; `pydoc` for the documentation of the installed Python; or a data set of "
+            "the Hugging Face hub, `owner/name` or `owner/name:config_name`."
+        },
+    )
+    validation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out text, in the same forms. Without it, `validation_fraction` of the "
+            "train documents, chosen by a hash of their content, is held out."
+        },
+    )
+    validation_fraction: float = field(
+        default=0.05,
+        metadata={"help": "Share of the train documents held out when `validation` is absent."},
+    )
+    text_column: str = field(
+        default="text",
+        metadata={"help": "Column or key that holds the text in jsonl, parquet and hub data."},
+    )
+    split: str = field(default="train", metadata={"help": "Split of a hub data set to train on."})
+    validation_split: str = field(
+        default="validation",
+        metadata={"help": "Split to hold out when `validation` is a hub data set."},
+    )
+    streaming: bool = field(
+        default=True,
+        metadata={
+            "help": "Read hub data over the network as far as needed, instead of downloading it."
+        },
+    )
+    max_documents: int | None = field(
+        default=None,
+        metadata={"help": "Read at most this many documents of each source, in its own order."},
+    )
+    pack: bool = field(
+        default=False,
+        metadata={
+            "help": "Join documents with the end-of-text token before cutting, so that blocks may "
+            "hold parts of several. Otherwise no block crosses two documents."
+        },
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the token blocks; default: linearard/blocks in the user's cache "
+            "folder ($XDG_CACHE_HOME or ~/.cache)."
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the order of the blocks."})
+
+    def __post_init__(self) -> None:
+        for name in ("train", "text_column", "split", "validation_split"):
+            value = getattr(self, name)
+            right = isinstance(value, str) and bool(value.strip())
+            require(right, name, "a non-empty string", value, f"Set `{name}`.")
+        for name in ("validation", "cache_dir"):
+            value = getattr(self, name)
+            right = value is None or (isinstance(value, str) and bool(value.strip()))
+            fix = f"Set `{name}` or leave it out."
+            require(right, name, "a non-empty string or absent", value, fix)
+        for name in ("streaming", "pack"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, "true or false", value, "Write true or false.")
+        fraction = self.validation_fraction
+        right = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        require(
+            right and 0 <= fraction < 1,
+            "validation_fraction",
+            "a number of at least 0 and below 1",
+            fraction,
+            "Use a small share such as 0.05.",
+        )
+        right = self.max_documents is None or is_integer(self.max_documents, 1)
+        fix = "Leave it out to read every document."
+        require(right, "max_documents", "a whole number of at least 1", self.max_documents, fix)
+        right = is_integer(self.seed, 0)
+        require(right, "seed", "a whole number of at least 0", self.seed, "Use a seed such as 0.")
+
+    @property
+    def cache_path(self) -> Path:
+        """The folder that holds the token blocks (it may not exist yet)."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(base) / "linearard" / "blocks"

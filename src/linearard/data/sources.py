@@ -1,0 +1,122 @@
+"""From the word in a recipe to documents: which kind of source it names, and its two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from linearard.data.config import DataConfig, require
+from linearard.data.documentation import documentation_identity, read_documentation
+from linearard.data.files import find_files, read_file
+from linearard.data.hub import read_hub
+from linearard.errors import DataError
+
+# A path has a drive, a glob, a leading . / or ~, two separators, or an extension.
+_LOOKS_LIKE_PATH = re.compile(r"^[./~]|[\\*?\[]|/.*/|\.[A-Za-z][A-Za-z0-9]*$")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sequence of documents that can be read again.
+
+    Attributes:
+        name: as the user wrote it, for messages.
+        read: starts a new pass over the documents (str), always in the same order.
+        parts: what must not be both trained on and held out.
+        identity: JSON-able; the same identity means the same documents.
+        characters: about how many there are, or None.
+        lazy: reading less costs less, by a network.
+    """
+
+    name: str
+    read: Callable[[], Iterator[str]]
+    parts: frozenset[str]
+    identity: list
+    characters: int | None = None
+    lazy: bool = False
+
+
+def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
+    """The source that `spec` names. Raises DataError when it names nothing."""
+    if spec == "pydoc":
+        identity = ["pydoc", *documentation_identity()]
+        return Source(spec, lambda: iter(read_documentation()), frozenset({"pydoc"}), identity)
+    if (files := find_files(spec)) is not None:
+        return _local_source(spec, files, config.text_column)
+    name, _, config_name = spec.partition(":")
+    if _LOOKS_LIKE_PATH.search(name) or not _HUB_ID.fullmatch(name):
+        raise DataError(
+            expected="an existing file, folder or glob",
+            got=f"{spec!r}, which matches nothing",
+            fix="Check the path; a hub data set is written `owner/name`.",
+        )
+
+    def read() -> Iterator[str]:
+        return read_hub(
+            name,
+            config_name or None,
+            hub_split,
+            streaming=config.streaming,
+            column=config.text_column,
+        )
+
+    identity = ["hub", name, config_name, hub_split]
+    return Source(spec, read, frozenset({":".join(identity)}), identity, lazy=config.streaming)
+
+
+def _local_source(spec: str, files: list, column: str) -> Source:
+    status = [(path, path.stat()) for path in files]
+    plain = all(path.suffix.lower() in (".txt", ".md") for path in files)
+    return Source(
+        spec,
+        lambda: itertools.chain.from_iterable(read_file(path, column) for path in files),
+        frozenset(map(str, files)),
+        [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in status],
+        characters=sum(stat.st_size for _, stat in status) if plain else None,
+    )
+
+
+def open_split(config: DataConfig, split: str) -> Source:
+    """The documents of `split` ("train" or "validation"), without the empty ones.
+
+    Raises DataError when a source names nothing, or when train and validation share a part.
+    """
+    require(split in ("train", "validation"), "split", "train or validation", split, "Use one.")
+    train = open_source(config.train, config, config.split)
+    if config.validation is None:
+        return _filtered(train, config, split)
+    validation = open_source(config.validation, config, config.validation_split)
+    if shared := sorted(train.parts & validation.parts):
+        raise DataError(
+            expected="held-out text that is not trained on",
+            got=f"{shared[0]} in both `train` and `validation` ({len(shared)} shared)",
+            fix="Name other text, or leave `validation` out to hold a part of `train` out.",
+        )
+    return _filtered(train if split == "train" else validation, config, None)
+
+
+def _filtered(source: Source, config: DataConfig, held_out: str | None) -> Source:
+    """Apply `max_documents`, drop empty documents and, with `held_out`, keep one side."""
+    fraction = config.validation_fraction
+
+    def read() -> Iterator[str]:
+        for text in itertools.islice(source.read(), config.max_documents):
+            side = held_out and _side(text, fraction)
+            if text.strip() and side == held_out:
+                yield text
+
+    rule = [config.text_column, config.max_documents, held_out, held_out and fraction]
+    characters = source.characters
+    if characters is not None and held_out:
+        characters = round(characters * (fraction if held_out == "validation" else 1 - fraction))
+    return replace(source, read=read, identity=[source.identity, rule], characters=characters)
+
+
+def _side(text: str, fraction: float) -> str:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    share = int.from_bytes(digest[:8]) / 2**64
+    return "validation" if share < fraction else "train"
