@@ -29,7 +29,8 @@ class BlockDataset(torch.utils.data.Dataset):
     Args:
         path: a .npy file of shape [blocks, block_size], of any integer dtype.
         order: rows of the file to use, in this order.
-        fingerprint: a hash of the tokens in that order.
+        fingerprint: a hash of the tokens in that order: equal wherever and whenever the same
+            blocks are built.
     """
 
     def __init__(self, path: Path, order: np.ndarray, fingerprint: str) -> None:
@@ -106,9 +107,9 @@ def token_blocks(
             + ("." if config.pack else " or `pack: true`."),
         )
     order = np.random.default_rng(config.seed).permutation(available)[:count]
-    # The name of the file holds the hash of its blocks.
-    content = path.stem.encode().partition(b"-")[2] + order.astype("<i8").tobytes()
-    return BlockDataset(path, order, hashlib.sha256(content).hexdigest())
+    content = path.stem.partition("-")[2]  # the hash of all blocks
+    decides = f"{content} {block_size} ".encode() + order.astype("<i8").tobytes()
+    return BlockDataset(path, order, hashlib.sha256(decides).hexdigest())
 
 
 def _cut(
@@ -147,10 +148,12 @@ def _cut(
     if longest is None:
         raise _no_documents(source, split)
     if not blocks:
+        found = f"{len(pending)} in all" if pack else f"a longest document of {longest} tokens"
         raise DataError(
             expected=f"documents of at least {room} tokens for windows of {block_size}",
-            got=f"a longest document of {longest} tokens in {source.name!r} ({split})",
-            fix="Give more text." if pack else "Use a smaller window, or set `pack: true`.",
+            got=f"{found} in {source.name!r} ({split})",
+            fix="Use a smaller window, or "
+            + ("give more text." if pack else "join documents with `pack: true`."),
         )
 
 

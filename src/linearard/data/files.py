@@ -112,19 +112,16 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
 def _json_text(line: str, column: str, place: str) -> str:
     try:
         row = json.loads(line)
+        if isinstance(row, dict):
+            return row_text(row, column, place)
+        problem = f"a {type(row).__name__}"
     except json.JSONDecodeError as error:
-        raise DataError(
-            expected="a JSON object on every line",
-            got=f"{error.msg} at column {error.colno} of {place}",
-            fix="Write one object a line, with the text under one key.",
-        ) from error
-    if not isinstance(row, dict):
-        raise DataError(
-            expected="a JSON object on every line",
-            got=f"a {type(row).__name__} at {place}",
-            fix="Write one object a line, with the text under one key.",
-        )
-    return row_text(row, column, place)
+        problem = f"{error.msg} in column {error.colno}"
+    raise DataError(
+        expected="a JSON object on every line",
+        got=f"{problem} at {place}",
+        fix="Write one object a line, with the text under one key.",
+    )
 
 
 def row_text(row: dict, column: str, place: str) -> str:

@@ -1,0 +1,221 @@
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from linearard.data import DataConfig
+from linearard.data.documentation import read_documentation
+from linearard.data.hub import read_hub
+from linearard.data.sources import open_split
+from linearard.errors import DataError, RecipeError
+
+
+def documents(train, split="train", **settings):
+    config = DataConfig(str(train), **({"validation_fraction": 0.0} | settings))
+    return list(open_split(config, split).read())
+
+
+def write_parquet(path, columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["{}", "{}/*.txt", "{}/**/*", "{}/../books"])
+def test_folder_and_globs(books, texts, name):
+    assert documents(name.format(books)) == texts
+
+
+def test_every_kind_of_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.TXT").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    (tmp_path / "b.md").write_text("# three")
+    rows = [json.dumps({"text": text, "n": 1}) for text in ("four", "", "fünf")]
+    (tmp_path / "c.jsonl").write_text("\n\n".join(rows) + "\n" + json.dumps({"text": None}))
+    with gzip.open(tmp_path / "sub" / "d.jsonl.gz", "wt") as file:
+        file.write(rows[2])
+    write_parquet(
+        tmp_path / "sub" / "e.parquet", {"text": ["six", None, " ", "seven"], "n": [0] * 4}
+    )
+    (tmp_path / "ignored.json").write_text("{}")
+    assert documents(tmp_path) == ["one\ntwo", "# three", "four", "fünf", "fünf", "six", "seven"]
+    assert documents(tmp_path, max_documents=2) == ["one\ntwo", "# three"]
+
+
+def test_text_column(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"content": "one"}))
+    assert documents(path, text_column="content") == ["one"]
+
+
+def test_held_out_share_is_disjoint_complete_and_stable(books, texts):
+    shares = {
+        side: documents(books, side, validation_fraction=0.3) for side in ("train", "validation")
+    }
+    assert sorted(shares["train"] + shares["validation"]) == sorted(texts)
+    assert 1 <= len(shares["validation"]) < len(texts) / 2
+    # A document stays on its side whatever else is there, and a growing share only adds.
+    (books / "00.txt").write_text("another text")
+    (books / "aa.txt").write_text("one more")
+    again = documents(books, "validation", validation_fraction=0.3)
+    assert set(shares["validation"]) - {texts[0]} <= set(again)
+    assert set(again) <= set(documents(books, "validation", validation_fraction=0.6))
+
+
+def test_validation_source(books, texts, tmp_path):
+    (tmp_path / "held.txt").write_text("held out")
+    settings = {"validation": str(tmp_path / "held.txt"), "validation_fraction": 0.5}
+    assert documents(books, **settings) == texts
+    assert documents(books, "validation", **settings) == ["held out"]
+    with pytest.raises(RecipeError, match="train or validation"):
+        documents(books, "test")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["books/x.txt", "./books", "/none", "~/none", "none/*", "a/b/c", "a.jsonl", "a\\b", "b oo"],
+)
+def test_missing_path_is_never_a_hub_id(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError, match="an existing file") as caught:
+        documents(name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "shared"),
+    [
+        ("books", "books/03.txt", "03.txt"),
+        ("books/*.txt", "link", "00.txt"),
+        ("pydoc", "pydoc", "pydoc"),
+        ("owner/name:one", "owner/name:one", "hub:owner/name:one:same"),
+    ],
+)
+def test_overlap(books, monkeypatch, train, validation, shared):
+    monkeypatch.chdir(books.parent)
+    os.symlink(books, "link")
+    config = DataConfig(train, validation=validation, split="same", validation_split="same")
+    with pytest.raises(DataError, match=f"{shared} in both `train` and `validation`"):
+        open_split(config, "train")
+
+
+def test_two_splits_of_one_hub_set_do_not_overlap():
+    open_split(DataConfig("owner/name", validation="owner/name"), "train")
+
+
+BAD_FILES = {
+    "latin.txt": (b"caf\xe9", r"byte 0xe9 at offset 3 of .*latin\.txt"),
+    "latin.jsonl": (b'{"text": "a"}\n{"text": "\xff"}', r"byte 0xff at offset 24 of"),
+    "empty.txt": (b"", r"the empty file .*empty\.txt"),
+    "blank.md": (b" \n", r"the empty file .*blank\.md"),
+    "blank.jsonl": (b"\n\n", r"the empty file"),
+    "key.jsonl": (b'{"text": "a"}\n{"body": 1}', r"key\.jsonl:2, got keys body\..*`text_column`"),
+    "number.jsonl": (b'{"text": 5}', r"number\.jsonl:1, got a int there"),
+    "list.jsonl": (b'\n["text"]', r"a list at .*list\.jsonl:2"),
+    "broken.jsonl": (b'{"text": "a"', r"in column 13 at .*broken\.jsonl:1"),
+    "broken.jsonl.gz": (b"no gzip", r"broken\.jsonl\.gz: Not a gzipped file"),
+    "cut.jsonl.gz": (
+        gzip.compress(b'{"text": "a"}')[:-9],
+        r"cut\.jsonl\.gz: Compressed file ended",
+    ),
+    "broken.parquet": (b"PAR1 no", r"expected a Parquet file, got .*broken\.parquet"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_named(tmp_path, name):
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        documents(tmp_path)
+
+
+def test_bad_parquet_columns(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"body": ["x"], "n": [1]})
+    with pytest.raises(DataError, match=r"a column 'text' in .*, got columns body, n"):
+        documents(path)
+    with pytest.raises(DataError, match=r"a\.parquet row 0, got a int there"):
+        documents(path, text_column="n")
+
+
+def test_folder_without_text(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(DataError, match=r"text files \(\.txt.*none at"):
+        documents(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hub_reader(tmp_path, monkeypatch, streaming):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    write_parquet(folder / "train-0.parquet", {"text": ["one", None, "three"]})
+    write_parquet(folder / "test-0.parquet", {"text": ["four"]})
+
+    def read(split, column="text"):
+        return list(read_hub(str(folder), None, split, streaming=streaming, column=column))
+
+    assert read("train") == ["one", "", "three"]
+    assert read("test") == ["four"]
+    with pytest.raises(DataError, match="split 'other' of the hub data set"):
+        read("other")
+    with pytest.raises(DataError, match=r"'body' at .*set \[train\] row 0, got keys text"):
+        read("train", "body")
+
+
+def test_hub_errors_when_offline():
+    code = (
+        "from linearard.data import DataConfig\n"
+        "from linearard.data.sources import open_split\n"
+        "next(open_split(DataConfig('nobody/nothing:some.config'), 'train').read())"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    message = result.stderr.splitlines()[-1]
+    assert "DataError: expected split 'train' of the hub data set" in message
+    assert "'nobody/nothing:some.config' (no such local path exists)" in message
+    assert "name local files instead" in message
+
+
+def test_local_text_needs_neither_datasets_nor_pyarrow(books):
+    code = (
+        "import sys\n"
+        "from linearard.data import DataConfig\n"
+        "from linearard.data.sources import open_split\n"
+        f"assert list(open_split(DataConfig({str(books)!r}), 'train').read())\n"
+        "assert not {'datasets', 'pyarrow', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_documentation(monkeypatch):
+    monkeypatch.setenv("PRIVATE_SETTING", "must-not-be-read")
+    texts = read_documentation()
+    assert sum(map(len, texts)) > 1_500_000
+    assert min(map(len, texts)) >= 2000
+    assert len(set(texts)) > 150
+    titles = {text.split("\n")[1].split(" - ")[0].strip() for text in texts}
+    assert {"json", "asyncio", "logging.handlers"} <= titles
+    assert not {"this", "antigravity", "tkinter", "turtle", "idlelib"} & titles
+    joined = "\n".join(texts)
+    assert not re.search(" at 0x[0-9a-f]", joined)
+    assert "must-not-be-read" not in joined
+    assert sys.base_prefix not in joined
+    read_documentation.cache_clear()
+    assert read_documentation() == texts
+
+
+def test_documentation_failure(monkeypatch):
+    monkeypatch.setattr("sys.executable", "/nonexistent/python")
+    read_documentation.cache_clear()
+    with pytest.raises(DataError, match="Name local text files instead of `pydoc`"):
+        documents("pydoc")
