@@ -27,7 +27,7 @@ _SKIPPED = {
 }
 _SECTIONS = {"AUTHOR", "CREDITS", "DATA", "DATE", "FILE", "MODULE REFERENCE", "VERSION"}
 _RULE = re.compile(r"^ \|  -{70}\n", re.MULTILINE)
-_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+_PLACE = re.compile(r" at 0x[0-9A-Fa-f]+| from '[^'\n]+\.py'(?=>)")  # in defaults of signatures
 _LEAST_CHARACTERS = 2000
 
 
@@ -82,7 +82,7 @@ def _main():
     os.environ.clear()  # signatures show defaults, the environment among them
     warnings.simplefilter("ignore")
     for document in _documents():
-        text = _ADDRESS.sub("", document)
+        text = _PLACE.sub("", document)
         if len(text) >= _LEAST_CHARACTERS:
             out.write(json.dumps(text) + "\n")
     out.close()
