@@ -1,0 +1,41 @@
+"""Loading a model, its three views, and restored models on disk."""
+
+from linearard.model.adapters import AdapterConfig
+from linearard.model.causal_lm import LOGIT_ELEMENTS, ChunkedCausalLM, Views
+from linearard.model.checkpoint import (
+    METADATA_FILE,
+    load_restored,
+    load_weights,
+    read_metadata,
+    save_checkpoint,
+    write_json,
+)
+from linearard.model.load import (
+    ModelConfig,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
+from linearard.model.restorable import RestorableModel
+
+__all__ = [
+    "LOGIT_ELEMENTS",
+    "METADATA_FILE",
+    "AdapterConfig",
+    "ChunkedCausalLM",
+    "ModelConfig",
+    "RestorableModel",
+    "Views",
+    "load_config",
+    "load_model",
+    "load_restored",
+    "load_tokenizer",
+    "load_weights",
+    "read_metadata",
+    "resolve_device",
+    "resolve_dtype",
+    "save_checkpoint",
+    "write_json",
+]

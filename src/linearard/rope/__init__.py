@@ -1,0 +1,19 @@
+"""RoPE scaling: frequency tables, native and stretched views of one model, live checks."""
+
+from linearard.rope.scaling import (
+    RopeTable,
+    check_scaling,
+    compute_table,
+    native_window,
+    target_window,
+)
+from linearard.rope.views import RopeViews
+
+__all__ = [
+    "RopeTable",
+    "RopeViews",
+    "check_scaling",
+    "compute_table",
+    "native_window",
+    "target_window",
+]

@@ -1,0 +1,148 @@
+"""See every layer's queries, keys and values as the attention consumes them.
+
+`transformers` lets a model's attention be replaced by name (`AttentionInterface`). We register one
+function per wrapped implementation which shows its operands to an observer and then calls the wrapped
+one, so any architecture that uses the interface works and no model code is patched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from linearard.errors import ModelError
+
+_PREFIX = "linearard_"
+_TAP = "_linearard_tap"
+# cuDNN is left out on purpose: with torch 2.11 its backward was seen to return wrong gradients when the
+# strides of the output gradient changed between two calls of one shape (docs/LOG.md).
+_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """The operands of one layer's attention.
+
+    Attributes:
+        layer: index of the layer, from 0.
+        query: `[batch, heads, tokens, head_dim]`, after RoPE and any query norm.
+        key: `[batch, kv_heads, tokens, head_dim]`, after RoPE and any key norm.
+        value: `[batch, kv_heads, tokens, head_dim]`.
+        scaling: factor on the scores.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+
+
+Observer = Callable[[LayerAttention], None]
+
+
+class StopForward(Exception):
+    """Raised by an observer that has seen the last layer it needs; ends the forward pass there."""
+
+
+class AttentionTap:
+    """Shows a model's attention operands to one observer at a time.
+
+    Args:
+        model: a `transformers` decoder. Its attention implementation is wrapped in place; results do not
+            change.
+
+    Raises:
+        ModelError: the model's attention does not go through the `transformers` attention interface.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._observer: Observer | None = None
+        base = _base_implementation(model)
+        _register(base)
+        model.set_attn_implementation(_PREFIX + base)
+        layers = {}
+        for module in model.modules():
+            if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling"):
+                setattr(module, _TAP, self)
+                layers[module.layer_idx] = module
+        if not layers:
+            raise ModelError(
+                expected="attention modules that use the transformers attention interface",
+                got=type(model).__name__,
+                fix="Choose an architecture whose attention is selectable with attn_implementation.",
+            )
+        self.num_layers = max(layers) + 1
+        #: Sliding-window size by layer index, for the layers that have one.
+        self.sliding_windows = {
+            index: int(module.sliding_window)
+            for index, module in layers.items()
+            if getattr(module, "sliding_window", None)
+        }
+
+    @contextlib.contextmanager
+    def stopping_at(self, observer: Observer) -> Iterator[None]:
+        """Like `observe`, and a `StopForward` from the observer ends the block quietly."""
+        self.observe(observer)
+        with contextlib.suppress(StopForward):
+            yield
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show the operands of every following forward (and recomputed) pass to `observer`.
+
+        Not a context manager: under gradient checkpointing the layers run again in the backward pass,
+        possibly on another thread, and must find the same observer there.
+        """
+        self._observer = observer
+
+
+def _base_implementation(model: nn.Module) -> str:
+    config = model.config.get_text_config()
+    base = (config._attn_implementation or "eager").removeprefix(_PREFIX)
+    if base == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        return "eager"  # PyTorch's scaled_dot_product_attention has no soft capping (Gemma 2)
+    return base
+
+
+def _register(base: str) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(_PREFIX + base, partial(_tapped_attention, base))
+    AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+
+def _tapped_attention(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    tap: AttentionTap | None = getattr(module, _TAP, None)
+    if tap is not None and tap._observer is not None:
+        scores_scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        tap._observer(LayerAttention(module.layer_idx, query, key, value, scores_scale))
+    forward = _base_function(base, module)
+    backends = sdpa_kernel(_SDPA_BACKENDS) if base == "sdpa" else contextlib.nullcontext()
+    with backends:
+        return forward(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
+
+
+def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    if base == "eager":  # defined beside each model, not in the registry
+        return sys.modules[type(module).__module__].eager_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS[base]

@@ -1,0 +1,122 @@
+"""Which terms make up a training loss, and how they are weighed."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from linearard.errors import RecipeError
+from linearard.fields import described
+
+RELATIONS = ("q", "k", "v", "qk")
+
+
+@dataclass
+class ObjectiveConfig:
+    """A weighted sum of relation terms, logit KL and the language-model loss."""
+
+    relations: dict[str, float] = described(
+        lambda: {"q": 1.0, "k": 1.0, "v": 1.0},
+        "Weight of each relation: q, k, v (self-relations of the paper) and qk (the causal attention "
+        "distribution). Empty: no relation loss.",
+    )
+    layers: list[int] | None = described(None, "Layers whose relations count; null: all.")
+    layer_weights: list[float] | None = described(
+        None, "One weight per counted layer; null: equal. They are normalised to sum 1."
+    )
+    normalisation: str = described(
+        "own",
+        "own: mean over the relation's own heads; paper: divide by the number of query heads.",
+    )
+    temperature: float = described(1.0, "Divides teacher and student scores.")
+    logit_weight: float = described(0.0, "Weight of KL between output distributions.")
+    logit_positions: int = described(512, "Logit KL reads the last this many positions.")
+    lm_weight: float = described(0.0, "Weight of the next-token cross-entropy.")
+    implementation: str | None = described(
+        None, "Relation KL: reference, chunked or triton; null: the fastest for the device."
+    )
+
+    def __post_init__(self) -> None:
+        self.relations = dict(self.relations or {})
+        for name, weight in self.relations.items():
+            if name not in RELATIONS:
+                close = difflib.get_close_matches(str(name), RELATIONS, n=1)
+                _refuse(
+                    "relations",
+                    f"names among {', '.join(RELATIONS)}",
+                    name,
+                    f"Did you mean {close[0]!r}?" if close else "",
+                )
+            _check_weight(f"relations.{name}", weight)
+        for name in ("logit_weight", "lm_weight"):
+            _check_weight(name, getattr(self, name))
+        if self.normalisation not in ("own", "paper"):
+            _refuse("normalisation", "own or paper", self.normalisation)
+        if not _is_number(self.temperature) or self.temperature <= 0:
+            _refuse("temperature", "a positive number", self.temperature)
+        if not isinstance(self.logit_positions, int) or self.logit_positions < 1:
+            _refuse("logit_positions", "a positive integer", self.logit_positions)
+        if self.implementation not in (None, "reference", "chunked", "triton"):
+            _refuse("implementation", "reference, chunked, triton or null", self.implementation)
+        if self.layers is not None and (
+            not self.layers or len(set(self.layers)) != len(self.layers)
+        ):
+            _refuse("layers", "distinct layer indices", self.layers)
+        if self.layer_weights is not None:
+            if self.layers is not None and len(self.layer_weights) != len(self.layers):
+                _refuse("layer_weights", f"{len(self.layers)} weights", self.layer_weights)
+            if min(self.layer_weights, default=-1) < 0 or not sum(self.layer_weights) > 0:
+                _refuse("layer_weights", "weights >= 0 with a positive sum", self.layer_weights)
+        if not (self.active_relations or self.logit_weight or self.lm_weight):
+            _refuse("relations", "at least one term with a weight above 0", "none")
+
+    @property
+    def active_relations(self) -> dict[str, float]:
+        """Relations with a weight above zero."""
+        return {name: weight for name, weight in self.relations.items() if weight}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares with the original model."""
+        return bool(self.active_relations) or self.logit_weight > 0
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether any term reads the model's output, and not only its attention."""
+        return self.logit_weight > 0 or self.lm_weight > 0
+
+    def weights_by_layer(self, num_layers: int) -> dict[int, float]:
+        """Normalised weight of each counted layer.
+
+        Raises:
+            RecipeError: a layer the model does not have, or a wrong number of weights.
+        """
+        layers = list(range(num_layers)) if self.layers is None else self.layers
+        outside = [layer for layer in layers if not 0 <= layer < num_layers]
+        if outside:
+            _refuse("layers", f"indices from 0 to {num_layers - 1}", outside)
+        weights = self.layer_weights or [1.0] * len(layers)
+        if len(weights) != len(layers):
+            _refuse("layer_weights", f"{len(layers)} weights, one a layer", f"{len(weights)}")
+        total = sum(weights)
+        return {
+            layer: weight / total for layer, weight in zip(layers, weights, strict=True) if weight
+        }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_weight(name: str, value: Any) -> None:
+    if not _is_number(value) or not 0 <= value < float("inf"):
+        _refuse(name, "a weight >= 0", value)
+
+
+def _refuse(name: str, expected: str, got: Any, fix: str = "") -> None:
+    raise RecipeError(
+        expected=f"objective.{name} to be {expected}",
+        got=repr(got),
+        fix=fix or f"Set objective.{name} of the stage.",
+    )

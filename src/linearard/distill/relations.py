@@ -1,0 +1,103 @@
+"""Relation terms, formed layer by layer while the student runs (method: docs/METHOD.md).
+
+For each counted layer and each relation X the term is the mean over valid rows and heads of
+`KL(P_teacher || P_student)`, with P the row softmax of X X^T (q, k, v) or of Q K^T (qk). A layer's term
+is formed the moment its attention runs, so no student tensor is kept beyond what attention itself keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from linearard.capture import LayerAttention, StopForward
+from linearard.distill.config import ObjectiveConfig
+from linearard.ops.relation_kl import attention_kl, relation_kl
+
+
+class TeacherRelations:
+    """Observer of the teacher's pass: keeps what the student will be compared with."""
+
+    def __init__(self, layers: Mapping[int, float], relations: Mapping[str, float], stop: bool):
+        self._layers, self._stop = layers, stop
+        self._keep = {
+            "query": "q" in relations or "qk" in relations,
+            "key": "k" in relations or "qk" in relations,
+            "value": "v" in relations,
+        }
+        self.kept: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(self, attention: LayerAttention) -> None:
+        """Keep one layer's operands `[batch, heads, tokens, head_dim]`."""
+        if attention.layer in self._layers:
+            self.kept[attention.layer] = {
+                name: getattr(attention, name).detach() for name, kept in self._keep.items() if kept
+            }
+        if self._stop and attention.layer == max(self._layers):
+            raise StopForward
+
+
+class StudentRelations:
+    """Observer of the student's pass: forms each layer's terms and adds them up.
+
+    Attributes:
+        terms: weighted mean over layers of each relation's KL, a scalar with gradient, in nats.
+        by_layer: the same before weighing, detached, by relation and layer.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        layers: Mapping[int, float],
+        teacher: Mapping[int, Mapping[str, Tensor]],
+        mask: Tensor | None,
+        stop: bool,
+    ) -> None:
+        self._config, self._layers, self._teacher = config, layers, teacher
+        self._mask, self._stop = mask, stop
+        self.terms: dict[str, Tensor] = {}
+        self.by_layer: dict[str, dict[int, Tensor]] = {name: {} for name in config.active_relations}
+
+    def __call__(self, attention: LayerAttention) -> None:
+        """Form one layer's terms.
+
+        Under gradient checkpointing a layer runs again in the backward pass; its terms are then formed
+        again, so that autograd meets the same tensors, but not added a second time.
+        """
+        index = attention.layer
+        if index in self._layers:
+            for name in self._config.active_relations:
+                term = self._term(name, attention, self._teacher[index])
+                if index not in self.by_layer[name]:
+                    self.by_layer[name][index] = term.detach()
+                    weighted = self._layers[index] * term
+                    self.terms[name] = self.terms.get(name, 0.0) + weighted
+        if self._stop and index == max(self._layers):
+            raise StopForward
+
+    def _term(self, name: str, student: LayerAttention, teacher: Mapping[str, Tensor]) -> Tensor:
+        options = {
+            "causal": True,
+            "temperature": self._config.temperature,
+            "mask": self._mask,
+            "implementation": self._config.implementation,
+        }
+        # The operands arrive in their final precision; autocast must not lower it inside the loss.
+        with torch.autocast(student.query.device.type, enabled=False):
+            if name == "qk":
+                return attention_kl(
+                    teacher["query"],
+                    teacher["key"],
+                    student.query,
+                    student.key,
+                    scale=student.scaling,
+                    **options,
+                )
+            operand = {"q": "query", "k": "key", "v": "value"}[name]
+            own = getattr(student, operand)
+            term = relation_kl(teacher[operand], own, **options)
+        if self._config.normalisation == "paper":
+            term = term * (own.shape[1] / student.query.shape[1])
+        return term

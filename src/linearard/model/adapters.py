@@ -1,0 +1,251 @@
+"""What is trained: LoRA on the projections of q, k and v, or those projections themselves.
+
+Both can be switched off, which gives the teacher back from the same weights: LoRA by skipping the
+low-rank product, direct training by a frozen copy of the trained matrices alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from linearard.errors import CheckpointError, ModelError, RecipeError
+from linearard.fields import described
+
+#: Names of the projections that make queries, keys and values, by convention of the architecture.
+_QKV_NAMES = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("qkv_proj",),
+    ("query_key_value",),
+    ("Wqkv",),
+    ("c_attn",),
+)
+_DIRECT_FILE = "direct_weights.safetensors"
+
+
+@dataclass
+class AdapterConfig:
+    """Which weights the restoration may change."""
+
+    kind: str = described("lora", "lora, or direct: train the q, k, v matrices themselves.")
+    r: int = described(1024, "LoRA rank (the paper's 1024).")
+    alpha: float = described(2048.0, "LoRA alpha; the update is scaled by alpha / r.")
+    dropout: float = described(0.05, "LoRA dropout.")
+    target_modules: list[str] | None = described(
+        None, "Names of the projections; null finds those of q, k and v."
+    )
+
+    def __post_init__(self) -> None:
+        def refuse(expected: str, got: Any, name: str) -> None:
+            raise RecipeError(expected=expected, got=repr(got), fix=f"Set adapter.{name}.")
+
+        if self.kind not in ("lora", "direct"):
+            refuse("adapter.kind to be lora or direct", self.kind, "kind")
+        if not isinstance(self.r, int) or self.r < 1:
+            refuse("adapter.r to be a positive integer", self.r, "r")
+        if not self.alpha > 0:
+            refuse("adapter.alpha to be positive", self.alpha, "alpha")
+        if not 0 <= self.dropout < 1:
+            refuse("adapter.dropout in [0, 1)", self.dropout, "dropout")
+
+
+class TwoViewLinear(nn.Linear):
+    """A linear layer trained in float32 that can also answer with its frozen original.
+
+    The original is kept in the precision it was loaded in; the trained weight is a float32 master, cast
+    to the input's precision for the product.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.register_buffer("original_weight", base.weight.detach().clone(), persistent=False)
+        self.weight = nn.Parameter(base.weight.detach().float().clone())
+        if base.bias is None:
+            self.original_bias = None
+            self.register_parameter("bias", None)
+        else:
+            self.register_buffer("original_bias", base.bias.detach().clone(), persistent=False)
+            self.bias = nn.Parameter(base.bias.detach().float().clone())
+        self.use_original = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[..., in_features]` -> `[..., out_features]` in x's dtype."""
+        if self.use_original:
+            return functional.linear(x, self.original_weight, self.original_bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Adapter:
+    """The trainable part of a model, and the switch that takes it out.
+
+    Attributes:
+        model: the model to call: a `PeftModel` for LoRA, the model itself for direct training.
+    """
+
+    def __init__(self, model: Any, config: AdapterConfig, *, trainable: bool = True) -> None:
+        self.config = config
+        targets = config.target_modules or _find_qkv(model)
+        model.requires_grad_(False)
+        if config.kind == "lora":
+            self.model = _with_lora(model, config, targets)
+        else:
+            self.model = model
+            _replace_linears(model, targets)
+        if not trainable:
+            self.model.requires_grad_(False)
+        # peft's public `enable_adapters` also flips requires_grad of every adapter weight, which a
+        # distributed wrapper must not see between its construction and the backward pass.
+        kind, self._flag = (
+            (_lora_layer_type(), "_disable_adapters")
+            if config.kind == "lora"
+            else (TwoViewLinear, "use_original")
+        )
+        self._switchable = [m for m in self.model.modules() if isinstance(m, kind)]
+
+    def switch(self, on: bool) -> None:
+        """Answer with the trained weights (`on`) or with the original ones."""
+        for module in self._switchable:
+            setattr(module, self._flag, not on)
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights as safetensors into an existing folder."""
+        if self.config.kind == "lora":
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's model card template, all blanks
+        else:
+            from safetensors.torch import save_file
+
+            tensors = {name: p.detach().cpu().contiguous() for name, p in self._direct()}
+            save_file(tensors, folder / _DIRECT_FILE, metadata={"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        """Read weights written by `save` into this adapter.
+
+        Raises:
+            CheckpointError: the file is missing, or its tensors do not match this model's adapter.
+        """
+        name = "adapter_model.safetensors" if self.config.kind == "lora" else _DIRECT_FILE
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                expected=f"{name} for adapter.kind {self.config.kind!r}",
+                got=f"none in {folder}",
+                fix="Check the checkpoint's path and adapter.kind.",
+            )
+        from safetensors.torch import load_file
+
+        stored = load_file(folder / name)
+        live = self._lora_state() if self.config.kind == "lora" else dict(self._direct())
+        wrong = sorted(
+            key
+            for key in stored.keys() | live.keys()
+            if key not in stored or key not in live or stored[key].shape != live[key].shape
+        )
+        if wrong:
+            raise CheckpointError(
+                expected=f"an adapter with {len(live)} tensors that fit this model and recipe",
+                got=f"{len(wrong)} tensors that do not, first {wrong[0]!r}",
+                fix="Use the model, adapter.kind, adapter.r and target_modules it was trained with.",
+            )
+        if self.config.kind == "lora":
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, stored)
+        else:
+            with torch.no_grad():
+                for key, parameter in live.items():
+                    parameter.copy_(stored[key])
+
+    def merge(self) -> Any:
+        """Fold the trained weights into the base model and return it; the adapter is used up."""
+        if self.config.kind == "lora":
+            return self.model.merge_and_unload(safe_merge=True)
+        for parent, name, module in list(_named_linears(self.model, TwoViewLinear)):
+            dtype = module.original_weight.dtype
+            plain = nn.Linear(
+                module.in_features, module.out_features, module.bias is not None, device="meta"
+            )
+            plain.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
+            if module.bias is not None:
+                plain.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
+            setattr(parent, name, plain)
+        return self.model
+
+    def _lora_state(self) -> dict[str, Tensor]:
+        from peft import get_peft_model_state_dict
+
+        return get_peft_model_state_dict(self.model, save_embedding_layers=False)
+
+    def _direct(self) -> Iterator[tuple[str, Tensor]]:
+        for name, module in self.model.named_modules():
+            if isinstance(module, TwoViewLinear):
+                yield f"{name}.weight", module.weight
+                if module.bias is not None:
+                    yield f"{name}.bias", module.bias
+
+
+def _lora_layer_type() -> type:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return BaseTunerLayer
+
+
+def _find_qkv(model: nn.Module) -> list[str]:
+    present = {
+        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)
+    }
+    for names in _QKV_NAMES:
+        if set(names) <= present:
+            return list(names)
+    raise ModelError(
+        expected="projections named q_proj, k_proj, v_proj (or one fused qkv projection)",
+        got=f"linear layers named {', '.join(sorted(present)) or 'nothing'}",
+        fix="Name them in adapter.target_modules.",
+    )
+
+
+def _with_lora(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, lora)  # adapter weights become float32 masters
+    except ValueError as error:
+        raise ModelError(
+            expected=f"linear layers named {', '.join(targets)}",
+            got=str(error).splitlines()[0],
+            fix="Check adapter.target_modules.",
+        ) from error
+
+
+def _named_linears(model: nn.Module, kind: type[nn.Linear]) -> Iterator[tuple[nn.Module, str, Any]]:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, kind):
+                yield parent, name, child
+
+
+def _replace_linears(model: nn.Module, targets: list[str]) -> None:
+    found = [item for item in _named_linears(model, nn.Linear) if item[1] in targets]
+    if not found:
+        raise ModelError(
+            expected=f"linear layers named {', '.join(targets)}",
+            got=f"none in {type(model).__name__}",
+            fix="Check adapter.target_modules.",
+        )
+    for parent, name, module in found:
+        setattr(parent, name, TwoViewLinear(module))

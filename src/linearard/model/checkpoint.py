@@ -1,0 +1,156 @@
+"""A restored model on disk: adapter, RoPE, tokenizer, and what they belong to.
+
+An adapter without the RoPE it was trained for reloads as a broken model without a word, so a checkpoint
+carries both, and a load compares the model, the RoPE tables and the adapter before it touches a weight.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linearard.errors import CheckpointError
+from linearard.model.adapters import AdapterConfig
+from linearard.model.load import ModelConfig
+from linearard.model.restorable import RestorableModel
+from linearard.rope import RopeTable
+
+METADATA_FILE = "linearard.json"
+_FORMAT = 1
+
+
+def save_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> None:
+    """Write adapter, tokenizer and metadata into `folder` (made if missing).
+
+    Args:
+        restorable: the model; its trained weights are written as safetensors.
+        folder: existing files of the same names are replaced.
+        extra: JSON-able entries added to the metadata, such as the stage and step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    restorable.adapter.save(folder)
+    if restorable.tokenizer is not None:
+        restorable.tokenizer.save_pretrained(folder)
+    rope = restorable.rope
+    metadata = {
+        "format": _FORMAT,
+        "base_model": {"name": restorable.name, "fingerprint": restorable.fingerprint},
+        "rope": {
+            "scaling": rope.scaling,
+            "native_window": rope.native_window,
+            "target_window": rope.target_window,
+            "tables": {
+                kind: {
+                    "inv_freq": table.inv_freq.tolist(),
+                    "attention_scaling": table.attention_scaling,
+                }
+                for kind, table in rope.tables("stretched").items()
+            },
+        },
+        "adapter": asdict(restorable.adapter.config),
+        **extra,
+    }
+    write_json(folder / METADATA_FILE, metadata)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint folder.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint of this project, or one of another format.
+    """
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            expected=f"a checkpoint folder with {METADATA_FILE}",
+            got=f"none at {folder}",
+            fix="Give a folder that `linearard train` wrote, for instance RUN/final.",
+        )
+    try:
+        metadata = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(
+            expected=f"valid JSON in {path}", got=str(error), fix="Use another checkpoint."
+        ) from error
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(
+            expected=f"checkpoint format {_FORMAT}",
+            got=repr(metadata.get("format")),
+            fix="Use the version of linearard that wrote it.",
+        )
+    return metadata
+
+
+def load_weights(restorable: RestorableModel, folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's trained weights into a model made with the same recipe.
+
+    Returns:
+        The checkpoint's metadata.
+
+    Raises:
+        CheckpointError: it belongs to another base model, another RoPE, or another adapter.
+    """
+    metadata = read_metadata(folder)
+    stored = metadata["base_model"]
+    if stored["fingerprint"] != restorable.fingerprint:
+        raise CheckpointError(
+            expected=f"a checkpoint of {restorable.name or 'this model'}",
+            got=f"one of {stored['name'] or 'another model'} (weights or architecture differ)",
+            fix="Name the base model it was trained from.",
+        )
+    live = restorable.rope.tables("stretched")
+    tables = {
+        kind: RopeTable(torch.tensor(t["inv_freq"], dtype=torch.float32), t["attention_scaling"])
+        for kind, t in metadata["rope"]["tables"].items()
+    }
+    if tables.keys() != live.keys() or not all(tables[k].same_as(live[k]) for k in live):
+        raise CheckpointError(
+            expected=f"a checkpoint trained for RoPE {_short(restorable.rope.scaling)}",
+            got=f"one trained for {_short(metadata['rope']['scaling'])}",
+            fix="Use the rope section of the checkpoint's own recipe.",
+        )
+    restorable.adapter.load(folder)
+    return metadata
+
+
+def load_restored(
+    folder: Path, model: ModelConfig | None = None, **model_overrides: Any
+) -> RestorableModel:
+    """Load base model and checkpoint together, ready for evaluation or export.
+
+    Args:
+        folder: a checkpoint.
+        model: where the base model is; default: the name the checkpoint remembers.
+        model_overrides: fields of `ModelConfig` for that default, such as `device`.
+    """
+    metadata = read_metadata(folder)
+    model = model or ModelConfig(name=metadata["base_model"]["name"], **model_overrides)
+    restorable = RestorableModel.load(
+        model,
+        metadata["rope"]["scaling"],
+        AdapterConfig(**metadata["adapter"]),
+        trainable=False,
+    )
+    load_weights(restorable, folder)
+    return restorable
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _short(scaling: dict[str, Any]) -> str:
+    shown = {k: v for k, v in scaling.items() if not isinstance(v, list)}
+    return ", ".join(f"{k}={v}" for k, v in shown.items())

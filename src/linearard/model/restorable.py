@@ -1,0 +1,127 @@
+"""One copy of a model's weights, three views of it.
+
+| view        | RoPE      | adapters | role                                 |
+| ----------- | --------- | -------- | ------------------------------------ |
+| `original`  | native    | off      | the teacher                          |
+| `stretched` | stretched | off      | the model before training            |
+| `restored`  | stretched | on       | the student, and the view at rest    |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from linearard.capture import AttentionTap
+from linearard.model.adapters import Adapter, AdapterConfig
+from linearard.model.load import ModelConfig, load_model
+from linearard.rope import RopeViews
+
+_VIEWS = {
+    "original": ("native", False),
+    "stretched": ("stretched", False),
+    "restored": ("stretched", True),
+}
+
+
+class RestorableModel:
+    """A RoPE decoder with its native and its stretched self.
+
+    Args:
+        model: a `transformers` causal language model, freshly loaded.
+        tokenizer: its tokenizer.
+        scaling: the stretch, as in `rope_parameters` (see `rope.check_scaling`).
+        adapter: what is trained.
+        name: how the user named the base model; written into checkpoints.
+
+    Attributes:
+        model: the model to call; it behaves as the current view.
+        rope, adapter, tap: its RoPE views, trainable part and attention tap.
+
+    Raises:
+        ModelError, RopeError: the model or the scaling cannot work, found before any training.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        scaling: dict[str, Any],
+        adapter: AdapterConfig,
+        *,
+        name: str = "",
+        trainable: bool = True,
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.config = model.config.get_text_config()
+        self.fingerprint = _fingerprint(model)
+        self.rope = RopeViews(model, scaling)
+        self.tap = AttentionTap(model)
+        self.adapter = Adapter(model, adapter, trainable=trainable)
+        self.model = self.adapter.model
+        self._current = "restored"
+        self.rope.check()
+
+    @classmethod
+    def load(
+        cls,
+        config: ModelConfig,
+        scaling: dict[str, Any],
+        adapter: AdapterConfig,
+        *,
+        trainable: bool = True,
+    ) -> RestorableModel:
+        """Load the base model a recipe names and make its views."""
+        model, tokenizer = load_model(config)
+        return cls(model, tokenizer, scaling, adapter, name=config.name, trainable=trainable)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.model.parameters()).device
+
+    @contextlib.contextmanager
+    def view(self, name: str) -> Iterator[Any]:
+        """Let the model behave as `original`, `stretched` or `restored` inside the block."""
+        before = self._current
+        self._become(name)
+        try:
+            yield self.model
+        finally:
+            self._become(before)
+
+    def views(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]:
+        """Context managers by view name, the original first: what evaluation takes."""
+        return {name: lambda name=name: self.view(name) for name in _VIEWS}
+
+    def _become(self, name: str) -> None:
+        rope, adapters = _VIEWS[name]
+        self.rope.activate(rope)
+        self.adapter.switch(adapters)
+        self._current = name
+
+
+def _fingerprint(model: Any) -> str:
+    """Hash of the architecture and a sample of the weights, the same in every precision.
+
+    Every weight is rounded to bfloat16 first: loading in float32 or bfloat16 gives one fingerprint.
+    """
+    config = model.config.get_text_config()
+    digest = hashlib.sha256()
+    for key in (
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+    ):
+        digest.update(f"{key}={getattr(config, key, None)};".encode())
+    for name, parameter in model.named_parameters():
+        sample = parameter.detach().flatten()[:64].to(torch.bfloat16).view(torch.int16).cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()

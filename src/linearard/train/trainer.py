@@ -1,0 +1,217 @@
+"""`transformers.Trainer` for restoration: live terms, refused bad steps, whole checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import ProgressCallback, Trainer, TrainerCallback, default_data_collator
+
+from linearard.distill import RestorationModule
+from linearard.errors import NonFiniteLossError
+from linearard.model import RestorableModel, load_weights, save_checkpoint
+from linearard.train import checkpoints
+from linearard.train.config import RestorationConfig
+
+
+class _NumberedBlocks(Dataset):
+    """Blocks with their index, so that a bad batch can be named."""
+
+    def __init__(self, blocks: Dataset) -> None:
+        self._blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._blocks[index], "block": index}
+
+
+class RestorationTrainer(Trainer):
+    """Trains the adapter of a restorable model with one stage's objective.
+
+    Args:
+        restorable: one copy of the weights, its views and its adapter.
+        args: the stage.
+        train_dataset: items `{"input_ids": int64 [window]}` of equal length.
+        eval_dataset: the same, for `eval_strategy`.
+        stage: the stage's name, written into checkpoints.
+        callbacks: further `TrainerCallback`s.
+    """
+
+    def __init__(
+        self,
+        restorable: RestorableModel,
+        args: RestorationConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        *,
+        stage: str = "restoration",
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        module = RestorationModule(restorable, args.objective)
+        if args.recompute:
+            module.gradient_checkpointing_enable()
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = module.leaves_parameters_unused
+        # Trainer rotates checkpoints before ours are marked complete; we rotate after.
+        self._keep, args.save_total_limit = args.save_total_limit, None
+        args._n_gpu = min(args.n_gpu, 1)  # one process a GPU: DataParallel cannot switch views
+        super().__init__(
+            model=module,
+            args=args,
+            train_dataset=_NumberedBlocks(train_dataset),
+            eval_dataset=None if eval_dataset is None else _NumberedBlocks(eval_dataset),
+            data_collator=default_data_collator,
+            callbacks=[_RefuseBadStep(self), *(callbacks or [])],
+        )
+        self.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.add_callback(LiveProgress(stage))
+        self.restorable, self.stage = restorable, stage
+        self.can_return_loss = True
+        self._micro_steps: list[tuple[Tensor, Tensor | None]] = []
+        self._term_sums: dict[str, Tensor] = {}
+        self._term_count = 0
+        self._clock: tuple[float, int] | None = None
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Loss of a batch; remembers its terms for the log and its blocks for a refusal."""
+        blocks = inputs.pop("block", None)
+        outputs = model(**inputs)
+        if model.training:
+            self._micro_steps.append((outputs["loss"].detach(), blocks))
+            for name, value in outputs.items():
+                if name != "loss":
+                    self._term_sums[name] = self._term_sums.get(name, 0.0) + value
+            self._term_count += 1
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one batch; afterwards nothing observes the attention any more."""
+        loss = super().training_step(*args, **kwargs)
+        self.restorable.tap.observe(None)
+        return loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, None, None]:
+        """Validation loss of a batch; logits are never formed for it."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach().mean(), None, None
+
+    def refuse_bad_step(self) -> None:
+        """Raise if a loss or a gradient of this step is not finite; called before the optimizer.
+
+        Raises:
+            NonFiniteLossError: the weights are those of the last good step, saved as a checkpoint.
+        """
+        losses, blocks = zip(*self._micro_steps, strict=True)
+        self._micro_steps = []
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        bad = torch.stack([~torch.isfinite(loss) for loss in losses])
+        any_bad = (bad.any() | ~torch.isfinite(norm)).float().reshape(1)
+        if not self.accelerator.gather(any_bad).any():
+            return
+        suspects = [b for flag, b in zip(bad.tolist(), blocks, strict=True) if flag] or blocks
+        named = sorted(int(i) for b in suspects if b is not None for i in b.flatten().tolist())
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if step and not checkpoints.is_complete(folder):
+            self._save_checkpoint(self.model, None)
+        raise NonFiniteLossError(
+            expected="finite losses and gradients",
+            got=f"{[round(float(x), 4) for x in losses]} with gradient norm {float(norm):.4g} in step "
+            f"{step + 1} of stage {self.stage!r}, blocks {named}",
+            fix="The step was refused"
+            + (f" and the state of step {step} saved in {folder}. " if step else ". ")
+            + "Lower learning_rate, use model.dtype float32, or look at those blocks' text; then --resume.",
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the mean of every term since the last log, and tokens per second."""
+        if "loss" in logs and self._term_count:
+            names = list(self._term_sums)
+            means = torch.stack([self._term_sums[n] for n in names]).float() / self._term_count
+            means = self.accelerator.gather(means[None]).mean(0)
+            logs |= dict(zip(names, means.tolist(), strict=True))
+            logs["tokens_per_second"] = self._tokens_per_second()
+            self._term_sums, self._term_count = {}, 0
+        super().log(logs, start_time)
+
+    def _tokens_per_second(self) -> float:
+        now, done = time.perf_counter(), self.state.global_step
+        if self._clock is None:
+            self._clock = (now, done)
+            return 0.0
+        then, before = self._clock
+        self._clock = (now, done)
+        a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return (done - before) * a_step * self.args.world_size * self.args.window / (now - then)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        save_checkpoint(self.restorable, folder, stage=self.stage, step=self.state.global_step)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            stage_dir = Path(self.args.output_dir)
+            checkpoints.mark_complete(stage_dir / f"checkpoint-{self.state.global_step}")
+            checkpoints.prune(stage_dir, self._keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.restorable, Path(resume_from_checkpoint))
+
+
+class LiveProgress(ProgressCallback):
+    """A progress bar that shows the loss, its terms and the speed instead of printing dictionaries."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Name the stage on the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self._stage)
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refresh the figures behind the bar."""
+        if self.training_bar is None or not logs or "loss" not in logs:
+            return
+        shown = {"loss": f"{logs['loss']:.4f}"}
+        for name, value in logs.items():
+            if name.startswith("relation_") or name in ("lm", "logit_kl"):
+                shown[name.removeprefix("relation_")] = f"{value:.3f}"
+        shown["tok/s"] = f"{logs.get('tokens_per_second', 0):,.0f}"
+        self.training_bar.set_postfix(shown)
+
+
+class _RefuseBadStep(TrainerCallback):
+    def __init__(self, trainer: RestorationTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.refuse_bad_step()
