@@ -1,0 +1,107 @@
+"""A causal language model taken apart: hidden states once, logits a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearard.errors import ModelError
+
+Views = Mapping[str, Callable[[], AbstractContextManager[Any]]]
+
+ORIGINAL, STRETCHED, RESTORED = "original", "stretched", "restored"  # names of views
+
+LOGIT_ELEMENTS = 2**25  # float32 logits formed at once: 128 MiB
+TOKENS_PER_FORWARD = 2**14  # sequences are batched up to this many tokens
+
+
+class ChunkedCausalLM:
+    """Hidden states and logits of a Hugging Face causal LM, apart.
+
+    A window of 65,536 tokens with 128k tokens of vocabulary has 34 GB of float32 logits; its
+    hidden states have a few hundred MB. So the decoder runs once over the window and the LM head
+    over a few rows at a time. `check` proves on the live model that both together are the model.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.device = model, model.device
+        self._decoder, self._head = model.get_decoder(), model.get_output_embeddings()
+        if self._head is None or self._decoder is model:
+            raise ModelError(
+                expected="a causal language model with a decoder and an LM head",
+                got=type(model).__name__,
+                fix="Load the model with AutoModelForCausalLM.",
+            )
+        config = model.config.get_text_config()
+        self._scale = (getattr(config, "logit_scale", None) or 1.0) / (
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+        self.vocab_size: int = config.vocab_size
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Hidden states [batch, tokens, hidden] after the last norm, in the model's dtype.
+
+        Args:
+            input_ids: int64 [batch, tokens], on any device.
+            attention_mask: int64 [batch, tokens], 1 for tokens and 0 for padding on the right.
+        """
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(self.device)
+        outputs = self._decoder(
+            input_ids=input_ids.to(self.device), attention_mask=attention_mask, use_cache=False
+        )
+        return outputs.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [rows, vocab] of hidden states [rows, hidden]."""
+        logits = self._head(hidden) * self._scale if self._scale != 1 else self._head(hidden)
+        if self._softcap:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits.float()
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        """Slices over `rows` rows whose logits fit the memory budget."""
+        step = max(1, LOGIT_ELEMENTS // self.vocab_size)
+        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def check(self, views: Views, input_ids: Tensor) -> None:
+        """Compare with the model's own logits in every view, on a few tokens.
+
+        The head is applied in the first view, the hidden states come from each view: so a view
+        that changed the LM head would be found too.
+
+        Args:
+            views: what to enter; the first one is the original.
+            input_ids: int64 [tokens].
+
+        Raises:
+            ModelError: the model forms its logits in another way.
+        """
+        input_ids = input_ids[None].to(self.device)
+        first = next(iter(views.values()))
+        for name, view in views.items():
+            with view():
+                expected = self.model(input_ids=input_ids, use_cache=False).logits[0]
+                hidden = self.hidden(input_ids)[0]
+            with first():
+                got = self.logits(hidden)
+            tolerance = max(4 * torch.finfo(expected.dtype).eps, 1e-4)
+            error = (got - expected.float()).abs().max() / expected.float().abs().max()
+            if not error <= tolerance:
+                raise ModelError(
+                    expected="logits that are the LM head applied to the decoder's output",
+                    got=f"a relative difference of {error:.2g} in {type(self.model).__name__}, "
+                    f"view {name!r}",
+                    fix="Use a model without a special output stage.",
+                )
+
+
+def batches(count: int, length: int, batch_size: int) -> list[slice]:
+    """Slices that cut `count` sequences of `length` tokens into batches for one forward each."""
+    size = max(1, min(batch_size, TOKENS_PER_FORWARD // max(length, 1)))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

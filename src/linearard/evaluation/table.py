@@ -1,0 +1,48 @@
+"""The comparison as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+from linearard.evaluation.summary import Row, summarise
+
+MISSING = "–"
+
+
+def comparison_table(result: Mapping[str, Any]) -> str:
+    """Metrics down, views across, and the share of the lost quality that was recovered.
+
+    Args:
+        result: what `evaluate` returned, or its JSON read back.
+    """
+    views = list(result["views"])
+    rows = summarise(result)
+    recovered = any(row.recovered is not None for row in rows)
+    body = [
+        [row.label, *(format_value(row, view) for view in views)]
+        + ([format_share(row.recovered)] if recovered else [])
+        for row in rows
+    ]
+    headers = ["", *views, *(["recovered"] if recovered else [])]
+    align = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate(body, headers, disable_numparse=True, colalign=align if body else None)
+
+
+def format_value(row: Row, view: str) -> str:
+    """A value with the digits its kind deserves."""
+    return MISSING if view not in row.values else format_number(row.kind, row.values[view])
+
+
+def format_number(kind: str, value: float) -> str:
+    """A number of a kind of row: 4 significant digits, a share with 3 decimals."""
+    if kind == "share":
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def format_share(share: float | None) -> str:
+    """A share as a percentage."""
+    return MISSING if share is None else f"{100 * share:.1f} %"
