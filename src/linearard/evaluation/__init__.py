@@ -1,11 +1,11 @@
 """Perplexity, agreement with the original, retrieval, task files, and the report."""
 
-from linearard.evaluation.causal_lm import ORIGINAL, RESTORED, STRETCHED, Views
 from linearard.evaluation.compare import evaluate
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.report import render_report, write_report
 from linearard.evaluation.summary import Row, summarise
 from linearard.evaluation.table import comparison_table
+from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED, Views
 
 __all__ = [
     "ORIGINAL",

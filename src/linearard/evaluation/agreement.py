@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearard.evaluation.causal_lm import ChunkedCausalLM, Views, batches
-from linearard.evaluation.perplexity import Track
+from linearard.evaluation.batching import Track, batches
 from linearard.evaluation.statistics import bootstrap_interval, mean
+from linearard.model import ChunkedCausalLM, Views
 
 
 @torch.no_grad()

@@ -14,15 +14,17 @@ from tqdm import tqdm
 
 from linearard.errors import RecipeError
 from linearard.evaluation.agreement import window_agreement
-from linearard.evaluation.causal_lm import ORIGINAL, ChunkedCausalLM, Views
+from linearard.evaluation.batching import Track
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.meta import collect_meta
 from linearard.evaluation.passkey import PasskeyPrompt, passkey_prompts, score_passkey
-from linearard.evaluation.perplexity import Track, window_perplexity
+from linearard.evaluation.perplexity import window_perplexity
 from linearard.evaluation.task_files import Record, read_tasks
 from linearard.evaluation.tasks import retention, score_task
 from linearard.evaluation.windows import cut_windows
+from linearard.model import ChunkedCausalLM, Views
+from linearard.model.causal_lm import ORIGINAL
 
 CHECK_TOKENS = 16
 

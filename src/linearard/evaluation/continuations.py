@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from linearard.evaluation.causal_lm import ChunkedCausalLM, batches
-from linearard.evaluation.perplexity import Track
+from linearard.evaluation.batching import Track, batches
+from linearard.model import ChunkedCausalLM
 
 
 @dataclass(frozen=True)

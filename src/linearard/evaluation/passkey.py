@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from linearard.errors import DataError
-from linearard.evaluation.causal_lm import ChunkedCausalLM
+from linearard.evaluation.batching import Track
 from linearard.evaluation.continuations import Continuation, Encoder, score_continuations
-from linearard.evaluation.perplexity import Track
 from linearard.evaluation.statistics import bootstrap_interval, mean
+from linearard.model import ChunkedCausalLM
 
 INTRODUCTION = "Somewhere in the following text a pass key is hidden. Find it and remember it."
 QUESTION = "What is the pass key? The pass key is"

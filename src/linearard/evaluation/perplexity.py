@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from linearard.evaluation.causal_lm import ChunkedCausalLM, batches
+from linearard.evaluation.batching import Track, batches
 from linearard.evaluation.statistics import bootstrap_interval, mean, perplexity
-
-Track = Callable[[Sequence[Any]], Iterable[Any]]  # shows progress over a sequence
+from linearard.model import ChunkedCausalLM
 
 FIRST_BUCKET = 128  # positions; each further bucket ends at twice the position
 

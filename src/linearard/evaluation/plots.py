@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from linearard.evaluation.causal_lm import ORIGINAL, RESTORED, STRETCHED
 from linearard.evaluation.summary import Row
 from linearard.evaluation.svg import INK, style, to_svg
+from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

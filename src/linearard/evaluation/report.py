@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from linearard.evaluation import plots
-from linearard.evaluation.causal_lm import ORIGINAL, RESTORED, STRETCHED
 from linearard.evaluation.summary import Row, summarise
 from linearard.evaluation.svg import is_wide
 from linearard.evaluation.table import format_number, format_share, format_value
+from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 
 
 def write_report(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from linearard.evaluation.causal_lm import ORIGINAL, RESTORED, STRETCHED
+from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 
 LEAST_PERPLEXITY_GAP = 0.01  # nats; below it a share of the gap says nothing
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from linearard.errors import DataError
-from linearard.evaluation.causal_lm import ChunkedCausalLM
+from linearard.evaluation.batching import Track
 from linearard.evaluation.continuations import (
     Continuation,
     Encoder,
     Score,
     score_continuations,
 )
-from linearard.evaluation.perplexity import Track
 from linearard.evaluation.statistics import bootstrap_interval, mean, perplexity
 from linearard.evaluation.task_files import Record
+from linearard.model import ChunkedCausalLM
 
 
 def score_task(
