@@ -1,0 +1,5 @@
+"""Kullback-Leibler divergence between the attention relations of two models."""
+
+from linearard.ops.relation_kl.api import attention_kl, relation_kl
+
+__all__ = ["attention_kl", "relation_kl"]

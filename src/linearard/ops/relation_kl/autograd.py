@@ -1,0 +1,69 @@
+"""The one custom gradient: it saves the inputs and two logsumexps a row, and recomputes the rest."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Implementation(Protocol):
+    """What a linear-memory implementation provides; ``k`` is None for a self-relation (k = q).
+
+    ``q`` [B, H, N, D], ``k`` [B, Hkv, N, D], ``valid`` bool [B, N] or None. Tokens that are not
+    valid hold zeros. A ``lse`` is opaque to the caller and comes back to ``backward`` as it was.
+    """
+
+    def forward(
+        self,
+        q_t: Tensor,
+        k_t: Tensor | None,
+        q_s: Tensor,
+        k_s: Tensor | None,
+        valid: Tensor | None,
+        causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """KL of every row, and the logsumexp of the teacher's and the student's rows."""
+        ...
+
+    def backward(
+        self,
+        grad: Tensor,
+        lse_t: Tensor,
+        lse_s: Tensor,
+        q_t: Tensor,
+        k_t: Tensor | None,
+        q_s: Tensor,
+        k_s: Tensor | None,
+        valid: Tensor | None,
+        causal: bool,
+        scale: float,
+        needs: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of ``q_s`` and ``k_s``, those that ``needs`` names; ``grad`` is [B, H, N]."""
+        ...
+
+
+class LinearMemoryRows(torch.autograd.Function):
+    """KL of every row [B, H, N] through an :class:`Implementation`."""
+
+    @staticmethod
+    def forward(ctx, implementation, q_t, k_t, q_s, k_s, valid, causal, scale):
+        """See :class:`Implementation`."""
+        rows, lse_t, lse_s = implementation.forward(q_t, k_t, q_s, k_s, valid, causal, scale)
+        ctx.save_for_backward(lse_t, lse_s, q_t, k_t, q_s, k_s, valid)
+        ctx.implementation, ctx.causal, ctx.scale = implementation, causal, scale
+        return rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """Gradients reach the student only."""
+        needs = (ctx.needs_input_grad[3], ctx.needs_input_grad[4])
+        grad_q, grad_k = ctx.implementation.backward(
+            grad, *ctx.saved_tensors, ctx.causal, ctx.scale, needs
+        )
+        return None, None, None, grad_q, grad_k, None, None, None

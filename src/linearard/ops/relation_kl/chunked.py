@@ -1,0 +1,150 @@
+"""Linear memory in plain torch, on any device: blocks of rows, each as wide as what it can see.
+
+A block holds at most a fixed number of scores (or one row), whatever the length. Self-relations
+use the symmetry of the scores: one block of ``P_s - P_t`` gives both parts of the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_HIDDEN = -1e30  # finite, so that 0 * (hidden - hidden) is 0
+_ROWS = 128
+_BLOCK_CPU = 1 << 19  # scores a block: what stays in a core's cache
+_BLOCK_ACCELERATOR = 1 << 24
+
+
+class _Block(NamedTuple):
+    """Rows ``i0:i1`` of key-value heads ``h0:h1`` of one sequence, and the columns ``:j1``."""
+
+    batch: int
+    h0: int
+    h1: int
+    i0: int
+    i1: int
+    j1: int
+
+    def column(self, x: Tensor) -> Tensor:
+        """The block's rows of ``x`` [B, Hkv, G, N], as a column [heads, G * rows, 1]."""
+        return x[self.batch, self.h0 : self.h1, :, self.i0 : self.i1].flatten(1).unsqueeze(-1)
+
+
+class _Model:
+    """One model's q and k, block by block in the accumulation dtype; a group shares its keys."""
+
+    def __init__(self, q: Tensor, k: Tensor | None):
+        self.k = q if k is None else k
+        self.group = q.shape[1] // self.k.shape[1]
+        self.q = q.unflatten(1, (-1, self.group))  # [B, Hkv, G, N, D]
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
+
+    def queries(self, block: _Block) -> Tensor:
+        """[heads, G * rows, D]."""
+        q = self.q[block.batch, block.h0 : block.h1, :, block.i0 : block.i1]
+        return q.to(self.dtype).flatten(1, 2)
+
+    def keys(self, block: _Block) -> Tensor:
+        """[heads, columns, D]."""
+        return self.k[block.batch, block.h0 : block.h1, : block.j1].to(self.dtype)
+
+    def scores(self, block: _Block, scale: float) -> Tensor:
+        """[heads, G * rows, columns], to the bit the same in forward and backward."""
+        return torch.bmm(self.queries(block), self.keys(block).mT).mul_(scale)
+
+    def blocks(self, causal: bool) -> Iterator[_Block]:
+        """All rows, in a fixed order."""
+        batch, kv_heads, _, tokens, _ = self.q.shape
+        budget = _BLOCK_CPU if self.q.device.type == "cpu" else _BLOCK_ACCELERATOR
+        rows = max(1, min(_ROWS, tokens, budget // (self.group * tokens)))
+        heads = max(1, min(kv_heads, budget // (self.group * rows * tokens)))
+        for b in range(batch):
+            for h0 in range(0, kv_heads, heads):
+                for i0 in range(0, tokens, rows):
+                    i1 = min(i0 + rows, tokens)
+                    j1 = i1 if causal else tokens
+                    yield _Block(b, h0, min(h0 + heads, kv_heads), i0, i1, j1)
+
+
+def _hide(scores: Tensor, block: _Block, valid: Tensor | None, causal: bool, fill: float) -> None:
+    """Fill what the rows of the block cannot see; ``scores`` [heads, G * rows, columns]."""
+    if causal:
+        rows = block.i1 - block.i0
+        above = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu_(1)
+        scores.unflatten(1, (-1, rows))[..., block.i0 :].masked_fill_(above, fill)
+    if valid is not None:
+        scores.masked_fill_(~valid[block.batch, : block.j1], fill)
+
+
+def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
+    """KL [B, H, N] and logsumexps [2, B, H, N]; see ``autograd.Implementation``.
+
+    A logsumexp is a sum of two numbers: rounded to one, it would shift all probabilities of a
+    row together, by more than the arithmetic of a dense softmax does.
+    """
+    teacher, student = _Model(q_t, k_t), _Model(q_s, k_s)
+    batch, kv_heads, group, tokens, _ = student.q.shape
+    heads_of = (batch, kv_heads, group, tokens)
+    rows = torch.empty(heads_of, dtype=student.dtype, device=q_s.device)
+    shift, log_sum = (rows.new_empty(2, *heads_of) for _ in range(2))  # teacher, student
+
+    for block in student.blocks(causal):
+        here = (block.batch, slice(block.h0, block.h1), slice(None), slice(block.i0, block.i1))
+        shifted, total = [], []
+        for index, model in enumerate((teacher, student)):
+            scores = model.scores(block, scale)
+            _hide(scores, block, valid, causal, _HIDDEN)
+            largest = scores.amax(-1, keepdim=True)
+            shifted.append(scores.sub_(largest))
+            p = scores.exp()
+            total.append(p.sum(-1))
+            shift[index][here] = largest.unflatten(1, (group, -1)).squeeze(-1)
+            log_sum[index][here] = total[-1].log().unflatten(1, (group, -1))
+            if index == 0:
+                p_t = p
+        gap = shifted[0].sub_(shifted[1])
+        mean_gap = p_t.mul_(gap).sum(-1).div_(total[0])
+        rows[here] = (mean_gap - (total[0] / total[1]).log_()).unflatten(1, (group, -1))
+
+    high = shift + log_sum
+    low = log_sum - (high - shift)
+    if valid is not None:
+        rows.masked_fill_(~valid[:, None, None], 0.0)
+        # exp(-inf) = 0: rows that do not count add nothing to a gradient
+        high.masked_fill_(~valid[:, None, None], torch.inf)
+    lse = torch.stack((high, low), 1).flatten(3, 4)
+    return rows.flatten(1, 2), lse[0], lse[1]
+
+
+def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, valid, causal, scale, needs):
+    """Gradients of the student; see ``autograd.Implementation``."""
+    teacher, student = _Model(q_t, k_t), _Model(q_s, k_s)
+    shape = (-1, student.group)
+    grad = grad.unflatten(1, shape)
+    lse_t, lse_s = lse_t.unflatten(2, shape), lse_s.unflatten(2, shape)
+    self_relation = k_s is None
+    grad_q = torch.zeros(student.q.shape, dtype=student.dtype, device=q_s.device)
+    if self_relation:
+        grad_k = grad_q[:, :, 0]
+    else:
+        grad_k = torch.zeros(k_s.shape, dtype=student.dtype, device=q_s.device)
+
+    for block in student.blocks(causal):
+        here = (block.batch, slice(block.h0, block.h1), slice(None), slice(block.i0, block.i1))
+        weight, p_t = (
+            model.scores(block, scale).sub_(block.column(lse[0])).sub_(block.column(lse[1])).exp_()
+            for model, lse in ((student, lse_s), (teacher, lse_t))
+        )
+        weight.sub_(p_t).mul_(block.column(grad))
+        _hide(weight, block, valid, causal, 0.0)
+        if self_relation or needs[0]:
+            part = torch.bmm(weight, student.keys(block)).mul_(scale)
+            grad_q[here] += part.unflatten(1, (student.group, -1))
+        if self_relation or needs[1]:
+            columns = grad_k[block.batch, block.h0 : block.h1, : block.j1]
+            columns.baddbmm_(weight.mT, student.queries(block), alpha=scale)
+    grad_q = grad_q.flatten(1, 2).to(q_s.dtype)
+    return grad_q, None if self_relation else grad_k.to(k_s.dtype)

@@ -1,0 +1,6 @@
+"""Fused kernels. Nothing outside this folder imports triton."""
+
+from linearard.ops.relation_kl.triton.backward import backward
+from linearard.ops.relation_kl.triton.forward import forward
+
+__all__ = ["backward", "forward"]

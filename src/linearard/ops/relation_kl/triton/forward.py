@@ -1,0 +1,223 @@
+"""Forward: one sweep over the columns, an online softmax of both models at once.
+
+Scores are kept as raw products; ``c = scale * log2(e)`` enters with the exponent, so that a
+probability costs one multiply-add and one exp2. Logsumexps leave in base 2, as a sum of two
+float32: rounded to one, they would shift all probabilities of a row together, by more than
+plain float32 arithmetic does.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from linearard.ops.relation_kl.triton.tiles import (
+    LOG2_E,
+    forward_tile,
+    load_tokens,
+    on_device,
+    padded,
+    precision,
+    row_major,
+    valid_operands,
+)
+
+
+@triton.jit
+def _sweep(
+    q_t,
+    q_s,
+    k_t_base,
+    k_s_base,
+    k_t_stride,
+    k_s_stride,
+    valid_base,
+    state,
+    rows,
+    low,
+    high,
+    tokens,
+    c,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Columns low ... high; with EDGE some of them are hidden from some rows."""
+    max_t, sum_t, max_s, sum_s, cross = state
+    for start in range(low, high, COLUMNS):
+        k_t = load_tokens(k_t_base, start, k_t_stride, tokens, DIM, WIDTH, COLUMNS, EDGE)
+        k_s = load_tokens(k_s_base, start, k_s_stride, tokens, DIM, WIDTH, COLUMNS, EDGE)
+        raw_t = tl.dot(q_t, tl.trans(k_t), input_precision=PRECISION)  # [ROWS, COLUMNS]
+        raw_s = tl.dot(q_s, tl.trans(k_s), input_precision=PRECISION)
+        if EDGE:
+            columns = start + tl.arange(0, COLUMNS)
+            seen = (columns < tokens)[None, :]
+            if HAS_VALID:
+                flags = tl.load(valid_base + columns, mask=columns < tokens, other=0)
+                seen = (flags != 0)[None, :]
+            if CAUSAL:
+                seen = seen & (columns[None, :] <= rows[:, None])
+            raw_t = tl.where(seen, raw_t, -1e30)  # finite: hidden - hidden is 0
+            raw_s = tl.where(seen, raw_s, -1e30)
+        new_t = tl.maximum(max_t, tl.max(raw_t, 1) * c)
+        new_s = tl.maximum(max_s, tl.max(raw_s, 1) * c)
+        exponent_t = raw_t * c - new_t[:, None]
+        exponent_s = raw_s * c - new_s[:, None]
+        p_t = tl.exp2(exponent_t)
+        p_s = tl.exp2(exponent_s)
+        shrink_t = tl.exp2(max_t - new_t)
+        # the gap is that of shifted scores: nothing large is left to cancel at the end
+        moved = (new_s - max_s) - (new_t - max_t)
+        cross = (cross + sum_t * moved) * shrink_t + tl.sum(p_t * (exponent_t - exponent_s), 1)
+        sum_t = sum_t * shrink_t + tl.sum(p_t, 1)
+        sum_s = sum_s * tl.exp2(max_s - new_s) + tl.sum(p_s, 1)
+        max_t = new_t
+        max_s = new_s
+    return max_t, sum_t, max_s, sum_s, cross
+
+
+@triton.jit
+def _store_lse(lse, at, shift, log_sum, counts, inside, length):
+    """The logsumexp, then (``length`` numbers on) what its rounding lost; inf where none counts."""
+    high = shift + log_sum
+    shift_part = high - log_sum
+    low = (shift - shift_part) + (log_sum - (high - shift_part))
+    # backward: exp2(-inf) = 0 in rows that do not count
+    tl.store(lse + at, tl.where(counts, high, float("inf")), mask=inside)
+    tl.store(lse + length + at, tl.where(counts, low, 0.0), mask=inside)
+
+
+@triton.jit
+def _forward_kernel(
+    q_t,
+    k_t,
+    q_s,
+    k_s,
+    valid,
+    bounds,
+    kl,
+    lse_t,
+    lse_s,
+    q_t_b,
+    q_t_h,
+    q_t_n,
+    k_t_b,
+    k_t_h,
+    k_t_n,
+    q_s_b,
+    q_s_h,
+    q_s_n,
+    k_s_b,
+    k_s_h,
+    k_s_n,
+    tokens,
+    heads,
+    group,
+    c,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: ROWS rows of one head. Long rows first, so that the last programs are short."""
+    blocks = tl.cdiv(tokens, ROWS)
+    head = (tl.program_id(0) // blocks).to(tl.int64)  # of B * H
+    first = (blocks - 1 - tl.program_id(0) % blocks) * ROWS
+    b = head // heads
+    h = head % heads
+    q_t += b * q_t_b + h * q_t_h
+    q_s += b * q_s_b + h * q_s_h
+    k_t += b * k_t_b + h // group * k_t_h
+    k_s += b * k_s_b + h // group * k_s_h
+    rows = first + tl.arange(0, ROWS)
+    tile_t = load_tokens(q_t, first, q_t_n, tokens, DIM, WIDTH, ROWS, True)
+    tile_s = load_tokens(q_s, first, q_s_n, tokens, DIM, WIDTH, ROWS, True)
+
+    low = 0
+    high = tokens
+    if CAUSAL:
+        high = tl.minimum(first + ROWS, tokens)
+        inner = first // COLUMNS * COLUMNS
+    else:
+        inner = tokens // COLUMNS * COLUMNS
+    if HAS_VALID:
+        valid += b * tokens
+        low = tl.load(bounds + 2 * b) // COLUMNS * COLUMNS
+        last = tl.load(bounds + 2 * b + 1)
+        high = tl.where(first < last, tl.minimum(high, last), 0)
+        inner = low
+
+    least = tl.full([ROWS], -1e30, tl.float32)
+    zero = tl.zeros([ROWS], tl.float32)
+    state = (least, zero, least, zero, zero)
+    if not HAS_VALID:
+        state = _sweep(
+            tile_t, tile_s, k_t, k_s, k_t_n, k_s_n, valid, state, rows, low, inner, tokens, c,
+            DIM, WIDTH, COLUMNS, CAUSAL, False, HAS_VALID, PRECISION,
+        )  # fmt: skip
+    max_t, sum_t, max_s, sum_s, cross = _sweep(
+        tile_t, tile_s, k_t, k_s, k_t_n, k_s_n, valid, state, rows, inner, high, tokens, c,
+        DIM, WIDTH, COLUMNS, CAUSAL, True, HAS_VALID, PRECISION,
+    )  # fmt: skip
+
+    inside = rows < tokens
+    counts = inside
+    if HAS_VALID:
+        counts = tl.load(valid + rows, mask=inside, other=0) != 0
+    sum_t = tl.where(counts, sum_t, 1.0)
+    sum_s = tl.where(counts, sum_s, 1.0)
+    max_t = tl.where(counts, max_t, 0.0)
+    max_s = tl.where(counts, max_s, 0.0)
+    bits = cross / sum_t - tl.log2(sum_t / sum_s)
+    at = head * tokens + rows
+    tl.store(kl + at, tl.where(counts, bits * 0.6931471805599453, 0.0), mask=inside)
+    length = (tl.num_programs(0) // blocks).to(tl.int64) * tokens
+    _store_lse(lse_t, at, max_t, tl.log2(sum_t), counts, inside, length)
+    _store_lse(lse_s, at, max_s, tl.log2(sum_s), counts, inside, length)
+
+
+def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
+    """KL [B, H, N] and base-2 logsumexps [2, B, H, N], float32; see ``autograd.Implementation``."""
+    q_t, q_s = row_major(q_t, q_s)
+    k_t, k_s = (q_t, q_s) if k_s is None else row_major(k_t, k_s)
+    batch, heads, tokens, head_dim = q_s.shape
+    kl = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q_s.device)
+    lse_t, lse_s = (kl.new_empty(2, *kl.shape) for _ in range(2))
+    tile = forward_tile(q_s)
+    with on_device(q_s):
+        _forward_kernel[(batch * heads * triton.cdiv(tokens, tile.rows),)](
+            q_t,
+            k_t,
+            q_s,
+            k_s,
+            *valid_operands(valid),
+            kl,
+            lse_t,
+            lse_s,
+            *q_t.stride()[:3],
+            *k_t.stride()[:3],
+            *q_s.stride()[:3],
+            *k_s.stride()[:3],
+            tokens,
+            heads,
+            heads // k_s.shape[1],
+            scale * LOG2_E,
+            DIM=head_dim,
+            WIDTH=padded(head_dim),
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            CAUSAL=causal,
+            HAS_VALID=valid is not None,
+            PRECISION=precision(q_s),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return kl, lse_t, lse_s

@@ -1,0 +1,129 @@
+"""What the kernels share: loading a tile, padding, and the tile sizes measured on an H200."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+
+
+class Tile(NamedTuple):
+    """A program owns ``rows`` rows and walks over ``columns`` columns at a time."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+# padded head_dim -> tile, by measurement on an H200
+_FORWARD_HALF = {
+    16: Tile(128, 128, 8, 2),
+    32: Tile(128, 128, 8, 2),
+    64: Tile(128, 128, 8, 2),
+    128: Tile(128, 128, 8, 2),
+    256: Tile(64, 64, 4, 2),
+}
+_BACKWARD_HALF = {
+    16: Tile(128, 64, 8, 2),
+    32: Tile(128, 64, 8, 2),
+    64: Tile(128, 64, 8, 2),
+    128: Tile(128, 64, 8, 2),
+    256: Tile(64, 32, 8, 2),
+}
+_FLOAT32 = {
+    16: Tile(64, 32, 4, 2),
+    32: Tile(64, 32, 4, 2),
+    64: Tile(64, 32, 8, 2),
+    128: Tile(32, 32, 8, 2),
+    256: Tile(32, 16, 8, 2),
+}
+
+
+def padded(head_dim: int) -> int:
+    """The power of two that tiles are wide; the rest is masked to zero."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def forward_tile(x: Tensor) -> Tile:
+    """Tile of the forward kernel for operands like ``x``."""
+    return _fit(_FLOAT32 if x.dtype == torch.float32 else _FORWARD_HALF, x)
+
+
+def backward_tile(x: Tensor) -> Tile:
+    """Tile of the backward kernel for operands like ``x``."""
+    return _fit(_FLOAT32 if x.dtype == torch.float32 else _BACKWARD_HALF, x)
+
+
+def _fit(table: dict[int, Tile], x: Tensor) -> Tile:
+    """The measured tile, or a smaller one where the GPU has less shared memory than an H200."""
+    width = padded(x.shape[-1])
+    tile = table[width]
+    if x.device.type != "cuda":
+        return tile
+    room = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+
+    def needs(t: Tile) -> int:  # two models
+        return 2 * x.element_size() * width * (t.rows + t.stages * t.columns)
+
+    while needs(tile) > room:
+        if tile.stages > 1:
+            tile = tile._replace(stages=tile.stages - 1)
+        elif tile.columns > 16:
+            tile = tile._replace(columns=tile.columns // 2)
+        else:
+            tile = tile._replace(rows=tile.rows // 2)
+    return tile
+
+
+def row_major(*operands: Tensor) -> list[Tensor]:
+    """The operands with head_dim contiguous: copied only where it is not."""
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in operands]
+
+
+def precision(x: Tensor) -> str:
+    """float32 products in float32, not in tf32."""
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def on_device(x: Tensor) -> AbstractContextManager:
+    """Launch on the device of ``x``, whichever is current."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+
+
+def valid_operands(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """``valid`` [B, N] as bytes, and [B, 2]: the first valid token and one past the last."""
+    if valid is None:
+        return None, None
+    tokens = torch.arange(valid.shape[1], device=valid.device, dtype=torch.int32)
+    first = tokens.masked_fill(~valid, valid.shape[1]).amin(1)
+    last = (tokens + 1).masked_fill(~valid, 0).amax(1)
+    return valid.contiguous().view(torch.uint8), torch.stack((first, last), 1)
+
+
+@triton.jit
+def load_tokens(
+    base,
+    start,
+    stride,
+    tokens,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COUNT: tl.constexpr,
+    EDGE: tl.constexpr,
+):
+    """Tokens start ... start + COUNT of one head, [COUNT, WIDTH]; zeros beyond N and head_dim."""
+    token = tl.arange(0, COUNT)[:, None]
+    dim = tl.arange(0, WIDTH)[None, :]
+    pointers = base + tl.cast(start, tl.int64) * stride + token * stride + dim
+    if EDGE or DIM != WIDTH:
+        tile = tl.load(pointers, mask=(start + token < tokens) & (dim < DIM), other=0.0)
+    else:
+        tile = tl.load(pointers)
+    return tile
