@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,16 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
     """Read and check a recipe.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the bare name of a recipe that comes with the package.
         overrides: values by dotted field name, as text in YAML: `{"stages.restoration.window": "2048"}`.
 
     Raises:
         RecipeError: the file is missing or no YAML mapping, or a field is unknown, misspelt, of the
             wrong type or out of range.
     """
+    packaged = resources.files("linearard") / "recipes" / f"{path}.yaml"
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = (packaged if packaged.is_file() else Path(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             expected="a recipe file in YAML",
@@ -82,14 +84,14 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
             got=type(source).__name__,
             fix=f"Correct {path}.",
         )
+    return recipe_from_dict(source, overrides)
+
+
+def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = None) -> Recipe:
+    """Check a recipe given as plain data; see `load_recipe` for overrides and errors."""
+    source = copy.deepcopy(source)
     for name, value in (overrides or {}).items():
         _override(source, name, parse_yaml(value, f"--{name}"))
-    return recipe_from_dict(source)
-
-
-def recipe_from_dict(source: dict[str, Any]) -> Recipe:
-    """Check a recipe given as plain data; see `load_recipe` for the errors."""
-    source = copy.deepcopy(source)
     known = [item.name for item in dataclasses.fields(Recipe) if item.name != "source"]
     _check_names("", source, known)
     for name in ("model", "rope", "data", "stages"):
@@ -98,7 +100,7 @@ def recipe_from_dict(source: dict[str, Any]) -> Recipe:
                 expected=f"a section {name!r} in the recipe", got="none", fix=f"Add {name}: to it."
             )
     sections = {
-        name: _build(kind, source.get(name) or {}, name) for name, kind in _SECTIONS.items()
+        name: build_section(kind, source.get(name) or {}, name) for name, kind in _SECTIONS.items()
     }
     for name in ("rope", "stages", "evaluation"):
         if not isinstance(source.get(name) or {}, dict):
@@ -179,7 +181,7 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
     checked = _coerced(RestorationConfig, values, where)
     if "objective" in checked:
         checked["objective"] = dataclasses.asdict(
-            _build(ObjectiveConfig, checked["objective"] or {}, f"{where}.objective")
+            build_section(ObjectiveConfig, checked["objective"] or {}, f"{where}.objective")
         )
     if "data" in checked:
         changes = _coerced(DataConfig, checked["data"] or {}, f"{where}.data")
@@ -188,7 +190,12 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
     return checked
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
+def build_section(kind: type, values: Any, where: str) -> Any:
+    """A configuration dataclass from plain data.
+
+    Raises:
+        RecipeError: a field is unknown, misspelt, of the wrong type or out of range.
+    """
     return kind(**_coerced(kind, values, where))
 
 

@@ -20,6 +20,7 @@ from linearard.model import (
     load_config,
     load_tokenizer,
     load_weights,
+    read_metadata,
     resolve_device,
     resolve_dtype,
     save_checkpoint,
@@ -27,7 +28,7 @@ from linearard.model import (
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
-from linearard.train.recipe import Recipe, parse_yaml
+from linearard.train.recipe import Recipe, parse_yaml, recipe_from_dict
 
 RECIPE_FILE = "recipe.yaml"
 _FINAL = "final"
@@ -51,6 +52,11 @@ class RunResult:
     histories: dict[str, list[dict[str, Any]]]
     summaries: dict[str, dict[str, float]]
 
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process speaks for the run (rank 0)."""
+        return _is_main_process()
+
 
 def run_recipe(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, progress: bool = True
@@ -69,7 +75,7 @@ def run_recipe(
     """
     stages = _preflight(recipe)
     folder = Path(recipe.output_dir)
-    main_process = int(os.environ.get("RANK", "0")) == 0
+    main_process = _is_main_process()
     if main_process:
         _claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
     from transformers import set_seed
@@ -84,11 +90,30 @@ def run_recipe(
     restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter)
     histories, summaries = {}, {}
     for name, stage in stages.items():
-        histories[name], summaries[name] = _run_stage(restorable, name, stage, blocks[name])
+        histories[name], summaries[name] = _run_stage(
+            restorable, name, stage, blocks[name], recipe.source
+        )
     final = folder / _FINAL
     if main_process:
         save_checkpoint(restorable, final, recipe=recipe.source)
     return RunResult(restorable, final, histories, summaries)
+
+
+def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Path, Recipe]:
+    """The checkpoint and the recipe behind a run's folder, or behind one of its checkpoints.
+
+    Raises:
+        CheckpointError: there is none.
+        RecipeError: an override is wrong.
+    """
+    folder = Path(folder)
+    if (folder / _FINAL).is_dir():
+        folder = folder / _FINAL
+    return folder, recipe_from_dict(read_metadata(folder)["recipe"], overrides)
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _preflight(recipe: Recipe) -> dict[str, RestorationConfig]:
@@ -119,8 +144,7 @@ def _preflight(recipe: Recipe) -> dict[str, RestorationConfig]:
             use_cpu=device.type == "cpu",
             bf16=str(dtype) == "torch.bfloat16",
             fp16=str(dtype) == "torch.float16",
-            **{key: value for key, value in values.items() if key != "gradient_checkpointing"},
-            gradient_checkpointing=values.get("gradient_checkpointing", False),
+            **values,
         )
     return stages
 
@@ -201,12 +225,22 @@ def _stage_blocks(
 
 
 def _run_stage(
-    restorable: RestorableModel, name: str, stage: RestorationConfig, blocks: BlockDataset
+    restorable: RestorableModel,
+    name: str,
+    stage: RestorationConfig,
+    blocks: BlockDataset,
+    recipe: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     # Imported here: Trainer pulls in most of transformers, and a refused recipe never gets this far.
     from linearard.train.trainer import RestorationTrainer
 
-    trainer = RestorationTrainer(restorable, stage, blocks, stage=name)
+    trainer = RestorationTrainer(
+        restorable,
+        stage,
+        blocks,
+        stage=name,
+        metadata={"recipe": recipe, "data": {"fingerprint": blocks.fingerprint}},
+    )
     folder = Path(stage.output_dir)
     latest = checkpoints.latest_complete(folder)
     if latest is not None and _is_finished(latest):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import ProgressCallback, Trainer, TrainerCallback, default_data_collator
 
 from linearard.distill import RestorationModule
-from linearard.errors import NonFiniteLossError
+from linearard.errors import CheckpointError, NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
@@ -40,6 +40,8 @@ class RestorationTrainer(Trainer):
         train_dataset: items `{"input_ids": int64 [window]}` of equal length.
         eval_dataset: the same, for `eval_strategy`.
         stage: the stage's name, written into checkpoints.
+        metadata: further JSON-able entries for checkpoints; where `data` is among them, a resume
+            from a checkpoint with other `data` is refused.
         callbacks: further `TrainerCallback`s.
     """
 
@@ -51,6 +53,7 @@ class RestorationTrainer(Trainer):
         eval_dataset: Dataset | None = None,
         *,
         stage: str = "restoration",
+        metadata: dict[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         module = RestorationModule(restorable, args.objective)
@@ -72,7 +75,7 @@ class RestorationTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if not args.disable_tqdm:
             self.add_callback(LiveProgress(stage))
-        self.restorable, self.stage = restorable, stage
+        self.restorable, self.stage, self._metadata = restorable, stage, metadata or {}
         self.can_return_loss = True
         self._micro_steps: list[tuple[Tensor, Tensor | None]] = []
         self._term_sums: dict[str, Tensor] = {}
@@ -163,7 +166,13 @@ class RestorationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        save_checkpoint(self.restorable, folder, stage=self.stage, step=self.state.global_step)
+        save_checkpoint(
+            self.restorable,
+            folder,
+            stage=self.stage,
+            step=self.state.global_step,
+            **self._metadata,
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -174,7 +183,13 @@ class RestorationTrainer(Trainer):
             checkpoints.prune(stage_dir, self._keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.restorable, Path(resume_from_checkpoint))
+        stored = load_weights(self.restorable, Path(resume_from_checkpoint)).get("data")
+        if stored != self._metadata.get("data"):
+            raise CheckpointError(
+                expected="the training text that the checkpoint was made with",
+                got=f"other text or another tokenizer ({resume_from_checkpoint})",
+                fix="Restore the text, or start again with --overwrite.",
+            )
 
 
 class LiveProgress(ProgressCallback):

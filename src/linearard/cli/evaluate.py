@@ -1,0 +1,54 @@
+"""`linearard evaluate RUN`: original, stretched and restored side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_EPILOG = """\
+The checkpoint remembers its recipe; fields may be overridden as in `linearard train`:
+  linearard evaluate runs/smollm2-135m-64k --evaluation.tasks_dir tasks/
+  linearard evaluate runs/x/final --output-dir results/x --evaluation.passkey_lengths "[2048, 65536]"
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Register the subcommand."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure a restored model against the original",
+        description="Evaluate a checkpoint: table, JSON and HTML report.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument(
+        "--output-dir", type=Path, help="where to write (default: evaluation/ in the checkpoint)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run, takes_overrides=True)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load, measure, report."""
+    from linearard.cli.pipeline import RESULT_FILE, check_evaluation, measure
+    from linearard.errors import CheckpointError
+    from linearard.evaluation import EvaluationConfig
+    from linearard.model import RestorableModel, load_weights
+    from linearard.train import open_checkpoint
+
+    folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
+    output = args.output_dir or folder / "evaluation"
+    if (output / RESULT_FILE).exists() and not args.overwrite:
+        raise CheckpointError(
+            expected="a folder without an evaluation",
+            got=f"{output / RESULT_FILE}, which exists",
+            fix="Give --overwrite or another --output-dir.",
+        )
+    config = check_evaluation(recipe) or EvaluationConfig()
+    restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter, trainable=False)
+    load_weights(restorable, folder)
+    measure(restorable, recipe.data, config, output, recipe=recipe.source, progress=not args.quiet)

@@ -1,0 +1,58 @@
+"""Every recipe field with its meaning, for `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+
+class TeachingParser(argparse.ArgumentParser):
+    """A parser whose help ends with the recipe fields; they are looked up only when it is asked for."""
+
+    def format_help(self) -> str:
+        """Usage, options, then every field."""
+        return super().format_help() + "\n" + _all_fields()
+
+
+def _all_fields() -> str:
+    from linearard.data import DataConfig
+    from linearard.distill import ObjectiveConfig
+    from linearard.evaluation import EvaluationConfig
+    from linearard.model import AdapterConfig, ModelConfig
+    from linearard.train import own_fields
+
+    sections: list[tuple[str, Iterable[Any]]] = [
+        ("model", dataclasses.fields(ModelConfig)),
+        ("adapter", dataclasses.fields(AdapterConfig)),
+        ("data", dataclasses.fields(DataConfig)),
+        ("stages.STAGE", own_fields()),
+        ("stages.STAGE.objective", dataclasses.fields(ObjectiveConfig)),
+        ("evaluation", dataclasses.fields(EvaluationConfig)),
+    ]
+    lines = [
+        "recipe fields (in the YAML file, or on the command line as --section.field VALUE):",
+        "  output_dir, seed",
+        "  rope.*  as in transformers' rope_parameters: rope_type (linear, dynamic, yarn, llama3,",
+        "          longrope, or table with inv_freq), factor and the type's own keys",
+    ]
+    for name, items in sections:
+        lines.append(f"\n{name}:")
+        for item in items:
+            lines.append(f"  {item.name}{_default(item)}")
+            lines += textwrap.wrap(
+                item.metadata.get("help", ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
+    lines.append("\nStages also take every field of transformers.TrainingArguments.")
+    return "\n".join(lines) + "\n"
+
+
+def _default(item: Any) -> str:
+    value = item.default
+    if item.default_factory is not dataclasses.MISSING:
+        value = item.default_factory()
+        if dataclasses.is_dataclass(value):
+            return ""
+    return "" if value is dataclasses.MISSING else f" = {value!r}"

@@ -1,0 +1,91 @@
+"""The stretched RoPE as every reader understands it.
+
+transformers 5 reads `rope_parameters`; transformers 4 and vLLM read `rope_scaling` and `rope_theta`. Both
+are written. A restored model was trained for one table of frequencies, so scalings whose table depends on
+the length of the text are written in an equivalent form that does not:
+
+- `dynamic` at its target window is plain RoPE with a larger base: `rope_type: default`, larger `rope_theta`;
+- `longrope` gets equal short and long factors;
+- an explicit table is `longrope` with the factors that produce it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linearard.model import write_json
+from linearard.rope import RopeTable, RopeViews
+
+
+def exported_rope(rope: RopeViews) -> dict[str, Any]:
+    """Flat `rope_parameters` of the stretched view, with one table for every length."""
+    scaling = dict(rope.scaling)
+    tables = rope.tables("stretched")
+    table = tables.get("full_attention", tables.get(""))
+    kind, theta = scaling["rope_type"], scaling["rope_theta"]
+    partial = {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
+    if kind == "dynamic":
+        return {"rope_type": "default", "rope_theta": _base_of(table)} | partial
+    if kind in ("longrope", "table"):
+        return _as_longrope(table, theta, rope) | partial
+    if kind == "yarn":
+        scaling["attention_factor"] = table.attention_scaling
+        # vLLM multiplies its own default, 0.1 ln(factor) + 1, by this; transformers ignores it.
+        scaling["attn_factor"] = table.attention_scaling / (0.1 * math.log(scaling["factor"]) + 1)
+    return scaling
+
+
+def write_configuration(config: Any, rope: RopeViews, folder: Path) -> None:
+    """Put the stretched RoPE and window into `folder/config.json`.
+
+    Args:
+        config: the base model's configuration; left as it is.
+        rope: its views.
+        folder: receives `config.json`, or has one already, as `save_pretrained` wrote it.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        config.save_pretrained(folder)
+    content = json.loads(path.read_text())
+    content.pop("quantization_config", None)
+    # Multimodal configurations keep the language model's part one level down.
+    text = content.get("text_config", content)
+    flat = exported_rope(rope)
+    nested = text.get("rope_parameters") or {}
+    if "full_attention" in nested:
+        text["rope_parameters"] = {**nested, "full_attention": flat}
+    else:
+        text["rope_parameters"] = flat
+    text["rope_theta"] = flat["rope_theta"]
+    older = {k: v for k, v in flat.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    text["rope_scaling"] = None if flat["rope_type"] == "default" else older
+    text["max_position_embeddings"] = rope.target_window
+    write_json(path, content)
+
+
+def _base_of(table: RopeTable) -> float:
+    dim = 2 * table.inv_freq.numel()
+    return float(table.inv_freq[-1].double() ** (-dim / (dim - 2)))
+
+
+def _as_longrope(table: RopeTable, theta: float, rope: RopeViews) -> dict[str, Any]:
+    dim = 2 * table.inv_freq.numel()
+    plain = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    factors = (plain / table.inv_freq.double()).tolist()
+    attention = table.attention_scaling
+    return {
+        "rope_type": "longrope",
+        "rope_theta": theta,
+        "factor": rope.scaling["factor"],
+        "short_factor": factors,
+        "long_factor": factors,
+        "original_max_position_embeddings": rope.native_window,
+        "attention_factor": attention,
+        "short_mscale": attention,  # the names under which vLLM reads it
+        "long_mscale": attention,
+    }

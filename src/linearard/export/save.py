@@ -1,0 +1,162 @@
+"""Write a restored model for others to load, and prove that it loads as the same model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearard.errors import CheckpointError, RecipeError
+from linearard.export.configuration import write_configuration
+from linearard.model import RestorableModel
+
+FORMATS = ("merged", "adapter")
+#: Relative error of logits that rounding of merged weights explains; measured in tests.
+_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-4}
+_PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):",
+    "Once upon a time there was",
+    "Water boils at",
+    "In the beginning",
+    "To make bread you need",
+    "1, 2, 3, 4,",
+    "The pass key is",
+)
+
+
+def check_output(folder: Path, form: str, adapter_kind: str, *, overwrite: bool) -> None:
+    """Refuse what cannot be exported, before anything is loaded.
+
+    Raises:
+        RecipeError: unknown form, or the adapter form of a directly trained model.
+        CheckpointError: the folder is not empty and `overwrite` is off, or is no earlier export.
+    """
+    if form not in FORMATS:
+        raise RecipeError(
+            expected=f"a format among {', '.join(FORMATS)}", got=repr(form), fix="Set --format."
+        )
+    if form == "adapter" and adapter_kind != "lora":
+        raise RecipeError(
+            expected="--format merged for a model whose q, k, v were trained directly",
+            got="--format adapter",
+            fix="Export it merged.",
+        )
+    content = list(folder.iterdir()) if folder.is_dir() else []
+    if folder.is_file() or (content and not overwrite):
+        raise CheckpointError(
+            expected="an empty or new output folder",
+            got=f"{folder}, which exists",
+            fix="Give --overwrite to write into it, or another folder.",
+        )
+    if content and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            expected="a folder of an earlier export",
+            got=f"{folder} without config.json",
+            fix="Choose another folder: files that linearard did not write are left alone.",
+        )
+
+
+def export_model(restorable: RestorableModel, folder: Path, form: str = "merged") -> dict[str, Any]:
+    """Export a restored model and compare the reloaded one with it.
+
+    Args:
+        restorable: the model with its trained weights; a merge uses it up.
+        folder: where to write; see `check_output`.
+        form: `merged` (one complete model) or `adapter` (LoRA weights beside a stretched configuration).
+
+    Returns:
+        `relative_error` of the reloaded logits and their `top1_agreement` on eight prompts.
+
+    Raises:
+        CheckpointError: the reloaded model gives other logits; the export must not be used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = _prompts(restorable)
+    expected = _logits(restorable.model, inputs)
+    base_config = restorable.config
+    dtype = next(restorable.model.get_output_embeddings().parameters()).dtype
+    if form == "merged":
+        merged = restorable.adapter.merge()
+        merged.save_pretrained(folder)
+        base_config = merged.config
+    else:
+        restorable.adapter.save(folder)
+        _name_base(folder, restorable.name)
+    write_configuration(base_config, restorable.rope, folder)
+    if restorable.tokenizer is not None:
+        restorable.tokenizer.model_max_length = restorable.rope.target_window
+        restorable.tokenizer.save_pretrained(folder)
+    got = _logits(_reload(restorable, folder, form, dtype), inputs)
+    return _compare(expected, got, dtype, folder)
+
+
+def _prompts(restorable: RestorableModel) -> list[Tensor]:
+    if restorable.tokenizer is None:
+        generator = torch.Generator().manual_seed(0)
+        size = restorable.config.vocab_size
+        return [torch.randint(size, (1, 24), generator=generator) for _ in _PROMPTS]
+    return [restorable.tokenizer(text, return_tensors="pt").input_ids for text in _PROMPTS]
+
+
+@torch.no_grad()
+def _logits(model: Any, inputs: list[Tensor]) -> list[Tensor]:
+    model.eval()
+    device = next(model.parameters()).device
+    return [
+        model(input_ids=ids.to(device), use_cache=False).logits[0].float().cpu() for ids in inputs
+    ]
+
+
+def _name_base(folder: Path, name: str) -> None:
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["base_model_name_or_path"] = name
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _reload(restorable: RestorableModel, folder: Path, form: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if form == "merged":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(restorable.device)
+    from peft import PeftModel
+
+    # The base in memory, with its adapter off, stands for the base on disk: what is tested is that
+    # the stretched configuration and the adapter file bring the student back.
+    config = AutoConfig.from_pretrained(folder)
+    with restorable.view("original"):
+        base = type(restorable.model.get_base_model())(config).to(dtype)
+        weights = {
+            name.replace("base_layer.", ""): tensor
+            for name, tensor in restorable.model.get_base_model().state_dict().items()
+            if "lora_" not in name
+        }
+        base.load_state_dict(weights)
+    _restore_rotary(base, config)
+    return PeftModel.from_pretrained(base, folder).to(restorable.device)
+
+
+def _restore_rotary(model: Any, config: Any) -> None:
+    """Undo the rounding that `.to(dtype)` did to the frequencies of a model built from a config."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "rope_type") and hasattr(module, "config"):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], type(module)(config=config))
+
+
+def _compare(
+    expected: list[Tensor], got: list[Tensor], dtype: torch.dtype, folder: Path
+) -> dict[str, Any]:
+    error = max(float((g - e).norm() / e.norm()) for e, g in zip(expected, got, strict=True))
+    same = torch.cat([e.argmax(-1) == g.argmax(-1) for e, g in zip(expected, got, strict=True)])
+    if not error <= _TOLERANCE[dtype]:
+        raise CheckpointError(
+            expected=f"the reloaded model to give the same logits (relative error up to {_TOLERANCE[dtype]})",
+            got=f"{error:.3g}",
+            fix=f"Do not use {folder}; report this with your recipe.",
+        )
+    return {"relative_error": error, "top1_agreement": float(same.float().mean())}
