@@ -1,0 +1,29 @@
+"""Fixtures for the whole suite. Model makers are in `tiny.py`, which any test module may import."""
+
+import pytest
+
+import tiny
+
+
+@pytest.fixture
+def llama():
+    """A tiny random Llama, new for each test."""
+    return tiny.tiny_model()
+
+
+@pytest.fixture
+def restorable():
+    """A tiny Llama stretched four times by linear interpolation, with LoRA of rank 4."""
+    return tiny.tiny_restorable()
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """One token a byte."""
+    return tiny.tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    """A saved tiny Llama with its tokenizer: what a recipe's `model.name` can point to. Read only."""
+    return tiny.save_tiny_base(tmp_path_factory.mktemp("base"))
