@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -44,10 +45,10 @@ def window_perplexity(
         per_position += nll.sum(0)
     sums = torch.cat(per_window)
     window_nll = (sums / (length - 1)).tolist()
-    interval = bootstrap_interval(window_nll, seed)
+    interval = [perplexity(end) for end in bootstrap_interval(window_nll, seed) or ()]
     return {
         "ppl": perplexity(mean(window_nll)),
-        "ppl_ci95": None if interval is None else [perplexity(end) for end in interval],
+        "ppl_ci95": interval if interval and math.isfinite(interval[1]) else None,
         "nll_sum": sums.sum().item(),
         "tokens": count * (length - 1),
         "windows": count,

@@ -38,7 +38,7 @@ def perplexity_plot(views: Views) -> str | None:
         figure, (axes,) = _panels(1)
         for view, points in lines.items():
             x, y = [p[0] for p in points], [p[1] for p in points]
-            axes.plot(x, y, "o-", color=colour(view, views), label=view)
+            axes.plot(x, y, "o-", color=colour(view, views), label=_short(view))
             low, high = ([p[2][end] if p[2] else p[1] for p in points] for end in (0, 1))
             axes.fill_between(x, low, high, color=colour(view, views), alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
@@ -68,7 +68,9 @@ def position_plot(views: Views) -> str | None:
     with style():
         figure, (axes,) = _panels(1)
         for view, points in lines.items():
-            axes.plot(*zip(*points, strict=True), "o-", color=colour(view, views), label=view)
+            axes.plot(
+                *zip(*points, strict=True), "o-", color=colour(view, views), label=_short(view)
+            )
         axes.set_xscale("log", base=2)
         _token_ticks(axes, [64 * 2**i for i in range(20) if 64 * 2**i <= int(longest)])
         axes.set_xlabel(f"position in a window of {int(longest):,} tokens")
@@ -89,10 +91,10 @@ def retention_plot(rows: Sequence[Row], views: Views) -> str | None:
         for index, view in enumerate(shown):
             values = [100 * (bars.get(view) or 0) for bars in kept.values()]
             y = [row + (index - (len(shown) - 1) / 2) * height for row in range(len(kept))]
-            bars = axes.barh(y, values, height * 0.9, color=colour(view, views), label=view)
+            bars = axes.barh(y, values, height * 0.9, color=colour(view, views), label=_short(view))
             axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
         axes.axvline(100, color=INK, linewidth=1)
-        axes.set_yticks(range(len(kept)), list(kept))
+        axes.set_yticks(range(len(kept)), [_short(label, 30) for label in kept])
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.set_xlabel("% of the original's score above chance")
@@ -125,7 +127,7 @@ def passkey_plot(views: Views) -> str | None:
                             color="#1a1a1a",
                             fontsize=9,
                         )
-            axes.set_title(view)
+            axes.set_title(_short(view))
             axes.set_xticks([i + 0.5 for i in range(len(lengths))], [_tokens(n) for n in lengths])
             axes.set_yticks([i + 0.5 for i in range(len(depths))], [f"{d:.0%}" for d in depths])
             axes.invert_yaxis()
@@ -155,7 +157,7 @@ def training_plot(training: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | 
             marker = "o-" if len(points) < 3 else "-"
             axes.plot(*zip(*points, strict=True), marker, color=COLOURS[RESTORED])
             _log_if_wide(axes, [loss for _, loss in points])
-            axes.set_title(stage)
+            axes.set_title(_short(stage))
             axes.set_xlabel("step")
         panels[0].set_ylabel("training loss")
         return to_svg(figure, "training")
@@ -171,12 +173,13 @@ def relation_plot(relations: Mapping[str, Mapping[str, Sequence[float]]]) -> str
         for axes, name in zip(panels, names, strict=True):
             for view, layers in relations.items():
                 if name in layers:
-                    axes.plot(layers[name], ".-", color=colour(view, relations), label=view)
+                    axes.plot(layers[name], ".-", color=colour(view, relations), label=_short(view))
             _log_if_wide(axes, [kl for layers in relations.values() for kl in layers.get(name, ())])
-            axes.set_title(name)
+            axes.set_title(_short(name))
             axes.set_xlabel("layer")
         panels[0].set_ylabel("KL (nats)")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+        lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+        figure.legend(handles=list(lines.values()), loc="outside upper left", ncols=4)
         return to_svg(figure, "relations")
 
 
@@ -205,6 +208,11 @@ def _heat() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("heat", ["#f2b8a2", "#f6e7b4", "#7fcbb8"])
+
+
+def _short(name: str, most: int = 16) -> str:
+    """A name that leaves room for the plot."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _token_ticks(axes: Axes, counts: Sequence[int]) -> None:

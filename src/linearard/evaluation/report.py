@@ -151,9 +151,7 @@ def _cells(row: Row, views: list[str]) -> dict[str, Any]:
 
 def _interval(row: Row, view: str) -> str:
     interval = row.intervals.get(view)
-    if not interval or None in interval:
-        return ""
-    return "–".join(format_number(row.kind, end) for end in interval)
+    return "–".join(format_number(row.kind, end) for end in interval or ())
 
 
 def _pretty(value: Any) -> str:

@@ -1,0 +1,191 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from linearard.evaluation import comparison_table, render_report, summarise, write_report
+
+HOSTILE = "<script>&$x_1$'\""
+
+
+def perplexity(ppl):
+    by_position = [{"start": 2**i, "end": 2 ** (i + 1), "nll": 3.0 - i / 10} for i in range(6)]
+    return {"ppl": ppl, "ppl_ci95": [0.9 * ppl, 1.1 * ppl], "by_position": by_position}
+
+
+def view(kl, ppl, score, passkey):
+    cells = [
+        {"length": n, "depth": d, "accuracy": passkey, "prompts": 2}
+        for n in (2048, 4096)
+        for d in (0.0, 1.0)
+    ]
+    task = {"metric": "acc_norm", "score": score, "ci95": [score - 0.05, score + 0.05]}
+    return {
+        "perplexity": {"512": perplexity(ppl), "2048": perplexity(0.9 * ppl)},
+        "passkey": {"accuracy": passkey, "ci95": [passkey, passkey], "cells": cells},
+        "tasks": {"arc_easy": {**task, "retention": (score - 0.25) / 0.25}},
+    } | (
+        {"agreement": {"kl": kl, "kl_ci95": None, "top1": 1 - kl / 4, "top1_ci95": None}}
+        if kl
+        else {}
+    )
+
+
+@pytest.fixture
+def result():
+    return {
+        "views": {
+            "original": view(None, 20.0, 0.5, 1.0),
+            "stretched": view(2.0, 200.0, 0.25, 0.0),
+            "restored": view(0.5, 40.0, 0.4, 0.25),
+        },
+        "meta": {
+            "model": "org/model",
+            "device": "cpu",
+            "dtype": "float32",
+            "date": "2026-01-01T00:00:00+00:00",
+            "commit": None,
+        },
+        "relations": {
+            "stretched": {"q": [0.5, 0.7], "k": [0.4, 0.5]},
+            "restored": {"q": [0.05, 0.07], "k": [0.04, 0.05]},
+        },
+        "training": {"restore": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}, {"step": 2}]},
+    }
+
+
+def test_recovered_is_the_share_of_the_gap_that_is_closed(result):
+    rows = {row.label: row for row in summarise(result)}
+    assert rows["KL to original (nats)"].recovered == pytest.approx(0.75)
+    assert rows["top-1 agreement"].recovered == pytest.approx(0.75)
+    assert rows["perplexity, 512 tokens"].recovered == pytest.approx(math.log(5) / math.log(10))
+    assert rows["arc_easy (acc_norm)"].recovered == pytest.approx(0.6)
+    assert rows["arc_easy (acc_norm)"].retained["restored"] == pytest.approx(0.6)
+    assert rows["pass key"].recovered == pytest.approx(0.25)
+
+
+def test_nothing_lost_is_nothing_to_recover(result):
+    result["views"]["stretched"] = view(2.0, 20.1, 0.46, 1.0)
+    rows = {row.label: row for row in summarise(result)}
+    assert rows["perplexity, 512 tokens"].recovered is None
+    assert rows["arc_easy (acc_norm)"].recovered is None  # inside the original's interval
+    assert rows["pass key"].recovered is None
+
+
+def test_the_table_has_a_row_a_metric_and_a_column_a_view(result):
+    lines = comparison_table(result).splitlines()
+    assert lines[0].split() == ["original", "stretched", "restored", "recovered"]
+    assert len(lines) == 2 + len(summarise(result))
+    (kl,) = (line for line in lines if line.startswith("KL"))
+    assert kl.split()[-5:] == ["0", "2", "0.5", "75.0", "%"]
+    del result["views"]["restored"]
+    assert comparison_table(result).splitlines()[0].split() == ["original", "stretched"]
+
+
+def test_the_table_of_nothing_is_empty_but_works():
+    assert "original" in comparison_table({"views": {"original": {}}})
+
+
+def test_a_number_that_was_not_finite_is_a_gap(result):
+    result["views"]["stretched"]["perplexity"]["512"] |= {"ppl": None, "ppl_ci95": None}
+    (line,) = (x for x in comparison_table(result).splitlines() if x.startswith("perplexity, 512"))
+    assert line.split()[-4:] == ["20", "–", "40", "–"]
+    render_report(result)
+
+
+class Tags(HTMLParser):
+    """What a browser would see."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.ids, self.open, self.text = [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parse(html):
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open
+    return tags
+
+
+def test_the_page_stands_alone(result):
+    html = render_report(result, recipe={"model": "org/model"})
+    assert not re.search(r"https?:|//\w|@import|<link|<script|src=", html)
+    tags = parse(html)
+    assert tags.tags.count("svg") == 6
+    assert len(set(tags.ids)) == len(tags.ids)
+    references = set(re.findall(r'(?:href="|url\()#([^")]+)', html))
+    assert references <= set(tags.ids)
+    assert html == render_report(result, recipe={"model": "org/model"})  # and is reproducible
+
+
+def test_sections_without_data_are_absent(result):
+    for key in ("relations", "training"):
+        del result[key]
+    for part in result["views"].values():
+        for key in ("perplexity", "passkey"):
+            del part[key]
+    html = render_report(result)
+    for absent in ("Perplexity by", "Loss by", "Pass-key", "Relations", "Training", "Recipe"):
+        assert absent not in html
+    assert parse(html).tags.count("svg") == 1
+    result["views"] = {"original": {}}
+    assert "svg" not in parse(render_report(result)).tags
+
+
+def test_names_are_escaped_everywhere(result):
+    result["meta"]["model"] = HOSTILE
+    result["views"][HOSTILE] = view(1.0, 100.0, 0.3, 0.5)
+    for part in result["views"].values():
+        part["tasks"] = {HOSTILE: next(iter(part["tasks"].values()))}
+    result["relations"][HOSTILE] = {HOSTILE: [1.0]}
+    result["training"][HOSTILE] = [{"step": 1, "loss": 2.0}]
+    tags = parse(render_report(result, recipe={HOSTILE: HOSTILE}))
+    assert "script" not in tags.tags
+    # Title, heading, line of views; table head and row; seven in the plots' labels, legends and
+    # titles; training; recipe twice; model in the settings.
+    assert tags.text.count("<script>") == 16
+
+
+def test_long_names_leave_room_for_the_plots(result):
+    long = "a rather long name " * 5
+    result["views"] = {**result["views"], long: view(1.0, 90.0, 0.3, 0.5)}
+    for part in result["views"].values():
+        part["tasks"] = {long: part["tasks"]["arc_easy"]}
+    result["relations"][long] = {long: [1.0]}
+    result["training"] |= {long + str(i): [{"step": 1, "loss": 2.0}] for i in range(5)}
+    render_report(result)  # matplotlib warns where nothing is left of the axes
+
+
+def test_it_is_written_where_asked_and_matplotlib_is_left_alone(result, tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    path = write_report(result, tmp_path / "new" / "report.html", recipe={"seed": 1})
+    assert dict(matplotlib.rcParams) == before
+    html = path.read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>") and "&#34;seed&#34;: 1" in html
+
+
+def test_the_json_read_back_gives_the_same_page(result):
+    assert render_report(json.loads(json.dumps(result))) == render_report(result)
