@@ -37,6 +37,8 @@ def exported_rope(rope: RopeViews) -> dict[str, Any]:
         scaling["attention_factor"] = table.attention_scaling
         # vLLM multiplies its own default, 0.1 ln(factor) + 1, by this; transformers ignores it.
         scaling["attn_factor"] = table.attention_scaling / (0.1 * math.log(scaling["factor"]) + 1)
+    if kind == "linear":  # no key of its formula; the window itself is exported beside it
+        scaling.pop("original_max_position_embeddings", None)
     return scaling
 
 

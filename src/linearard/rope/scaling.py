@@ -20,33 +20,21 @@ from torch import Tensor
 
 from linearard.errors import RopeError
 
-#: Required and optional keys per scaling; `rope_theta` and `partial_rotary_factor` are allowed everywhere.
+#: Required and optional keys per scaling, beside those allowed everywhere.
 _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"factor"}, set()),
-    "dynamic": ({"factor"}, {"original_max_position_embeddings"}),
+    "dynamic": ({"factor"}, set()),
     "yarn": (
         {"factor"},
-        {
-            "original_max_position_embeddings",
-            "attention_factor",
-            "beta_fast",
-            "beta_slow",
-            "mscale",
-            "mscale_all_dim",
-            "truncate",
-        },
+        {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
     ),
-    "llama3": (
-        {"factor", "low_freq_factor", "high_freq_factor"},
-        {"original_max_position_embeddings"},
-    ),
-    "longrope": (
-        {"factor", "long_factor"},
-        {"short_factor", "original_max_position_embeddings", "attention_factor"},
-    ),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
+    "longrope": ({"factor", "long_factor"}, {"short_factor", "attention_factor"}),
     "table": ({"factor", "inv_freq"}, {"attention_factor"}),
 }
-_EVERYWHERE = {"rope_type", "rope_theta", "partial_rotary_factor"}
+#: The window the stretch counts from. transformers reads it for yarn, llama3 and longrope only.
+_ORIGINAL = "original_max_position_embeddings"
+_EVERYWHERE = {"rope_type", "rope_theta", "partial_rotary_factor", _ORIGINAL}
 
 
 @dataclass(frozen=True)
@@ -85,8 +73,15 @@ def native_parameters(config: Any) -> dict[str, Any]:
     return dict(parameters.get("full_attention", parameters))
 
 
-def native_window(config: Any) -> int:
-    """Tokens the model was trained to read: `max_position_embeddings` before any stretch."""
+def native_window(config: Any, scaling: dict[str, Any] | None = None) -> int:
+    """Tokens the model was trained to read: `max_position_embeddings` before any stretch.
+
+    A few configurations promise more than the training held (Mistral-7B-v0.1: 32768, trained on 8192).
+    A scaling of such a model names the true window as its `original_max_position_embeddings`. Where the
+    model's own RoPE is scaled already, that key is a parameter of its formula and says nothing of this.
+    """
+    if scaling and native_parameters(config).get("rope_type", "default") == "default":
+        return int(scaling.get(_ORIGINAL) or config.max_position_embeddings)
     return int(config.max_position_embeddings)
 
 
@@ -139,6 +134,8 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
         )
     scaling["factor"] = float(factor)
     native = native_parameters(config)
+    if _ORIGINAL in scaling:
+        _check_original(scaling[_ORIGINAL], config)
     native_kind = native.get("rope_type", "default")
     if native_kind not in ("default", kind) and kind != "table":
         raise RopeError(
@@ -150,7 +147,7 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
     if native.get("partial_rotary_factor") is not None:
         scaling.setdefault("partial_rotary_factor", native["partial_rotary_factor"])
     if kind in ("yarn", "llama3", "longrope"):
-        scaling.setdefault("original_max_position_embeddings", native_window(config))
+        scaling.setdefault(_ORIGINAL, native_window(config))
     half = _rotary_half(config, scaling)
     if kind == "longrope":
         # One table for every length: the one for long text. See `compute_table`.
@@ -167,7 +164,7 @@ def target_window(scaling: dict[str, Any], config: Any) -> int:
 
     A scaling that names its own `original_max_position_embeddings` counts from there.
     """
-    original = scaling.get("original_max_position_embeddings") or native_window(config)
+    original = scaling.get(_ORIGINAL) or native_window(config)
     return round(scaling["factor"] * original)
 
 
@@ -188,6 +185,8 @@ def compute_table(scaling: dict[str, Any], config: Any) -> RopeTable:
 
     stretched = copy.deepcopy(config)
     stretched.rope_parameters = dict(scaling)
+    if kind == "dynamic":  # its formula counts from the configuration's window
+        stretched.max_position_embeddings = native_window(config, scaling)
     target = target_window(scaling, config)
     inv_freq, attention_scaling = ROPE_INIT_FUNCTIONS[kind](
         stretched, torch.device("cpu"), seq_len=target
@@ -198,6 +197,16 @@ def compute_table(scaling: dict[str, Any], config: Any) -> RopeTable:
 def _rotary_half(config: Any, scaling: dict[str, Any]) -> int:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(head_dim * (scaling.get("partial_rotary_factor") or 1.0)) // 2
+
+
+def _check_original(value: Any, config: Any) -> None:
+    longest = int(config.max_position_embeddings)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 < value <= longest:
+        raise RopeError(
+            expected=f"{_ORIGINAL} from 2 to {longest}, the model's max_position_embeddings",
+            got=repr(value),
+            fix="Give the tokens the model was trained to read, or leave the key out.",
+        )
 
 
 def _check_list(name: str, values: Any, length: int) -> None:

@@ -62,7 +62,7 @@ class RopeViews:
     def __init__(self, model: nn.Module, scaling: dict[str, Any]) -> None:
         config = model.config.get_text_config()
         self.scaling = check_scaling(scaling, config)
-        self.native_window = native_window(config)
+        self.native_window = native_window(config, self.scaling)
         self.target_window = target_window(self.scaling, config)
         self._slots = _find_slots(model)
         table = compute_table(self.scaling, config)

@@ -122,7 +122,7 @@ def _preflight(recipe: Recipe) -> dict[str, RestorationConfig]:
     dtype = resolve_dtype(recipe.model.dtype, device)
     config = load_config(recipe.model)
     scaling = check_scaling(recipe.rope, config)
-    native, target = native_window(config), target_window(scaling, config)
+    native, target = native_window(config, scaling), target_window(scaling, config)
     stages = {}
     for index, (name, values) in enumerate(recipe.stages.items()):
         objective = ObjectiveConfig(**values.get("objective", {}))
