@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from linearard.errors import DataError
-from linearard.evaluation.continuations import Encoder, score_continuations
+from linearard.evaluation.continuations import Continuation, Encoder, score_continuations
 from linearard.evaluation.task_files import read_tasks
-from linearard.evaluation.tasks import retention, score_task
+from linearard.evaluation.tasks import encode_task, retention, score_task
 from linearard.model import ChunkedCausalLM
 
 CHOICES = [
@@ -57,9 +57,8 @@ def by_hand(model, tokenizer, context, text):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_multiple_choice_is_scored_as_by_hand(model, tokenizer, read, small_chunks, batch_size):
-    got = score_task(
-        ChunkedCausalLM(model), Encoder(tokenizer), read(CHOICES), batch_size=batch_size, seed=0
-    )
+    task = encode_task(Encoder(tokenizer), read(CHOICES))
+    got = score_task(ChunkedCausalLM(model), task, batch_size=batch_size, seed=0)
     plain = normalised = 0
     for record in CHOICES:
         totals = [by_hand(model, tokenizer, record["context"], c)[0] for c in record["choices"]]
@@ -85,11 +84,26 @@ def test_padding_does_not_change_a_score(model, other_tokenizers, small_chunks, 
         assert score.greedy is greedy
 
 
+def test_batches_are_of_one_length_and_fit_the_budget(model, tokenizer, monkeypatch):
+    monkeypatch.setattr("linearard.evaluation.batching.TOKENS_PER_FORWARD", 100)
+    shapes = []
+    hidden = ChunkedCausalLM.hidden
+    monkeypatch.setattr(
+        ChunkedCausalLM,
+        "hidden",
+        lambda lm, ids: shapes.append(tuple(ids.shape)) or hidden(lm, ids),
+    )
+    lengths = [5, 120, 7, 30, 6, 31, 5, 5]
+    items = [Continuation(list(range(n)), n - 1) for n in lengths]
+    score_continuations(ChunkedCausalLM(model), items, batch_size=4)
+    assert shapes == [(1, 120), (3, 31), (4, 6)]  # 7 rides with 31 and 30
+
+
 def test_labels_and_partial_scoring_use_plain_accuracy(model, tokenizer, read):
     lm, encode = ChunkedCausalLM(model), Encoder(tokenizer)
-    labels = score_task(lm, encode, read(LABELS), batch_size=4, seed=0)
+    labels = score_task(lm, encode_task(encode, read(LABELS)), batch_size=4, seed=0)
     assert labels["metric"] == "acc" and labels["chance"] == 0.5
-    partial = score_task(lm, encode, read(PARTIAL), batch_size=4, seed=0)
+    partial = score_task(lm, encode_task(encode, read(PARTIAL)), batch_size=4, seed=0)
     hits = 0
     for record in PARTIAL:
         totals = [
@@ -102,11 +116,11 @@ def test_labels_and_partial_scoring_use_plain_accuracy(model, tokenizer, read):
 
 def test_last_words_are_greedy(model, tokenizer, read, oracle):
     fake, expected = oracle
-    options = {"batch_size": 2, "seed": 0}
-    got = score_task(ChunkedCausalLM(fake), Encoder(tokenizer), read(LAST_WORD), **options)
+    task, options = encode_task(Encoder(tokenizer), read(LAST_WORD)), {"batch_size": 2, "seed": 0}
+    got = score_task(ChunkedCausalLM(fake), task, **options)
     assert got["score"] == got["acc"] == expected and got["chance"] == 0
 
-    got = score_task(ChunkedCausalLM(model), Encoder(tokenizer), read(LAST_WORD), **options)
+    got = score_task(ChunkedCausalLM(model), task, **options)
     totals = [by_hand(model, tokenizer, r["context"], r["target"])[0] for r in LAST_WORD]
     assert got["perplexity"] == pytest.approx(torch.tensor(totals).mean().neg().exp().item(), 1e-4)
 
@@ -160,11 +174,12 @@ def test_unusable_folders_and_files_are_refused(tmp_path, read):
         read([LABELS[0], LAST_WORD[0]])
 
 
-def test_a_record_without_context_needs_a_start_token(model, other_tokenizers, read):
-    lm, records = ChunkedCausalLM(model), read([{"context": "", "target": "a"}])
+def test_a_record_without_context_needs_a_start_token(other_tokenizers, read):
+    records = read([{"context": "", "target": "a"}])
     with pytest.raises(DataError, match=r"quiz\.jsonl:1"):
-        score_task(lm, Encoder(other_tokenizers["byte level"]), records, batch_size=1, seed=0)
-    score_task(lm, Encoder(other_tokenizers["start token"]), records, batch_size=1, seed=0)
+        encode_task(Encoder(other_tokenizers["byte level"]), records)
+    (item,) = encode_task(Encoder(other_tokenizers["start token"]), records).continuations
+    assert item.start == 1
 
 
 def test_retention_is_above_chance():

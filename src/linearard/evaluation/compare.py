@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.meta import collect_meta
 from linearard.evaluation.passkey import PasskeyPrompt, passkey_prompts, score_passkey
 from linearard.evaluation.perplexity import window_perplexity
-from linearard.evaluation.task_files import Record, read_tasks
-from linearard.evaluation.tasks import retention, score_task
+from linearard.evaluation.task_files import read_tasks
+from linearard.evaluation.tasks import Task, encode_task, retention, score_task
 from linearard.evaluation.windows import cut_windows
 from linearard.model import ChunkedCausalLM, Views
 from linearard.model.causal_lm import ORIGINAL
@@ -71,7 +72,7 @@ def evaluate(
     """
     start = time.perf_counter()
     names = _chosen(views, config)
-    lm, encode = ChunkedCausalLM(model), Encoder(tokenizer)
+    lm = ChunkedCausalLM(model)
     inputs = _Inputs(tokenizer, documents, config)
 
     def track(name: str, what: str) -> Track:
@@ -82,7 +83,7 @@ def evaluate(
         lm.check(views, torch.arange(min(CHECK_TOKENS, lm.vocab_size)))
         for name in names:
             with views[name]():
-                results[name] = _measure(lm, encode, inputs, config, lambda w, n=name: track(n, w))
+                results[name] = _measure(lm, inputs, config, partial(track, name))
         compared = [name for name in names if name != ORIGINAL]
         if inputs.agreement is not None and compared:
             agreement = window_agreement(
@@ -127,14 +128,15 @@ class _Inputs:
             config.passkey_repeats,
             config.seed,
         )
-        self.tasks: dict[str, list[Record]] = (
-            {} if config.tasks_dir is None else read_tasks(config.tasks_dir, config.task_limit)
-        )
+        self.tasks: dict[str, Task] = {}
+        if config.tasks_dir is not None:
+            encode = Encoder(tokenizer)
+            for name, records in read_tasks(config.tasks_dir, config.task_limit).items():
+                self.tasks[name] = encode_task(encode, records)
 
 
 def _measure(
     lm: ChunkedCausalLM,
-    encode: Encoder,
     inputs: _Inputs,
     config: EvaluationConfig,
     track: Callable[[str], Track],
@@ -148,10 +150,8 @@ def _measure(
         )
     if inputs.passkey:
         measured["passkey"] = score_passkey(lm, inputs.passkey, track=track("pass key"), **options)
-    for task, records in inputs.tasks.items():
-        measured.setdefault("tasks", {})[task] = score_task(
-            lm, encode, records, track=track(task), **options
-        )
+    for name, task in inputs.tasks.items():
+        measured.setdefault("tasks", {})[name] = score_task(lm, task, track=track(name), **options)
     return measured
 
 

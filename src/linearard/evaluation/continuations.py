@@ -88,9 +88,8 @@ def _length_batches(lengths: list[int], batch_size: int) -> list[slice]:
 def _score_batch(lm: ChunkedCausalLM, batch: list[Continuation]) -> list[Score]:
     rows = [torch.tensor(item.ids) for item in batch]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    hidden = lm.hidden(input_ids, None if mask.all() else mask)
+    # Nothing attends to what comes after it: padding on the right needs no mask.
+    hidden = lm.hidden(input_ids)
 
     # The hidden state before a token predicts it.
     where = [(index, slice(item.start, len(item.ids))) for index, item in enumerate(batch)]

@@ -130,32 +130,37 @@ def _fill(
     encode: Encoder, length: int, depth: float, key: str, chance: random.Random
 ) -> Continuation:
     """The longest prompt of whole sentences that has at most `length` tokens."""
-    per_sentence = (len(encode(" ".join(FILLER * 2))) - len(encode(" ".join(FILLER)))) / len(FILLER)
-    most = int(1.25 * length / per_sentence) + 2
-    sentences: list[str] = []
-    while len(sentences) < most:
-        sentences += chance.sample(FILLER, len(FILLER))
 
-    def prompt(count: int) -> Continuation:
+    def prompt(count: int) -> tuple[str, int]:
+        """A prompt of `count` sentences, and its tokens with the answer."""
         before = round(depth * count)
-        text = [INTRODUCTION, *sentences[:before], _needle(key), *sentences[before:count], QUESTION]
-        return encode.continuation(" ".join(text), key)
+        parts = [
+            INTRODUCTION,
+            *sentences[:before],
+            _needle(key),
+            *sentences[before:count],
+            QUESTION,
+        ]
+        text = " ".join(parts)
+        return text, len(encode(f"{text} {key}"))
 
-    low, high, found = 0, len(sentences), None
-    while low <= high:  # the largest count that fits
-        middle = (low + high) // 2
-        candidate = prompt(middle)
-        if len(candidate.ids) <= length:
-            found, low = candidate, middle + 1
-        else:
-            high = middle - 1
-    if found is None:
+    per_sentence = len(encode(" ".join(FILLER))) / len(FILLER)
+    count = int(length / per_sentence)
+    sentences: list[str] = []
+    while len(sentences) < 2 * count + len(FILLER):
+        sentences += chance.sample(FILLER, len(FILLER))
+    while count and (excess := prompt(count)[1] - length) > 0:
+        count -= min(count, max(1, int(excess / per_sentence)))
+    while prompt(count + 1)[1] <= length:
+        count += 1
+    text, tokens = prompt(count)
+    if tokens > length:
         raise DataError(
-            expected=f"a pass-key length of at least {len(prompt(0).ids)} tokens",
+            expected=f"a pass-key length of at least {tokens} tokens",
             got=str(length),
             fix="Correct passkey_lengths.",
         )
-    return found
+    return encode.continuation(text, key)
 
 
 def _check_needle(tokenizer: Any, continuation: Continuation, key: str, length: int) -> None:

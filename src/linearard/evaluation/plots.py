@@ -63,7 +63,8 @@ def position_plot(views: Views) -> str | None:
         for view, part in views.items()
         if longest in part.get("perplexity", {})
     }
-    if max(map(len, lines.values()), default=0) < 3:
+    lines = {view: points for view, points in lines.items() if len(points) > 2}
+    if not lines:
         return None
     with style():
         figure, (axes,) = _panels(1)
@@ -169,7 +170,7 @@ def relation_plot(relations: Mapping[str, Mapping[str, Sequence[float]]]) -> str
     if not names:
         return None
     with style():
-        figure, panels = _panels(len(names), height=2.9 * math.ceil(len(names) / COLUMNS))
+        figure, panels = _panels(len(names))
         for axes, name in zip(panels, names, strict=True):
             for view, layers in relations.items():
                 if name in layers:
@@ -184,12 +185,12 @@ def relation_plot(relations: Mapping[str, Mapping[str, Sequence[float]]]) -> str
 
 
 def _panels(count: int, height: float = 2.9) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes, at most COLUMNS in a row."""
+    """A figure with `count` axes, at most COLUMNS in a row, and inches of `height` to each row."""
     from matplotlib.figure import Figure
 
     columns = min(count, COLUMNS)
-    figure = Figure(figsize=(6.4 if columns < 3 else 10, height), layout="constrained")
     rows = math.ceil(count / columns)
+    figure = Figure(figsize=(6.4 if columns < 3 else 10, rows * height), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 

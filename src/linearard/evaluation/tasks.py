@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from linearard.errors import DataError
@@ -18,10 +19,29 @@ from linearard.evaluation.task_files import Record
 from linearard.model import ChunkedCausalLM
 
 
+@dataclass(frozen=True)
+class Task:
+    """Records and, in their order, the continuations of all their prompts."""
+
+    records: Sequence[Record]
+    continuations: Sequence[Continuation]
+
+
+def encode_task(encode: Encoder, records: Sequence[Record]) -> Task:
+    """Tokenize the prompts of a task.
+
+    Raises:
+        DataError: a context has no token before the scored ones.
+    """
+    return Task(
+        records,
+        [_continuation(encode, *pair, record) for record in records for pair in record.prompts],
+    )
+
+
 def score_task(
     lm: ChunkedCausalLM,
-    encode: Encoder,
-    records: Sequence[Record],
+    task: Task,
     *,
     batch_size: int,
     seed: int,
@@ -40,14 +60,9 @@ def score_task(
     Returns:
         `metric` (name of the headline), `score`, `ci95`, `chance`, `records`, `acc`, and
         `acc_norm` or `perplexity`.
-
-    Raises:
-        DataError: a context has no token before the scored ones.
     """
-    prompts = [
-        _continuation(encode, *pair, record) for record in records for pair in record.prompts
-    ]
-    scores = iter(score_continuations(lm, prompts, batch_size=batch_size, track=track))
+    records = task.records
+    scores = iter(score_continuations(lm, task.continuations, batch_size=batch_size, track=track))
     grouped = [[next(scores) for _ in record.prompts] for record in records]
     if records[0].answer is None:
         accuracy = [float(score.greedy) for (score,) in grouped]
