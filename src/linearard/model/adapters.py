@@ -99,6 +99,7 @@ class Adapter:
         else:
             self.model = model
             _replace_linears(model, targets)
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not trainable:
             self.model.requires_grad_(False)
         # peft's public `enable_adapters` also flips requires_grad of every adapter weight, which a
@@ -114,6 +115,10 @@ class Adapter:
         """Answer with the trained weights (`on`) or with the original ones."""
         for module in self._switchable:
             setattr(module, self._flag, not on)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained weights, float32, always in the same order."""
+        return self._parameters
 
     def save(self, folder: Path) -> None:
         """Write the trained weights as safetensors into an existing folder."""

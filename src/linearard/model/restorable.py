@@ -65,6 +65,7 @@ class RestorableModel:
         self.adapter = Adapter(model, adapter, trainable=trainable)
         self.model = self.adapter.model
         self._current = "restored"
+        self._kept: dict[str, list[torch.Tensor]] = {}
         self.rope.check()
 
     @classmethod
@@ -96,14 +97,34 @@ class RestorableModel:
             self._become(before)
 
     def views(self) -> dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]:
-        """Context managers by view name, the original first: what evaluation takes."""
-        return {name: lambda name=name: self.view(name) for name in _VIEWS}
+        """Context managers by view name, the original first: what evaluation takes.
+
+        Views kept with `remember` stand between `stretched` and `restored`.
+        """
+        names = ["original", "stretched", *self._kept, "restored"]
+        return {name: lambda name=name: self.view(name) for name in names}
+
+    def remember(self, name: str) -> None:
+        """Keep a copy of the trained weights as one more view, for instance those after a stage."""
+        self._kept[name] = [p.detach().clone() for p in self.adapter.parameters()]
 
     def _become(self, name: str) -> None:
-        rope, adapters = _VIEWS[name]
+        if self._current in self._kept:
+            self._exchange(self._current)
+        if name in self._kept:
+            self._exchange(name)
+        rope, adapters = _VIEWS.get(name, _VIEWS["restored"])
         self.rope.activate(rope)
         self.adapter.switch(adapters)
         self._current = name
+
+    def _exchange(self, name: str) -> None:
+        """Swap the storage of kept and live weights; doing it twice undoes it."""
+        live = self.adapter.parameters()
+        kept = self._kept[name]
+        self._kept[name] = [parameter.data for parameter in live]
+        for parameter, data in zip(live, kept, strict=True):
+            parameter.data = data
 
 
 def _fingerprint(model: Any) -> str:

@@ -88,8 +88,11 @@ def run_recipe(
     }
     set_seed(recipe.seed)
     restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter)
-    histories, summaries = {}, {}
+    histories: dict[str, list[dict[str, Any]]] = {}
+    summaries: dict[str, dict[str, float]] = {}
     for name, stage in stages.items():
+        if summaries:  # what the stage before reached stays visible in the evaluation
+            restorable.remember(f"after {list(summaries)[-1]}")
         histories[name], summaries[name] = _run_stage(
             restorable, name, stage, blocks[name], recipe.source
         )
