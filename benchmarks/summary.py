@@ -1,0 +1,183 @@
+"""Write `benchmarks/results/summary.json` and the README's tables from the result files.
+
+    python -m benchmarks.summary            write
+    python -m benchmarks.summary --check    exit 1 if what is written differs (used by the tests)
+
+`summary.json` is a flat object of `key: number`. A figure that is not in it is claimed nowhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+SUMMARY = RESULTS / "summary.json"
+
+#: Run folder -> (key of its figures, stage whose tokens and seconds count, view), in README order.
+RUNS: dict[str, list[tuple[str, str | None, str]]] = {
+    "h200/smollm2-135m-64k": [
+        ("restoration.original.smollm2_135m", None, "original"),
+        ("restoration.untrained.smollm2_135m_linear8", None, "stretched"),
+        ("restoration.stage1.smollm2_135m_linear8", "restoration", "after restoration"),
+        ("restoration.stage2.smollm2_135m_linear8", "cpt", "restored"),
+    ],
+    "cpu/demo": [
+        ("demo.original.smollm2_135m", None, "original"),
+        ("demo.untrained.smollm2_135m_linear8", None, "stretched"),
+        ("demo.restored.smollm2_135m_linear8", "restoration", "restored"),
+    ],
+}
+_TITLES = {
+    "original": "original, native RoPE",
+    "untrained": "stretched, untrained",
+    "stage1": "after stage 1 (restoration)",
+    "stage2": "after stage 2 (CPT)",
+    "restored": "restored",
+}
+
+
+def collect() -> dict[str, float]:
+    """Every figure, from the result files that exist."""
+    figures: dict[str, float] = {}
+    for folder, entries in RUNS.items():
+        path = RESULTS / folder / "evaluation.json"
+        if path.is_file():
+            figures |= _restoration(json.loads(path.read_text()), entries)
+    path = RESULTS / "h200" / "relation_kl.json"
+    if path.is_file():
+        figures |= _kernel(json.loads(path.read_text()))
+    return {key: round(value, 6) for key, value in sorted(figures.items())}
+
+
+def _restoration(
+    result: dict[str, Any], entries: list[tuple[str, str | None, str]]
+) -> dict[str, float]:
+    figures = {}
+    original = result["views"]["original"]
+    for key, stage, view in entries:
+        parts = result["views"].get(view, {})
+        if "agreement" in parts:
+            figures[f"{key}.kl"] = parts["agreement"]["kl"]
+            figures[f"{key}.top1"] = parts["agreement"]["top1"]
+        for window, values in parts.get("perplexity", {}).items():
+            name = f"{key}.ppl_{_length(int(window))}"
+            figures[name] = values["ppl"]
+            figures[f"{name}_ratio"] = values["ppl"] / original["perplexity"][window]["ppl"]
+        lengths: dict[int, list[float]] = {}
+        for cell in parts.get("passkey", {}).get("cells", []):
+            lengths.setdefault(cell["length"], []).append(cell["accuracy"])
+        for length, accuracies in lengths.items():
+            figures[f"{key}.passkey_{_length(length)}"] = sum(accuracies) / len(accuracies)
+        for task, values in parts.get("tasks", {}).items():
+            figures[f"{key}.{task}"] = values["score"]
+        if stage and stage in result.get("stages", {}):
+            figures[f"{key}.tokens"] = result["stages"][stage]["tokens"]
+            figures[f"{key}.seconds"] = result["stages"][stage]["seconds"]
+    return figures
+
+
+def _length(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+
+
+def _kernel(result: dict[str, Any]) -> dict[str, float]:
+    raise NotImplementedError
+
+
+def tables(figures: dict[str, float]) -> dict[str, str]:
+    """The README's tables by marker name, in Markdown."""
+    return {
+        "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
+        "demo": _restoration_table(figures, "demo", "512", [], []),
+        "kernel": _kernel_table(figures),
+    }
+
+
+def _restoration_table(
+    figures: dict[str, float], family: str, window: str, longer: list[str], lengths: list[str]
+) -> str:
+    columns = {
+        "KL to original (nats)": ("kl", ".3f"),
+        "top-1 agreement": ("top1", ".3f"),
+        f"perplexity, {window} tokens": (f"ppl_{window}", ".1f"),
+        "ratio to original": (f"ppl_{window}_ratio", ".2f"),
+        **{f"perplexity, {w}": (f"ppl_{w}", ".1f") for w in longer},
+        **{f"pass key, {n}": (f"passkey_{n}", ".2f") for n in lengths},
+        "LAMBADA": ("lambada_openai", ".3f"),
+        "tokens": ("tokens", ",.0f"),
+        "training, s": ("seconds", ",.0f"),
+    }
+    names = [key for entries in RUNS.values() for key, _, _ in entries if key.startswith(family)]
+    columns = {
+        title: (part, form)
+        for title, (part, form) in columns.items()
+        if any(f"{name}.{part}" in figures for name in names)
+    }
+    rows = []
+    for name in names:
+        cells = [_cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
+        rows.append([_TITLES[name.split(".")[1]], *cells])
+    return _markdown(["SmolLM2-135M, linear x 8", *columns], rows)
+
+
+def _kernel_table(figures: dict[str, float]) -> str:
+    names = sorted({key.rpartition(".")[0] for key in figures if key.startswith("kernel.")})
+    parts = {
+        "forward + backward, ms": ("ms", ".2f"),
+        "cuDNN attention, ms": ("cudnn_ms", ".2f"),
+        "ratio": ("ratio_cudnn", ".2f"),
+        "share of GEMM rate": ("gemm_fraction", ".2f"),
+    }
+    rows = [
+        [name.removeprefix("kernel."), *(_cell(figures.get(f"{name}.{p}"), f) for p, f in parts.values())]
+        for name in names
+    ]
+    return _markdown(["one relation, causal", *parts], rows)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _markdown(headers: list[str], rows: list[list[str]]) -> str:
+    right = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate(rows, headers, tablefmt="github", colalign=right, disable_numparse=True)
+
+
+def render(readme: str, figures: dict[str, float]) -> str:
+    """The README with every `<!-- table:NAME -->` block filled anew."""
+    for name, table in tables(figures).items():
+        block = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+        readme = block.sub(lambda match, t=table: f"{match[1]}{t}\n{match[2]}", readme)
+    return readme
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    args = parser.parse_args()
+    figures = collect()
+    wanted = {
+        SUMMARY: json.dumps(figures, indent=1) + "\n",
+        README: render(README.read_text(), figures),
+    }
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if args.check:
+            print(f"{path.name} is not what the result files give: run python -m benchmarks.summary")
+        else:
+            path.write_text(wanted[path])
+            print(f"wrote {path.name}")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
