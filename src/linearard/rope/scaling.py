@@ -97,12 +97,12 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
         The complete scaling: `rope_theta`, `partial_rotary_factor` and the original window filled in.
 
     Raises:
-        RopeError: unknown type or key, factor <= 1, wrong list length, or a native scaling that the
-            requested one would silently discard.
+        RopeError: unknown type or key, factor <= 1, a value that is no positive number, wrong list
+            length, a native scaling that the requested one would silently discard, or no stretch.
     """
     scaling = dict(scaling)
     kind = scaling.get("rope_type", scaling.pop("type", None))
-    if kind not in _KEYS:
+    if kind not in tuple(_KEYS):
         raise RopeError(
             expected=f"rope_type to be one of {', '.join(_KEYS)}",
             got=repr(kind),
@@ -126,7 +126,7 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
             fix="Add it under rope in the recipe.",
         )
     factor = scaling["factor"]
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 1:
+    if not _is_positive(factor) or not factor > 1:
         raise RopeError(
             expected="a stretch factor above 1",
             got=repr(factor),
@@ -136,6 +136,7 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
     native = native_parameters(config)
     if _ORIGINAL in scaling:
         _check_original(scaling[_ORIGINAL], config)
+    _check_numbers(scaling)
     native_kind = native.get("rope_type", "default")
     if native_kind not in ("default", kind) and kind != "table":
         raise RopeError(
@@ -147,7 +148,8 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
     if native.get("partial_rotary_factor") is not None:
         scaling.setdefault("partial_rotary_factor", native["partial_rotary_factor"])
     if kind in ("yarn", "llama3", "longrope"):
-        scaling.setdefault(_ORIGINAL, native_window(config))
+        own = native.get(_ORIGINAL) if native_kind == kind else None
+        scaling.setdefault(_ORIGINAL, own or native_window(config))
     half = _rotary_half(config, scaling)
     if kind == "longrope":
         # One table for every length: the one for long text. See `compute_table`.
@@ -156,6 +158,13 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
     if kind == "table":
         scaling["inv_freq"] = _read_list(scaling["inv_freq"])
         _check_list("inv_freq", scaling["inv_freq"], half)
+    native_tokens, target = native_window(config, scaling), target_window(scaling, config)
+    if target <= native_tokens:  # possible where the model's own RoPE is scaled already
+        raise RopeError(
+            expected=f"a factor that stretches beyond the model's window of {native_tokens} tokens",
+            got=f"{scaling['factor']:g}, which gives {target}",
+            fix=f"Raise rope.factor: it counts from the window before the model's own {kind!r} scaling.",
+        )
     return scaling
 
 
@@ -165,6 +174,9 @@ def target_window(scaling: dict[str, Any], config: Any) -> int:
     A scaling that names its own `original_max_position_embeddings` counts from there.
     """
     original = scaling.get(_ORIGINAL) or native_window(config)
+    native = native_parameters(config)
+    if scaling["rope_type"] == native.get("rope_type") == "linear":
+        original /= native["factor"]  # the native window holds the native factor already
     return round(scaling["factor"] * original)
 
 
@@ -209,11 +221,33 @@ def _check_original(value: Any, config: Any) -> None:
         )
 
 
+def _is_positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
+
+
+def _check_numbers(scaling: dict[str, Any]) -> None:
+    for key, value in scaling.items():
+        if key in ("rope_type", "inv_freq", "long_factor", "short_factor"):
+            continue
+        good = isinstance(value, bool) if key == "truncate" else _is_positive(value)
+        if not good:
+            raise RopeError(
+                expected=f"{key} to be {'true or false' if key == 'truncate' else 'a positive number'}",
+                got=repr(value),
+                fix=f"Set rope.{key} in the recipe, or leave it out.",
+            )
+    low, high = (scaling.get(f"{end}_freq_factor", 0) for end in ("low", "high"))
+    if low and not low < high:
+        raise RopeError(
+            expected="low_freq_factor below high_freq_factor",
+            got=f"{low} and {high}",
+            fix="Set rope.low_freq_factor and rope.high_freq_factor; Llama 3.1 has 1 and 4.",
+        )
+
+
 def _check_list(name: str, values: Any, length: int) -> None:
-    numbers = isinstance(values, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v > 0
-        for v in values
-    )
+    numbers = isinstance(values, list) and all(map(_is_positive, values))
     if not numbers or len(values) != length:
         got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
         raise RopeError(

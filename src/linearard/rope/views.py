@@ -64,6 +64,7 @@ class RopeViews:
         self.scaling = check_scaling(scaling, config)
         self.native_window = native_window(config, self.scaling)
         self.target_window = target_window(self.scaling, config)
+        self._model = model
         self._slots = _find_slots(model)
         table = compute_table(self.scaling, config)
         for slot in self._slots:
@@ -92,7 +93,8 @@ class RopeViews:
             module, name = slot.module, slot.prefix + _SUFFIX
             device = getattr(module, name).device
             if (view, device) not in slot.on_device:
-                slot.on_device[view, device] = slot.tables[view].inv_freq.to(device)
+                # A copy: native "longrope" modules write into their buffer as the text grows.
+                slot.on_device[view, device] = slot.tables[view].inv_freq.to(device, copy=True)
             setattr(module, name, slot.on_device[view, device])
             setattr(module, slot.prefix + "attention_scaling", slot.tables[view].attention_scaling)
             if native_type is not None:
@@ -108,9 +110,15 @@ class RopeViews:
         """Run every rotary module in both views and compare with the tables; ends in the stretched view.
 
         Raises:
-            RopeError: the live module rotates by other angles, for instance after `model.to(bfloat16)`
-                rounded its frequencies or other code replaced the module.
+            RopeError: a live module rotates by other angles, or other code replaced it.
         """
+        modules = set(self._model.modules())
+        if any(slot.module not in modules for slot in self._slots):
+            raise RopeError(
+                expected="the rotary modules that the model was loaded with",
+                got="another one in their place",
+                fix="Do not replace or cast the rotary module after the views were made.",
+            )
         for view in ("native", "stretched"):
             self.activate(view)
             for slot in self._slots:
