@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from linearard.errors import DataError, ModelError, RecipeError
-from linearard.evaluation import EvaluationConfig, evaluate
+from linearard.evaluation import EvaluationConfig, check_inputs, evaluate
 
 LABELS = [{"context": f"Line {i}:", "choices": ["yes", "no"], "answer": i % 2} for i in range(4)]
 
@@ -123,6 +123,17 @@ def test_bad_input_is_found_before_the_model_runs(model, tokenizer, make_views, 
     config.tasks_dir = "absent"
     with pytest.raises(DataError, match="absent"):
         evaluate(model, tokenizer, make_views(model), documents, config)
+
+
+def test_input_can_be_checked_before_there_is_a_model(tokenizer, documents, config):
+    check_inputs(tokenizer, ["original", "restored"], documents, config)
+    with pytest.raises(RecipeError, match="first view"):
+        check_inputs(tokenizer, ["restored"], documents, config)
+    with pytest.raises(DataError, match="at least 16 tokens"):
+        check_inputs(tokenizer, ["original"], [], config)
+    config.passkey_lengths = [10]
+    with pytest.raises(DataError, match="pass-key length"):
+        check_inputs(tokenizer, ["original"], documents, config)
 
 
 def test_a_special_output_stage_is_refused(model, tokenizer, make_views, documents, config):

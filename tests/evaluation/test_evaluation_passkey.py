@@ -52,6 +52,7 @@ def test_a_model_that_is_always_right_or_wrong(tokenizer, oracle, batch_size):
     prompts = passkey_prompts(tokenizer, [400, 500], [0.0, 1.0], repeats=2, seed=0)
     got = score_passkey(ChunkedCausalLM(model), prompts, batch_size=batch_size, seed=0)
     assert got["accuracy"] == expected and got["prompts"] == 8
+    assert got["ci95"] is None  # eight equal outcomes: a bootstrap would claim certainty
     assert [(c["length"], c["depth"]) for c in got["cells"]] == [
         (400, 0.0),
         (400, 1.0),

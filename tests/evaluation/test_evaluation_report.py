@@ -79,7 +79,7 @@ def test_the_table_has_a_row_a_metric_and_a_column_a_view(result):
     assert lines[0].split() == ["original", "stretched", "restored", "recovered"]
     assert len(lines) == 2 + len(summarise(result))
     (kl,) = (line for line in lines if line.startswith("KL"))
-    assert kl.split()[-5:] == ["0", "2", "0.5", "75.0", "%"]
+    assert kl.split()[-5:] == ["0.0000", "2.000", "0.5000", "75.0", "%"]
     del result["views"]["restored"]
     assert comparison_table(result).splitlines()[0].split() == ["original", "stretched"]
 
@@ -91,7 +91,7 @@ def test_the_table_of_nothing_is_empty_but_works():
 def test_a_number_that_was_not_finite_is_a_gap(result):
     result["views"]["stretched"]["perplexity"]["512"] |= {"ppl": None, "ppl_ci95": None}
     (line,) = (x for x in comparison_table(result).splitlines() if x.startswith("perplexity, 512"))
-    assert line.split()[-4:] == ["20", "–", "40", "–"]
+    assert line.split()[-4:] == ["20.00", "–", "40.00", "–"]
     render_report(result)
 
 

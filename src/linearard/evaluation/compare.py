@@ -54,7 +54,7 @@ def evaluate(
             view; the first one is "original", the reference of agreement and retention.
         documents: held-out token ids, int64 [tokens] each, on any device.
         config: what to measure.
-        progress: show progress bars on stderr.
+        progress: show progress bars where stderr is a terminal.
         relations: relation KL per layer, view -> relation -> layers; passed through.
         training: log history per stage, stage -> entries; passed through.
 
@@ -76,7 +76,9 @@ def evaluate(
     inputs = _Inputs(tokenizer, documents, config)
 
     def track(name: str, what: str) -> Track:
-        return lambda steps: tqdm(steps, f"{name}: {what}", leave=False, disable=not progress)
+        return lambda steps: tqdm(
+            steps, f"{name}: {what}", leave=False, disable=None if progress else True
+        )
 
     results: dict[str, dict[str, Any]] = {}
     with _evaluation_mode(model):
@@ -104,6 +106,23 @@ def evaluate(
     result |= {"relations": relations} if relations else {}
     result |= {"training": training} if training else {}
     return _plain(result)
+
+
+def check_inputs(
+    tokenizer: Any, views: Iterable[str], documents: Sequence[Tensor], config: EvaluationConfig
+) -> None:
+    """Read, cut and encode all that `evaluate` will need: for use before hours of training.
+
+    Args:
+        tokenizer, documents, config: as for `evaluate`.
+        views: the names of the views it will get.
+
+    Raises:
+        RecipeError: an unknown view is asked for.
+        DataError: documents too short, task files broken, or a pass-key length too short.
+    """
+    _chosen(dict.fromkeys(views), config)
+    _Inputs(tokenizer, documents, config)
 
 
 class _Inputs:
@@ -155,7 +174,7 @@ def _measure(
     return measured
 
 
-def _chosen(views: Views, config: EvaluationConfig) -> list[str]:
+def _chosen(views: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
     if next(iter(views), None) != ORIGINAL:
         raise RecipeError(
             expected=f"the first view to be {ORIGINAL!r}",

@@ -18,10 +18,11 @@ def mean(values: Sequence[float]) -> float:
 def bootstrap_interval(values: Sequence[float], seed: int) -> list[float] | None:
     """The 95 % percentile-bootstrap interval of the mean: [low, high].
 
-    None with fewer than two values, or where one is not finite: no interval can be given.
+    None with fewer than two different values, or where one is not finite: resampling then says
+    nothing about the uncertainty.
     """
     sample = torch.tensor(values, dtype=torch.float64)
-    if len(sample) < 2 or not sample.isfinite().all():
+    if len(sample.unique()) < 2 or not sample.isfinite().all():
         return None
     generator = torch.Generator().manual_seed(seed)
     means = torch.stack(

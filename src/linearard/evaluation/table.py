@@ -37,10 +37,11 @@ def format_value(row: Row, view: str) -> str:
 
 
 def format_number(kind: str, value: float) -> str:
-    """A number of a kind of row: 4 significant digits, a share with 3 decimals."""
+    """A number with about four digits, a share with three decimals."""
     if kind == "share":
         return f"{value:.3f}"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    decimals = 4 if value < 1 else 3 if value < 10 else 2 if value < 100 else 1
+    return f"{value:,.{decimals if value < 1000 else 0}f}"
 
 
 def format_share(share: float | None) -> str:
