@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 _HIDDEN = -1e30  # finite, so that 0 * (hidden - hidden) is 0
-_ROWS = 128
-_BLOCK_CPU = 1 << 19  # scores a block: what stays in a core's cache
+_ROWS = 64
+_BLOCK_CPU = 1 << 18  # scores a block: what stays in a core's cache
 _BLOCK_ACCELERATOR = 1 << 24
 
 

@@ -20,11 +20,15 @@ import triton.language as tl
 from linearard.ops.relation_kl.triton.tiles import (
     LOG2_E,
     backward_tile,
+    descriptor,
+    heads_together,
     load_tokens,
     on_device,
     padded,
+    place,
     precision,
     row_major,
+    tma_fits,
     valid_operands,
 )
 
@@ -56,10 +60,10 @@ def _sweep(
     total,
     a_t,
     a_s,
-    b_t_base,
-    b_s_base,
-    b_t_stride,
-    b_s_stride,
+    b_t,
+    b_s,
+    at_t,
+    at_s,
     valid_base,
     lse_t_base,
     lse_s_base,
@@ -79,16 +83,17 @@ def _sweep(
     DIAGONAL: tl.constexpr,
     EDGE: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Add columns low ... high to ``total`` [ROWS, WIDTH]; DIAGONAL: some pairs see one way."""
     lse_t_row, lost_t_row, lse_s_row, lost_s_row, grad_row = row_stats
     for start in range(low, high, COLUMNS):
-        b_t = load_tokens(b_t_base, start, b_t_stride, tokens, DIM, WIDTH, COLUMNS, EDGE)
-        b_s = load_tokens(b_s_base, start, b_s_stride, tokens, DIM, WIDTH, COLUMNS, EDGE)
+        tile_t = load_tokens(b_t, at_t, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
+        tile_s = load_tokens(b_s, at_s, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
         columns = start + tl.arange(0, COLUMNS)
-        raw_t = tl.dot(a_t, tl.trans(b_t), input_precision=PRECISION)  # [ROWS, COLUMNS]
-        raw_s = tl.dot(a_s, tl.trans(b_s), input_precision=PRECISION)
+        raw_t = tl.dot(a_t, tl.trans(tile_t), input_precision=PRECISION)  # [ROWS, COLUMNS]
+        raw_s = tl.dot(a_s, tl.trans(tile_s), input_precision=PRECISION)
         if ROW:
             p_s = _probability(raw_s, c, lse_s_row[:, None], lost_s_row[:, None], PRECISION)
             p_t = _probability(raw_t, c, lse_t_row[:, None], lost_t_row[:, None], PRECISION)
@@ -118,7 +123,7 @@ def _sweep(
                 weight += part
             else:
                 weight = part
-        total = tl.dot(weight.to(b_s.dtype), b_s, total, input_precision=PRECISION)
+        total = tl.dot(weight.to(tile_s.dtype), tile_s, total, input_precision=PRECISION)
     return total
 
 
@@ -149,6 +154,7 @@ def _backward_kernel(
     tokens,
     a_heads,
     b_heads,
+    together,
     c,
     scale,
     DIM: tl.constexpr,
@@ -160,26 +166,28 @@ def _backward_kernel(
     COL: tl.constexpr,
     EVEN: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program: the gradient of ROWS tokens of one head of ``a``."""
     blocks = tl.cdiv(tokens, ROWS)
-    head = (tl.program_id(0) // blocks).to(tl.int64)  # of B * a_heads
-    block = tl.program_id(0) % blocks
-    length = (tl.num_programs(0) // blocks).to(tl.int64) * tokens  # of one part of a logsumexp
-    if COL and not ROW:
-        length *= b_heads // a_heads
-    if ROW:  # long rows first (any order will do where both parts add up to one length)
+    all_heads = tl.num_programs(0) // blocks
+    head, block = place(blocks, all_heads, together)  # head of B * a_heads
+    length = all_heads.to(tl.int64) * tokens  # of one part of a logsumexp
+    if ROW:  # long rows first (with both parts all are equally long)
         block = blocks - 1 - block
+    else:
+        length *= b_heads // a_heads
     first = block * ROWS
+    head = head.to(tl.int64)
     b = head // a_heads
     h = head % a_heads
-    a_t += b * a_t_b + h * a_t_h
-    a_s += b * a_s_b + h * a_s_h
     rows = first + tl.arange(0, ROWS)
     inside = rows < tokens
-    tile_t = load_tokens(a_t, first, a_t_n, tokens, DIM, WIDTH, ROWS, True)
-    tile_s = load_tokens(a_s, first, a_s_n, tokens, DIM, WIDTH, ROWS, True)
+    at = (b, h, a_t_b, a_t_h, a_t_n)
+    own_t = load_tokens(a_t, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    at = (b, h, a_s_b, a_s_h, a_s_n)
+    own_s = load_tokens(a_s, at, first, tokens, DIM, WIDTH, ROWS, True, False)
     if ROW:
         own = head * tokens + rows
         lse_t_row, lost_t_row = _load_lse(lse_t, own, length, inside, True)
@@ -204,36 +212,36 @@ def _backward_kernel(
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     for repeat in range(0, repeats):
         b_head = h // (a_heads // b_heads) if ROW else h * repeats + repeat
-        t_base = b_t + b * b_t_b + b_head * b_t_h
-        s_base = b_s + b * b_s_b + b_head * b_s_h
+        at_t = (b, b_head, b_t_b, b_t_h, b_t_n)
+        at_s = (b, b_head, b_s_b, b_s_h, b_s_n)
         stats = (b * b_heads + b_head) * tokens
         if CAUSAL:
             if ROW:
                 total = _sweep(
-                    total, tile_t, tile_s, t_base, s_base, b_t_n, b_s_n, valid,
+                    total, own_t, own_s, b_t, b_s, at_t, at_s, valid,
                     lse_t + stats, lse_s + stats, grad + stats, row_stats, length,
                     rows, low, tl.minimum(diagonal, high), tokens, c, DIM, WIDTH, COLUMNS,
-                    True, False, False, False, HAS_VALID, PRECISION,
+                    True, False, False, False, HAS_VALID, TMA, PRECISION,
                 )  # fmt: skip
             total = _sweep(
-                total, tile_t, tile_s, t_base, s_base, b_t_n, b_s_n, valid,
+                total, own_t, own_s, b_t, b_s, at_t, at_s, valid,
                 lse_t + stats, lse_s + stats, grad + stats, row_stats, length,
                 rows, tl.maximum(diagonal, low), tl.minimum(beyond, high), tokens, c,
-                DIM, WIDTH, COLUMNS, ROW, COL, True, True, HAS_VALID, PRECISION,
+                DIM, WIDTH, COLUMNS, ROW, COL, True, True, HAS_VALID, TMA, PRECISION,
             )  # fmt: skip
             if COL:
                 total = _sweep(
-                    total, tile_t, tile_s, t_base, s_base, b_t_n, b_s_n, valid,
+                    total, own_t, own_s, b_t, b_s, at_t, at_s, valid,
                     lse_t + stats, lse_s + stats, grad + stats, row_stats, length,
                     rows, tl.maximum(beyond, low), high, tokens, c, DIM, WIDTH, COLUMNS,
-                    False, True, False, not EVEN, HAS_VALID, PRECISION,
+                    False, True, False, not EVEN, HAS_VALID, TMA, PRECISION,
                 )  # fmt: skip
         else:
             total = _sweep(
-                total, tile_t, tile_s, t_base, s_base, b_t_n, b_s_n, valid,
+                total, own_t, own_s, b_t, b_s, at_t, at_s, valid,
                 lse_t + stats, lse_s + stats, grad + stats, row_stats, length,
                 rows, low, high, tokens, c, DIM, WIDTH, COLUMNS,
-                ROW, COL, False, not EVEN, HAS_VALID, PRECISION,
+                ROW, COL, False, not EVEN, HAS_VALID, TMA, PRECISION,
             )  # fmt: skip
 
     dim = tl.arange(0, WIDTH)
@@ -249,12 +257,13 @@ def _gradient(a, b, rows, columns, grad, lse_t, lse_s, valid, causal, scale):
     half = a_s.dtype == torch.float16
     out = torch.empty(a_s.shape, dtype=torch.float32 if half else a_s.dtype, device=a_s.device)
     tile = backward_tile(a_s)
+    tma = tma_fits(b_t, b_s)
     with on_device(a_s):
         _backward_kernel[(batch * a_heads * triton.cdiv(tokens, tile.rows),)](
             a_t,
             a_s,
-            b_t,
-            b_s,
+            descriptor(b_t, tile.columns) if tma else b_t,
+            descriptor(b_s, tile.columns) if tma else b_s,
             out,
             lse_t,
             lse_s,
@@ -267,6 +276,7 @@ def _gradient(a, b, rows, columns, grad, lse_t, lse_s, valid, causal, scale):
             tokens,
             a_heads,
             b_s.shape[1],
+            1 if rows and columns else heads_together(b_s),
             scale * LOG2_E,
             scale,
             DIM=head_dim,
@@ -278,6 +288,7 @@ def _gradient(a, b, rows, columns, grad, lse_t, lse_s, valid, causal, scale):
             COL=columns,
             EVEN=tokens % tile.columns == 0,
             HAS_VALID=valid is not None,
+            TMA=tma,
             PRECISION=precision(a_s),
             num_warps=tile.warps,
             num_stages=tile.stages,

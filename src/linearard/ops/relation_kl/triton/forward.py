@@ -14,12 +14,16 @@ import triton.language as tl
 
 from linearard.ops.relation_kl.triton.tiles import (
     LOG2_E,
+    descriptor,
     forward_tile,
+    heads_together,
     load_tokens,
     on_device,
     padded,
+    place,
     precision,
     row_major,
+    tma_fits,
     valid_operands,
 )
 
@@ -28,10 +32,10 @@ from linearard.ops.relation_kl.triton.tiles import (
 def _sweep(
     q_t,
     q_s,
-    k_t_base,
-    k_s_base,
-    k_t_stride,
-    k_s_stride,
+    k_t,
+    k_s,
+    at_t,
+    at_s,
     valid_base,
     state,
     rows,
@@ -45,15 +49,16 @@ def _sweep(
     CAUSAL: tl.constexpr,
     EDGE: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Columns low ... high; with EDGE some of them are hidden from some rows."""
     max_t, sum_t, max_s, sum_s, cross = state
     for start in range(low, high, COLUMNS):
-        k_t = load_tokens(k_t_base, start, k_t_stride, tokens, DIM, WIDTH, COLUMNS, EDGE)
-        k_s = load_tokens(k_s_base, start, k_s_stride, tokens, DIM, WIDTH, COLUMNS, EDGE)
-        raw_t = tl.dot(q_t, tl.trans(k_t), input_precision=PRECISION)  # [ROWS, COLUMNS]
-        raw_s = tl.dot(q_s, tl.trans(k_s), input_precision=PRECISION)
+        tile_t = load_tokens(k_t, at_t, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
+        tile_s = load_tokens(k_s, at_s, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
+        raw_t = tl.dot(q_t, tl.trans(tile_t), input_precision=PRECISION)  # [ROWS, COLUMNS]
+        raw_s = tl.dot(q_s, tl.trans(tile_s), input_precision=PRECISION)
         if EDGE:
             columns = start + tl.arange(0, COLUMNS)
             seen = (columns < tokens)[None, :]
@@ -118,6 +123,7 @@ def _forward_kernel(
     tokens,
     heads,
     group,
+    together,
     c,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -125,21 +131,24 @@ def _forward_kernel(
     COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program: ROWS rows of one head. Long rows first, so that the last programs are short."""
     blocks = tl.cdiv(tokens, ROWS)
-    head = (tl.program_id(0) // blocks).to(tl.int64)  # of B * H
-    first = (blocks - 1 - tl.program_id(0) % blocks) * ROWS
+    all_heads = tl.num_programs(0) // blocks
+    head, block = place(blocks, all_heads, together)  # head of B * H
+    first = (blocks - 1 - block) * ROWS
+    head = head.to(tl.int64)
     b = head // heads
     h = head % heads
-    q_t += b * q_t_b + h * q_t_h
-    q_s += b * q_s_b + h * q_s_h
-    k_t += b * k_t_b + h // group * k_t_h
-    k_s += b * k_s_b + h // group * k_s_h
     rows = first + tl.arange(0, ROWS)
-    tile_t = load_tokens(q_t, first, q_t_n, tokens, DIM, WIDTH, ROWS, True)
-    tile_s = load_tokens(q_s, first, q_s_n, tokens, DIM, WIDTH, ROWS, True)
+    at = (b, h, q_t_b, q_t_h, q_t_n)
+    tile_t = load_tokens(q_t, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    at = (b, h, q_s_b, q_s_h, q_s_n)
+    tile_s = load_tokens(q_s, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    at_t = (b, h // group, k_t_b, k_t_h, k_t_n)
+    at_s = (b, h // group, k_s_b, k_s_h, k_s_n)
 
     low = 0
     high = tokens
@@ -160,12 +169,12 @@ def _forward_kernel(
     state = (least, zero, least, zero, zero)
     if not HAS_VALID:
         state = _sweep(
-            tile_t, tile_s, k_t, k_s, k_t_n, k_s_n, valid, state, rows, low, inner, tokens, c,
-            DIM, WIDTH, COLUMNS, CAUSAL, False, HAS_VALID, PRECISION,
+            tile_t, tile_s, k_t, k_s, at_t, at_s, valid, state, rows, low, inner, tokens, c,
+            DIM, WIDTH, COLUMNS, CAUSAL, False, HAS_VALID, TMA, PRECISION,
         )  # fmt: skip
     max_t, sum_t, max_s, sum_s, cross = _sweep(
-        tile_t, tile_s, k_t, k_s, k_t_n, k_s_n, valid, state, rows, inner, high, tokens, c,
-        DIM, WIDTH, COLUMNS, CAUSAL, True, HAS_VALID, PRECISION,
+        tile_t, tile_s, k_t, k_s, at_t, at_s, valid, state, rows, inner, high, tokens, c,
+        DIM, WIDTH, COLUMNS, CAUSAL, True, HAS_VALID, TMA, PRECISION,
     )  # fmt: skip
 
     inside = rows < tokens
@@ -179,7 +188,7 @@ def _forward_kernel(
     bits = cross / sum_t - tl.log2(sum_t / sum_s)
     at = head * tokens + rows
     tl.store(kl + at, tl.where(counts, bits * 0.6931471805599453, 0.0), mask=inside)
-    length = (tl.num_programs(0) // blocks).to(tl.int64) * tokens
+    length = all_heads.to(tl.int64) * tokens
     _store_lse(lse_t, at, max_t, tl.log2(sum_t), counts, inside, length)
     _store_lse(lse_s, at, max_s, tl.log2(sum_s), counts, inside, length)
 
@@ -192,12 +201,13 @@ def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
     kl = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q_s.device)
     lse_t, lse_s = (kl.new_empty(2, *kl.shape) for _ in range(2))
     tile = forward_tile(q_s)
+    tma = tma_fits(k_t, k_s)
     with on_device(q_s):
         _forward_kernel[(batch * heads * triton.cdiv(tokens, tile.rows),)](
             q_t,
-            k_t,
+            descriptor(k_t, tile.columns) if tma else k_t,
             q_s,
-            k_s,
+            descriptor(k_s, tile.columns) if tma else k_s,
             *valid_operands(valid),
             kl,
             lse_t,
@@ -209,6 +219,7 @@ def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
             tokens,
             heads,
             heads // k_s.shape[1],
+            heads_together(k_s),
             scale * LOG2_E,
             DIM=head_dim,
             WIDTH=padded(head_dim),
@@ -216,6 +227,7 @@ def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
             COLUMNS=tile.columns,
             CAUSAL=causal,
             HAS_VALID=valid is not None,
+            TMA=tma,
             PRECISION=precision(q_s),
             num_warps=tile.warps,
             num_stages=tile.stages,

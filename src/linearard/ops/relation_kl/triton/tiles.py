@@ -9,8 +9,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2_E = 1.4426950408889634
+_CACHE_BYTES = 32 << 20  # of the 50 MB second-level cache
 
 
 class Tile(NamedTuple):
@@ -97,6 +99,29 @@ def on_device(x: Tensor) -> AbstractContextManager:
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
 
 
+def tma_fits(*operands: Tensor) -> bool:
+    """Whether the tensor memory accelerator (Hopper and later) can read the operands' tiles."""
+    return all(
+        x.device.type == "cuda"
+        and torch.cuda.get_device_capability(x.device)[0] >= 9
+        and x.data_ptr() % 16 == 0
+        and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+        for x in operands
+    )
+
+
+def descriptor(x: Tensor, tokens: int) -> TensorDescriptor:
+    """For tiles of ``tokens`` tokens of one head of ``x`` [B, H, N, D]."""
+    block = [1, 1, tokens, padded(x.shape[-1])]
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block)
+
+
+def heads_together(x: Tensor) -> int:
+    """How many heads of two tensors like ``x`` share the cache while their rows are worked on."""
+    tokens, head_dim = x.shape[2:]
+    return max(1, _CACHE_BYTES // (2 * tokens * head_dim * x.element_size()))
+
+
 def valid_operands(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """``valid`` [B, N] as bytes, and [B, 2]: the first valid token and one past the last."""
     if valid is None:
@@ -108,22 +133,41 @@ def valid_operands(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 @triton.jit
+def place(blocks, heads, together):
+    """Head (of B * H) and row block of this program: ``together`` heads at a time, block by block."""
+    pid = tl.program_id(0)
+    first = pid // (blocks * together) * together
+    within = pid - first * blocks
+    size = tl.minimum(heads - first, together)
+    return first + within % size, within // size
+
+
+@triton.jit
 def load_tokens(
-    base,
+    x,
+    at,
     start,
-    stride,
     tokens,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     COUNT: tl.constexpr,
     EDGE: tl.constexpr,
+    TMA: tl.constexpr,
 ):
-    """Tokens start ... start + COUNT of one head, [COUNT, WIDTH]; zeros beyond N and head_dim."""
-    token = tl.arange(0, COUNT)[:, None]
-    dim = tl.arange(0, WIDTH)[None, :]
-    pointers = base + tl.cast(start, tl.int64) * stride + token * stride + dim
-    if EDGE or DIM != WIDTH:
-        tile = tl.load(pointers, mask=(start + token < tokens) & (dim < DIM), other=0.0)
+    """Tokens start ... start + COUNT, [COUNT, WIDTH], zeros beyond N and head_dim.
+
+    ``at`` is (b, h, stride of b, of h, of a token); ``x`` is a pointer or, with TMA, a descriptor.
+    """
+    b, h, stride_b, stride_h, stride_n = at
+    if TMA:
+        tile = x.load([b.to(tl.int32), h.to(tl.int32), start, 0]).reshape(COUNT, WIDTH)
     else:
-        tile = tl.load(pointers)
+        token = tl.arange(0, COUNT)[:, None]
+        dim = tl.arange(0, WIDTH)[None, :]
+        base = x + b * stride_b + h * stride_h + tl.cast(start, tl.int64) * stride_n
+        pointers = base + token * stride_n + dim
+        if EDGE or DIM != WIDTH:
+            tile = tl.load(pointers, mask=(start + token < tokens) & (dim < DIM), other=0.0)
+        else:
+            tile = tl.load(pointers)
     return tile

@@ -1,0 +1,17 @@
+"""Run one benchmark by name: `python -m benchmarks relation_kl --out FILE.json`."""
+
+import importlib
+import sys
+
+BENCHMARKS = ("relation_kl",)
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHMARKS:
+        sys.exit(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} --out FILE.json")
+    importlib.import_module(f"benchmarks.{name}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

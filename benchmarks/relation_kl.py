@@ -1,0 +1,215 @@
+"""Time of the relation KL on a GPU, beside attention on the same shape in the same process.
+
+Refuses to time what fails its check against float64 first. The file it writes:
+
+    device, torch, triton, python, cudnn, commit, date     where and when
+    gemm_tflops                                            a 8192^3 bf16 product, same process
+    shapes: NAME -> dtype, batch, heads, tokens, head_dim, causal, and
+        error, error_plain        of the gradient against float64, ours and plain PyTorch's,
+                                  relative, on min(tokens, 2048) tokens
+        forward                   ours, ms: {p20, p50, p80}
+        forward_backward          likewise; so are cudnn, cudnn_forward, flash, flash_forward
+                                  (scaled_dot_product_attention, null where it does not run)
+                                  and dense (the formula in plain PyTorch, where memory allows)
+        ms                        p50 of forward_backward
+        ratio_cudnn, ratio_flash  ms over theirs, below 1 where ours is faster; null without theirs
+        tflops, gemm_fraction     at 6 u of necessary work, u = B H N^2 D; over gemm_tflops
+        dense_peak_gib, peak_gib  memory above the operands, forward + backward
+    shapes are named DTYPE.dHEAD_DIM.tTOKENS, such as bf16.d128.t4096
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from linearard.ops.relation_kl import relation_kl
+
+SHAPES = [(1, 32, 4096, 128), (1, 9, 8192, 64), (1, 32, 16384, 128)]
+LONG = (1, 32, 32768, 128)
+DENSE_LIMIT = 64 << 30  # bytes that the dense formula may need
+
+
+def plain(teacher, student):
+    """The formula in plain PyTorch, in the dtype of its operands."""
+    tokens, head_dim = teacher.shape[2:]
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=teacher.device).triu(1)
+    log_t, log_s = (
+        (x @ x.mT * head_dim**-0.5).masked_fill(hidden, torch.finfo(x.dtype).min).log_softmax(-1)
+        for x in (teacher, student)
+    )
+    return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+
+
+def operands(shape, dtype=torch.bfloat16):
+    torch.manual_seed(0)
+    teacher = torch.randn(shape, device="cuda")
+    student = teacher + 0.3 * torch.randn(shape, device="cuda")
+    return teacher.to(dtype), student.to(dtype).requires_grad_()
+
+
+def gradient_error(loss, teacher, student, truth):
+    (gradient,) = torch.autograd.grad(loss(teacher, student), student)
+    return ((gradient.double() - truth).norm() / truth.norm()).item()
+
+
+def check(shape):
+    """Errors of ours and of plain PyTorch; exits if ours is more than twice theirs."""
+    batch, heads, tokens, head_dim = shape
+    teacher, student = operands((batch, min(heads, 4), min(tokens, 2048), head_dim))
+    exact = student.detach().double().requires_grad_()
+    (truth,) = torch.autograd.grad(plain(teacher.double(), exact), exact)
+    ours = gradient_error(relation_kl, teacher, student, truth)
+    theirs = gradient_error(plain, teacher, student, truth)
+    if not ours <= 2 * theirs:
+        raise SystemExit(f"{shape}: error {ours:.1e}, plain PyTorch {theirs:.1e}: not timed")
+    return ours, theirs
+
+
+def interleaved(candidates, rounds, launches):
+    """Milliseconds {p20, p50, p80} of each candidate, taken in turns; launches queue up."""
+    times = {name: [] for name in candidates}
+    for turn in range(rounds + 2):
+        for name, run in candidates.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            run()  # the device is busy while the timed launches queue
+            start.record()
+            for _ in range(launches):
+                run()
+            stop.record()
+            stop.synchronize()
+            if turn >= 2:
+                times[name].append(start.elapsed_time(stop) / launches)
+    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return {
+        name: dict(
+            zip(
+                ("p20", "p50", "p80"),
+                (round(x, 4) for x in torch.tensor(t).double().quantile(quantiles).tolist()),
+                strict=True,
+            )
+        )
+        for name, t in times.items()
+    }
+
+
+def peak_gib(run):
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)
+
+
+def measure(shape, gemm_tflops, rounds):
+    batch, heads, tokens, head_dim = shape
+    ours, theirs = check(shape)
+    teacher, student = operands(shape)
+    q, k, v = (x.detach().clone().requires_grad_() for x in (teacher, student, teacher))
+    upstream = torch.randn_like(teacher)
+
+    def forward_backward(loss):
+        torch.autograd.grad(loss(teacher, student), student)
+
+    def attention(backend, backward):
+        with sdpa_kernel(backend):
+            out = scaled_dot_product_attention(q, k, v, is_causal=True)
+            if backward:
+                torch.autograd.grad(out, (q, k, v), upstream)
+
+    def forward():
+        with torch.no_grad():
+            relation_kl(teacher, student)
+
+    candidates = {"forward": forward, "forward_backward": lambda: forward_backward(relation_kl)}
+    for name, backend in (
+        ("cudnn", SDPBackend.CUDNN_ATTENTION),
+        ("flash", SDPBackend.FLASH_ATTENTION),
+    ):
+        try:
+            attention(backend, True)
+        except RuntimeError as error:
+            print(f"{name} does not run here: {error}")
+            continue
+        candidates[f"{name}_forward"] = lambda b=backend: attention(b, False)
+        candidates[name] = lambda b=backend: attention(b, True)
+
+    result = {
+        "dtype": "bfloat16",
+        "batch": batch,
+        "heads": heads,
+        "tokens": tokens,
+        "head_dim": head_dim,
+        "causal": True,
+        "error": ours,
+        "error_plain": theirs,
+        "peak_gib": peak_gib(candidates["forward_backward"]),
+    }
+    result |= interleaved(candidates, rounds, 4 if tokens <= 8192 else 1)
+    if batch * heads * tokens * tokens * 2 * 12 <= DENSE_LIMIT:
+        result["dense_peak_gib"] = peak_gib(lambda: forward_backward(plain))
+        result |= interleaved({"dense": lambda: forward_backward(plain)}, 5, 1)
+    ms = result["forward_backward"]["p50"]
+    tflops = 6 * batch * heads * tokens**2 * head_dim / ms / 1e9
+    result |= {
+        "ms": ms,
+        "tflops": round(tflops, 1),
+        "gemm_fraction": round(tflops / gemm_tflops, 3),
+    }
+    for name in ("cudnn", "flash"):
+        theirs = result.setdefault(name, None)
+        result[f"ratio_{name}"] = theirs and round(ms / theirs["p50"], 3)
+    return result
+
+
+def gemm_rate():
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    ms = interleaved({"gemm": lambda: a @ b}, 10, 4)["gemm"]["p50"]
+    return round(2 * 8192**3 / ms / 1e9, 1)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks relation_kl", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--long", action="store_true", help="also 32768 tokens")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--commit", help="default: that of the working tree")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit("needs an NVIDIA GPU")
+    import triton
+
+    commit = (
+        options.commit
+        or subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
+    gemm = gemm_rate()
+    results = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "python": platform.python_version(),
+        "commit": commit,
+        "date": datetime.date.today().isoformat(),
+        "gemm_tflops": gemm,
+        "shapes": {},
+    }
+    for shape in SHAPES + [LONG] * options.long:
+        name = f"bf16.d{shape[3]}.t{shape[2]}"
+        results["shapes"][name] = row = measure(shape, gemm, options.rounds)
+        print(name, {k: v for k, v in row.items() if not isinstance(v, dict)}, flush=True)
+        print("   ", {k: v["p50"] for k, v in row.items() if isinstance(v, dict)}, flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
