@@ -36,6 +36,7 @@ class LayerAttention:
         key: `[batch, kv_heads, tokens, head_dim]`, after RoPE and any key norm.
         value: `[batch, kv_heads, tokens, head_dim]`.
         scaling: factor on the scores.
+        sliding_window: how many tokens back a query sees, itself included; None: all.
     """
 
     layer: int
@@ -43,6 +44,7 @@ class LayerAttention:
     key: Tensor
     value: Tensor
     scaling: float
+    sliding_window: int | None = None
 
 
 Observer = Callable[[LayerAttention], None]
@@ -68,27 +70,28 @@ class AttentionTap:
         base = _base_implementation(model)
         _register(base)
         model.set_attn_implementation(_PREFIX + base)
-        layers = {}
+        layers = set()
         for module in model.modules():
             if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling"):
                 setattr(module, _TAP, self)
-                layers[module.layer_idx] = module
-        if not layers:
+                layers.add(module.layer_idx)
+        config = model.config.get_text_config()
+        if not layers or config._attn_implementation != _PREFIX + base:
             raise ModelError(
                 expected="attention modules that use the transformers attention interface",
                 got=type(model).__name__,
                 fix="Choose an architecture whose attention is selectable with attn_implementation.",
             )
-        self.num_layers = max(layers) + 1
-        #: Sliding-window size by layer index, for the layers that have one.
-        self.sliding_windows = {
-            index: int(module.sliding_window)
-            for index, module in layers.items()
-            if getattr(module, "sliding_window", None)
-        }
+        if layers != set(range(config.num_hidden_layers)):
+            raise ModelError(
+                expected="attention in every layer",
+                got=f"{len(layers)} of {config.num_hidden_layers} layers of {type(model).__name__} with it",
+                fix="Choose a decoder without recurrent or convolutional layers.",
+            )
+        self.num_layers = len(layers)
 
     @contextlib.contextmanager
-    def stopping_at(self, observer: Observer) -> Iterator[None]:
+    def stopping_at(self, observer: Observer | None) -> Iterator[None]:
         """Like `observe`, and a `StopForward` from the observer ends the block quietly."""
         self.observe(observer)
         with contextlib.suppress(StopForward):
@@ -133,7 +136,8 @@ def _tapped_attention(
     tap: AttentionTap | None = getattr(module, _TAP, None)
     if tap is not None and tap._observer is not None:
         scores_scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        tap._observer(LayerAttention(module.layer_idx, query, key, value, scores_scale))
+        window = kwargs.get("sliding_window")
+        tap._observer(LayerAttention(module.layer_idx, query, key, value, scores_scale, window))
     forward = _base_function(base, module)
     backends = sdpa_kernel(_SDPA_BACKENDS) if base == "sdpa" else contextlib.nullcontext()
     with backends:
