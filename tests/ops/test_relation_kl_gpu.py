@@ -1,6 +1,7 @@
 """The Triton kernels on an NVIDIA GPU."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -39,8 +40,6 @@ def test_twice_the_error_of_plain_pytorch(case, dtype):
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[9]], ids=str)
 def test_unaligned_operands_take_the_pointer_path(case, monkeypatch):
-    import sys
-
     for name in ("forward", "backward"):
         module = sys.modules[f"linearard.ops.relation_kl.triton.{name}"]
         monkeypatch.setattr(module, "tma_fits", lambda *operands: False)
