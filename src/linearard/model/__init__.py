@@ -12,6 +12,7 @@ from linearard.model.checkpoint import (
 )
 from linearard.model.load import (
     ModelConfig,
+    check_tokenizer,
     load_config,
     load_model,
     load_tokenizer,
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "RestorableModel",
     "Views",
+    "check_tokenizer",
     "load_config",
     "load_model",
     "load_restored",

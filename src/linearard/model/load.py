@@ -138,7 +138,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     if is_gguf:
         _forget_quantization(model)
     model.to(device).eval()
-    _check_tokenizer(model, tokenizer, config.name)
+    check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, config.name)
     return model, tokenizer
 
 
@@ -234,8 +234,17 @@ def _forget_quantization(model: Any) -> None:
             setattr(model, name, empty)
 
 
-def _check_tokenizer(model: Any, tokenizer: Any, name: str) -> None:
-    rows = model.get_input_embeddings().num_embeddings
+def check_tokenizer(tokenizer: Any, rows: int, name: str) -> None:
+    """Refuse a tokenizer whose ids the model cannot embed.
+
+    Args:
+        tokenizer: of `transformers`.
+        rows: of the model's embedding.
+        name: the model's, for the message.
+
+    Raises:
+        ModelError: it has more tokens than the embedding has rows.
+    """
     if len(tokenizer) > rows:
         raise ModelError(
             expected=f"a tokenizer of at most {rows} tokens, the rows of the model's embedding",

@@ -1,18 +1,31 @@
 """Recipes, the trainer, and runs of one or more stages."""
 
 from linearard.train.config import RestorationConfig, own_fields
+from linearard.train.folder import RECIPE_FILE, REPORT_FILE, RESULT_FILE
 from linearard.train.recipe import Recipe, build_section, load_recipe, recipe_from_dict
-from linearard.train.run import RECIPE_FILE, RunResult, open_checkpoint, run_recipe
+from linearard.train.run import (
+    PreparedRun,
+    RunResult,
+    is_main_process,
+    open_checkpoint,
+    prepare_run,
+    run_recipe,
+)
 
 __all__ = [
     "RECIPE_FILE",
+    "REPORT_FILE",
+    "RESULT_FILE",
+    "PreparedRun",
     "Recipe",
     "RestorationConfig",
     "RunResult",
     "build_section",
+    "is_main_process",
     "load_recipe",
     "open_checkpoint",
     "own_fields",
+    "prepare_run",
     "recipe_from_dict",
     "run_recipe",
 ]

@@ -30,6 +30,13 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def remove_stage(stage_dir: Path) -> None:
+    """Delete a stage's folder; killed half-way, none of its checkpoints counts any more."""
+    for _, path in all_checkpoints(stage_dir):
+        (path / _MARKER).unlink(missing_ok=True)
+    shutil.rmtree(stage_dir)
+
+
 def all_checkpoints(stage_dir: Path) -> list[tuple[int, Path]]:
     """Folders `checkpoint-STEP` of a stage, oldest first, complete or not."""
     found = []

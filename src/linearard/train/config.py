@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -30,6 +31,9 @@ class RestorationConfig(TrainingArguments):
         0.9, "The cosine schedule ends at this fraction of the learning rate."
     )
     learning_rate: float = described(2e-5, "Peak learning rate of AdamW.")
+    lr_scheduler_type: str = described(
+        "cosine_with_min_lr", "Shape of the schedule, by transformers' names: linear, constant, …"
+    )
     warmup_steps: float = described(4, "Warm-up steps (below 1: fraction of all steps).")
     max_grad_norm: float = described(5.0, "Gradients are clipped to this norm.")
     num_train_epochs: float = described(1.0, "Passes over the windows.")
@@ -66,9 +70,9 @@ class RestorationConfig(TrainingArguments):
             "null or a positive integer",
         )
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
-        _check(self.learning_rate > 0, self, "learning_rate", "positive")
-        if self.lr_scheduler_type == "linear":  # the default of TrainingArguments
-            self.lr_scheduler_type = "cosine_with_min_lr"
+        _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
+        _check(0 < self.num_train_epochs < math.inf, self, "num_train_epochs", "positive")
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.lr_floor}
         # Recomputation is switched on by the module that knows where a pass ends early, not by Trainer,
         # whose name for it differs between the versions of transformers that we support.

@@ -22,16 +22,34 @@ from linearard.model import AdapterConfig, ModelConfig
 from linearard.train.config import RestorationConfig
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
-# The run decides these; a recipe that sets them would be overruled in silence.
-_RUN_DECIDES = {
-    "output_dir",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-    "use_cpu",
-    "resume_from_checkpoint",
+_AT_THE_TOP = "Set it at the top of the recipe."
+_UNDER_MODEL = "Set model.dtype and model.device."
+_AFTERWARDS = "The section evaluation measures the restored model after training."
+_ONE_COPY = "Each process holds the whole model: use torchrun for several GPUs."
+#: Fields of TrainingArguments that a stage must not set, with the way to what they are wanted for.
+#: The run decides them, or they would be ignored or fail after the model was loaded.
+_NOT_IN_A_STAGE = {
+    "output_dir": _AT_THE_TOP,
+    "seed": _AT_THE_TOP,
+    "data_seed": "Set data.seed.",
+    "bf16": _UNDER_MODEL,
+    "fp16": _UNDER_MODEL,
+    "use_cpu": _UNDER_MODEL,
+    "resume_from_checkpoint": "Use --resume.",
+    "do_eval": _AFTERWARDS,
+    "eval_strategy": _AFTERWARDS,
+    "eval_on_start": _AFTERWARDS,
+    "load_best_model_at_end": _AFTERWARDS,
+    "fsdp": _ONE_COPY,
+    "fsdp_config": _ONE_COPY,
+    "deepspeed": _ONE_COPY,
+    "parallelism_config": _ONE_COPY,
+    "auto_find_batch_size": "Set per_device_train_batch_size.",
+    "gradient_checkpointing_kwargs": "Set gradient_checkpointing alone.",
+    "push_to_hub": "Upload what `linearard export` writes.",
 }
+_STAGE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_LARGEST_SEED = 2**32 - 1000  # numpy's limit, less one for each stage
 
 
 @dataclass
@@ -75,13 +93,13 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
         raise RecipeError(
             expected="a recipe file in YAML",
             got=f"{path}: {getattr(error, 'strerror', None) or error}",
-            fix="Give the path of a recipe, for instance one of the folder recipes/.",
+            fix=f"Give a path, or a recipe that comes with linearard: {', '.join(_packaged())}.",
         ) from None
     source = parse_yaml(text, str(path))
     if not isinstance(source, dict):
         raise RecipeError(
             expected="a recipe that is a mapping of sections (model, rope, data, stages, …)",
-            got=type(source).__name__,
+            got="an empty file" if source is None else repr(source)[:60],
             fix=f"Correct {path}.",
         )
     return recipe_from_dict(source, overrides)
@@ -111,13 +129,18 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
         name: _check_stage(name, values or {}, sections["data"])
         for name, values in source["stages"].items()
     }
+    seed = _coerce(source.get("seed", 0), int, "seed")
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise RecipeError(
+            expected=f"seed from 0 to {_LARGEST_SEED}", got=str(seed), fix="Choose another seed."
+        )
     return Recipe(
         **sections,
         rope=source["rope"],
         stages=stages,
         evaluation=source.get("evaluation") or {},
-        output_dir=str(source.get("output_dir", Recipe.output_dir)),
-        seed=_coerce(source.get("seed", 0), int, "seed"),
+        output_dir=_coerce(source.get("output_dir", Recipe.output_dir), str, "output_dir"),
+        seed=seed,
         source=source,
     )
 
@@ -131,20 +154,37 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise RecipeError(
-            expected=f"valid YAML in {where}",
-            got=" ".join(str(error).split()),
-            fix="Correct it there.",
+            expected=f"valid YAML in {where}", got=place + problem, fix="Correct it there."
         ) from None
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a name given twice: plain YAML keeps the last one in silence."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def _packaged() -> list[str]:
+    folder = resources.files("linearard") / "recipes"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir())
 
 
 def _override(source: dict[str, Any], name: str, value: Any) -> None:
@@ -170,13 +210,19 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
         raise RecipeError(
             expected=f"stages.{name} to be a mapping", got=repr(values), fix="Correct the stage."
         )
+    if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
+        raise RecipeError(
+            expected="stage names of letters, digits, - and _",
+            got=repr(name),
+            fix="Rename the stage; its folder is named after it.",
+        )
     where = f"stages.{name}"
     for key in values:
-        if key in _RUN_DECIDES:
+        if key in _NOT_IN_A_STAGE:
             raise RecipeError(
                 expected=f"{where} without {key!r}",
                 got=f"{key}: {values[key]!r}",
-                fix="Set output_dir or seed at the top of the recipe, precision under model.",
+                fix=_NOT_IN_A_STAGE[key],
             )
     checked = _coerced(RestorationConfig, values, where)
     if "objective" in checked:
@@ -225,24 +271,53 @@ def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Check a plain type; types this function does not know are left to the dataclass itself."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    options = typing.get_args(hint) if union else (hint,)
-    simple = [kind for kind in options if kind in (int, float, bool, str, type(None))]
-    if len(simple) != len(options):
-        return value
-    if value is None and type(None) in options:
-        return None
-    if isinstance(value, bool):
-        good = bool in options
-    elif isinstance(value, int):
-        good = int in options or float in options
-        value = float(value) if good and int not in options else value
-    else:
-        good = type(value) in options
-    if not good:
-        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in options)
+    """Check a plain type; types this module does not know are left to the dataclass itself."""
+    try:
+        return _fit(value, hint)
+    except TypeError:
         raise RecipeError(
-            expected=f"{where} to be {wanted}", got=repr(value), fix=f"Correct {where}."
-        )
+            expected=f"{where} to be {_described(hint)}", got=repr(value), fix=f"Correct {where}."
+        ) from None
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value as the hint asks for it (whole numbers where numbers are wanted), or TypeError."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        # The value's own type first: 1 stays a whole number where both kinds are allowed.
+        for option in sorted(inner, key=lambda option: option is not type(value)):
+            try:
+                return _fit(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    kind = origin or hint
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in _PLAIN and type(value) is not kind:
+        raise TypeError
+    if kind is list and inner:
+        return [_fit(item, inner[0]) for item in value]
+    if kind is dict and inner:
+        return {_fit(key, inner[0]): _fit(item, inner[1]) for key, item in value.items()}
     return value
+
+
+_PLAIN = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def _described(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_described, inner)))
+    name = _PLAIN.get(origin or hint, getattr(hint, "__name__", str(hint)))
+    listed = origin in (list, dict) and inner[-1] is not Any
+    return f"{name} (each {_described(inner[-1])})" if listed else name

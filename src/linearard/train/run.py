@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 
 from linearard.data import BlockDataset, DataConfig, token_blocks
 from linearard.distill import ObjectiveConfig
-from linearard.errors import CheckpointError, RecipeError
+from linearard.errors import CheckpointError, DeviceError, RecipeError, UserError
 from linearard.model import (
+    METADATA_FILE,
     RestorableModel,
+    check_tokenizer,
     load_config,
     load_tokenizer,
     load_weights,
@@ -28,12 +32,8 @@ from linearard.model import (
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
-from linearard.train.recipe import Recipe, parse_yaml, recipe_from_dict
-
-RECIPE_FILE = "recipe.yaml"
-_FINAL = "final"
-#: Parts of a recipe that do not decide what is trained.
-_FREE_TO_CHANGE = {"output_dir", "evaluation"}
+from linearard.train.folder import FINAL, claim_folder
+from linearard.train.recipe import Recipe, recipe_from_dict
 
 
 @dataclass
@@ -52,78 +52,151 @@ class RunResult:
     histories: dict[str, list[dict[str, Any]]]
     summaries: dict[str, dict[str, float]]
 
+
+@dataclass
+class PreparedRun:
+    """A run in which everything that can be refused without weights was found good.
+
+    Attributes:
+        recipe, tokenizer: what it was made from.
+        stages, blocks: arguments and text of each stage.
+    """
+
+    recipe: Recipe
+    tokenizer: Any
+    stages: dict[str, RestorationConfig]
+    blocks: dict[str, BlockDataset]
+
     @property
-    def is_main_process(self) -> bool:
-        """Whether this process speaks for the run (rank 0)."""
-        return _is_main_process()
+    def views(self) -> list[str]:
+        """Names of the views that the trained model will have."""
+        *earlier, _ = self.stages
+        return ["original", "stretched", *map(_after, earlier), "restored"]
+
+    def train(self) -> RunResult:
+        """Load the model, train every stage and write the final checkpoint.
+
+        Raises:
+            NonFiniteLossError: a loss became NaN or infinite; the run can be resumed.
+            DeviceError: the device has too little memory.
+            UserError: the weights and the recipe do not fit together.
+        """
+        from transformers import set_seed
+
+        recipe = self.recipe
+        set_seed(recipe.seed)
+        with _enough_memory("the model"):
+            restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter)
+        histories: dict[str, list[dict[str, Any]]] = {}
+        summaries: dict[str, dict[str, float]] = {}
+        for name, stage in self.stages.items():
+            if summaries:  # what the stage before reached stays visible in the evaluation
+                restorable.remember(_after(list(summaries)[-1]))
+            with _enough_memory(f"stage {name!r}"):
+                histories[name], summaries[name] = _run_stage(
+                    restorable, name, stage, self.blocks[name], recipe.source
+                )
+        final = Path(recipe.output_dir) / FINAL
+        if is_main_process():
+            # Without its metadata, half a checkpoint is none.
+            (final / METADATA_FILE).unlink(missing_ok=True)
+            save_checkpoint(restorable, final, recipe=recipe.source)
+        return RunResult(restorable, final, histories, summaries)
 
 
 def run_recipe(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> RunResult:
-    """Train all stages of a recipe.
+    """Train all stages of a recipe: `prepare_run(...).train()`."""
+    return prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress).train()
+
+
+def prepare_run(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> PreparedRun:
+    """Check a recipe, claim its output folder and cut its text; no weights are loaded.
 
     Args:
         recipe: checked by `load_recipe`.
         resume: go on where an earlier, possibly killed, run of the same recipe stopped. With nothing
             to resume it starts from the beginning.
         overwrite: replace an earlier run in the output folder.
-        progress: show progress bars.
+        progress: show progress bars, here and in training.
 
     Raises:
-        UserError: anything the user can mend; all but a non-finite loss before the model is loaded.
+        UserError: anything the user can mend.
     """
-    stages = _preflight(recipe)
-    folder = Path(recipe.output_dir)
-    main_process = _is_main_process()
-    if main_process:
-        _claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    from transformers import set_seed
-
-    set_seed(recipe.seed)
+    device = resolve_device(recipe.model.device)
+    dtype = resolve_dtype(recipe.model.dtype, device)
+    config = load_config(recipe.model)
+    stages = _check_stages(recipe, config, device, dtype, progress)
     tokenizer = load_tokenizer(recipe.model)
-    blocks = {
-        name: _stage_blocks(recipe.data, stage, tokenizer, progress and main_process)
-        for name, stage in stages.items()
-    }
-    set_seed(recipe.seed)
-    restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter)
-    histories: dict[str, list[dict[str, Any]]] = {}
-    summaries: dict[str, dict[str, float]] = {}
+    check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
+    # The other processes wait, so that none looks for checkpoints which this one is removing.
+    with next(iter(stages.values())).main_process_first(local=False):
+        if is_main_process():
+            claim_folder(Path(recipe.output_dir), recipe, resume=resume, overwrite=overwrite)
+    blocks = {}
     for name, stage in stages.items():
-        if summaries:  # what the stage before reached stays visible in the evaluation
-            restorable.remember(f"after {list(summaries)[-1]}")
-        histories[name], summaries[name] = _run_stage(
-            restorable, name, stage, blocks[name], recipe.source
-        )
-    final = folder / _FINAL
-    if main_process:
-        save_checkpoint(restorable, final, recipe=recipe.source)
-    return RunResult(restorable, final, histories, summaries)
+        blocks[name] = _stage_blocks(recipe.data, stage, tokenizer, progress and is_main_process())
+        _check_resumable(stage, blocks[name])
+    return PreparedRun(recipe, tokenizer, stages, blocks)
 
 
 def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Path, Recipe]:
     """The checkpoint and the recipe behind a run's folder, or behind one of its checkpoints.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or an override contradicts what it was trained as.
         RecipeError: an override is wrong.
     """
     folder = Path(folder)
-    if (folder / _FINAL).is_dir():
-        folder = folder / _FINAL
-    return folder, recipe_from_dict(read_metadata(folder)["recipe"], overrides)
+    if (folder / FINAL / METADATA_FILE).is_file():
+        folder = folder / FINAL
+    source = read_metadata(folder).get("recipe")
+    if source is None:
+        raise CheckpointError(
+            expected=f"a checkpoint of `linearard train`, with its recipe in {METADATA_FILE}",
+            got=f"none in {folder}",
+            fix="Open a checkpoint without a recipe with `linearard.model.load_restored`.",
+        )
+    trained, recipe = recipe_from_dict(source), recipe_from_dict(source, overrides)
+    for section in ("rope", "adapter"):
+        if getattr(trained, section) != getattr(recipe, section):
+            raise CheckpointError(
+                expected=f"the {section} that the checkpoint was trained with",
+                got=f"another ({', '.join(n for n in overrides if n.startswith(section))})",
+                fix=f"Leave --{section}.* out.",
+            )
+    return folder, recipe
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """Whether this process speaks for the run (rank 0 of a distributed launcher)."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _preflight(recipe: Recipe) -> dict[str, RestorationConfig]:
-    """Everything that can be refused without weights; returns the stages' arguments."""
-    device = resolve_device(recipe.model.device)
-    dtype = resolve_dtype(recipe.model.dtype, device)
-    config = load_config(recipe.model)
+def _after(stage: str) -> str:
+    return f"after {stage}"
+
+
+@contextlib.contextmanager
+def _enough_memory(purpose: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            expected=f"enough memory for {purpose}",
+            got=str(error).split(". ")[0],
+            fix="Set gradient_checkpointing, or lower per_device_train_batch_size (and raise "
+            "gradient_accumulation_steps as much) or window.",
+        ) from error
+
+
+def _check_stages(
+    recipe: Recipe, config: Any, device: torch.device, dtype: torch.dtype, progress: bool
+) -> dict[str, RestorationConfig]:
+    """The stages' arguments, if model, RoPE and stages fit together."""
     scaling = check_scaling(recipe.rope, config)
     native, target = native_window(config, scaling), target_window(scaling, config)
     stages = {}
@@ -141,77 +214,29 @@ def _preflight(recipe: Recipe) -> dict[str, RestorationConfig]:
                 else "Lower the window or raise rope.factor.",
             )
         objective.weights_by_layer(config.num_hidden_layers)
-        stages[name] = RestorationConfig(
-            output_dir=str(Path(recipe.output_dir) / f"stage{index + 1}-{name}"),
-            seed=recipe.seed + index,
-            use_cpu=device.type == "cpu",
-            bf16=str(dtype) == "torch.bfloat16",
-            fp16=str(dtype) == "torch.float16",
-            **values,
-        )
+        decided = {
+            "output_dir": str(Path(recipe.output_dir) / f"stage{index + 1}-{name}"),
+            "seed": recipe.seed + index,
+            "use_cpu": device.type == "cpu",
+            "bf16": dtype == torch.bfloat16,
+            "fp16": dtype == torch.float16,
+            "disable_tqdm": not progress or values.get("disable_tqdm"),
+        }
+        stages[name] = _stage_arguments(name, values | decided)
     return stages
 
 
-def _claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder ours, or refuse; nothing a user made is ever removed."""
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(
-            expected="output_dir to be a folder", got=f"a file at {folder}", fix="Set output_dir."
-        )
-    content = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    # A run killed in its first moment leaves at most the temporary file of its recipe.
-    content = [name for name in content if not name.startswith(f".{RECIPE_FILE}")]
-    ours = RECIPE_FILE in content
-    if content and not (resume or overwrite):
-        raise CheckpointError(
-            expected="an empty or new output folder",
-            got=f"{folder} with {len(content)} entries",
-            fix="Give --resume to go on, --overwrite to replace the run, or another output_dir.",
-        )
-    if content and not ours:
-        raise CheckpointError(
-            expected=f"a folder of an earlier run, with {RECIPE_FILE}",
-            got=f"{folder} holding {', '.join(sorted(content)[:3])}",
-            fix="Choose another output_dir: files that linearard did not write are left alone.",
-        )
-    if ours and resume:
-        _check_same_recipe(folder, recipe)
-        return
-    if ours:
-        for path in [*folder.glob("stage*-*"), folder / _FINAL]:
-            if path.is_dir():
-                shutil.rmtree(path)
-        (folder / RECIPE_FILE).unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RECIPE_FILE}"
-    temporary.write_text(yaml.safe_dump(recipe.source, sort_keys=False))
-    os.replace(temporary, folder / RECIPE_FILE)
-
-
-def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    stored = parse_yaml((folder / RECIPE_FILE).read_text(), str(folder / RECIPE_FILE))
-    before, now = _flat(stored), _flat(recipe.source)
-    changed = sorted(
-        key
-        for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and key.split(".")[0] not in _FREE_TO_CHANGE
-    )
-    if changed:
-        raise CheckpointError(
-            expected=f"the recipe that {folder} was started with",
-            got=", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3]),
-            fix="Resume with the same recipe, or choose another output_dir for the changed one.",
-        )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        name: value
-        for key, child in tree.items()
-        for name, value in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
+    try:
+        return RestorationConfig(**values)
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(
+            expected=f"stages.{name} to be valid transformers.TrainingArguments",
+            got=" ".join(str(error).split()),
+            fix=f"Correct stages.{name}.",
+        ) from error
 
 
 def _stage_blocks(
@@ -225,6 +250,31 @@ def _stage_blocks(
         count=stage.sequences,
         progress=progress,
     )
+
+
+def _check_resumable(stage: RestorationConfig, blocks: BlockDataset) -> None:
+    """Refuse to go on from a checkpoint of the same recipe but other text or other processes."""
+    latest = checkpoints.latest_complete(Path(stage.output_dir))
+    if latest is None:
+        return
+    stored, now = read_metadata(latest), _circumstances(stage, blocks)
+    if stored.get("data") != now["data"]:
+        raise CheckpointError(
+            expected=f"the training text that {latest} was made with",
+            got="other text or another tokenizer",
+            fix="Restore the text, or start again with --overwrite.",
+        )
+    if stored.get("processes") != now["processes"]:
+        raise CheckpointError(
+            expected=f"{stored.get('processes')} processes, as the run was started with",
+            got=str(now["processes"]),
+            fix="Launch as many as before: the batch of a step would change otherwise.",
+        )
+
+
+def _circumstances(stage: RestorationConfig, blocks: BlockDataset) -> dict[str, Any]:
+    """What decides the training beside the recipe; kept in every checkpoint."""
+    return {"data": {"fingerprint": blocks.fingerprint}, "processes": stage.world_size}
 
 
 def _run_stage(
@@ -242,25 +292,27 @@ def _run_stage(
         stage,
         blocks,
         stage=name,
-        metadata={"recipe": recipe, "data": {"fingerprint": blocks.fingerprint}},
+        metadata={"recipe": recipe} | _circumstances(stage, blocks),
     )
-    folder = Path(stage.output_dir)
-    latest = checkpoints.latest_complete(folder)
+    latest = checkpoints.latest_complete(Path(stage.output_dir))
     if latest is not None and _is_finished(latest):
         trainer.state = trainer.state.load_from_json(str(latest / "trainer_state.json"))
-        load_weights(restorable, latest)
+        seconds = load_weights(restorable, latest).get("seconds", 0.0)
     else:
         trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-    history = trainer.state.log_history
+        seconds = trainer.seconds
     steps = trainer.state.global_step
-    seconds = next((e["train_runtime"] for e in reversed(history) if "train_runtime" in e), 0.0)
-    sequences = min(
-        steps * stage.train_batch_size * stage.gradient_accumulation_steps * stage.world_size,
-        int(len(blocks) * max(stage.num_train_epochs, 1)),
+    windows = _windows_read(steps, len(blocks), stage)
+    summary = {"steps": steps, "tokens": windows * stage.window, "seconds": seconds}
+    return trainer.state.log_history, summary
+
+
+def _windows_read(steps: int, available: int, stage: RestorationConfig) -> int:
+    a_step = (
+        stage.per_device_train_batch_size * stage.gradient_accumulation_steps * stage.world_size
     )
-    summary = {"steps": steps, "tokens": sequences * stage.window, "seconds": seconds}
-    del trainer
-    return history, summary
+    epochs, rest = divmod(steps, math.ceil(available / a_step))  # an epoch's last step may be short
+    return epochs * available + min(rest * a_step, available)
 
 
 def _is_finished(checkpoint: Path) -> bool:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import ProgressCallback, Trainer, TrainerCallback, default_data_collator
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from linearard.distill import RestorationModule
 from linearard.errors import CheckpointError, NonFiniteLossError
@@ -59,6 +67,10 @@ class RestorationTrainer(Trainer):
         module = RestorationModule(restorable, args.objective)
         if args.recompute:
             module.gradient_checkpointing_enable()
+        else:  # an earlier stage may have switched it on
+            restorable.model.gradient_checkpointing_disable()
+        if args.ddp_broadcast_buffers is None:
+            args.ddp_broadcast_buffers = False  # all are constants, the same in every process
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = module.leaves_parameters_unused
         # Trainer rotates checkpoints before ours are marked complete; we rotate after.
@@ -73,11 +85,14 @@ class RestorationTrainer(Trainer):
             callbacks=[_RefuseBadStep(self), *(callbacks or [])],
         )
         self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.add_callback(LiveProgress(stage))
         self.restorable, self.stage, self._metadata = restorable, stage, metadata or {}
         self.can_return_loss = True
-        self._micro_steps: list[tuple[Tensor, Tensor | None]] = []
+        self._micro_steps: list[tuple[Tensor, Tensor]] = []
+        self._random_state: _RandomState | None = None
+        self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
         self._term_count = 0
         self._clock: tuple[float, int] | None = None
@@ -90,7 +105,7 @@ class RestorationTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of a batch; remembers its terms for the log and its blocks for a refusal."""
-        blocks = inputs.pop("block", None)
+        blocks = inputs.pop("block")
         outputs = model(**inputs)
         if model.training:
             self._micro_steps.append((outputs["loss"].detach(), blocks))
@@ -114,34 +129,62 @@ class RestorationTrainer(Trainer):
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach().mean(), None, None
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def end_good_step(self) -> None:
+        """Remember what a checkpoint of this step holds beyond weights, should the next be refused."""
+        self._random_state = _RandomState()
+
     def refuse_bad_step(self) -> None:
         """Raise if a loss or a gradient of this step is not finite; called before the optimizer.
 
         Raises:
             NonFiniteLossError: the weights are those of the last good step, saved as a checkpoint.
         """
-        losses, blocks = zip(*self._micro_steps, strict=True)
-        self._micro_steps = []
+        losses = torch.stack([loss.float() for loss, _ in self._micro_steps])
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        bad = torch.stack([~torch.isfinite(loss) for loss in losses])
-        any_bad = (bad.any() | ~torch.isfinite(norm)).float().reshape(1)
-        if not self.accelerator.gather(any_bad).any():
+        good = torch.isfinite(losses).all()
+        if self.accelerator.scaler is None:  # float16's scaler mends infinite gradients itself
+            good &= torch.isfinite(norm)
+        micro_steps, self._micro_steps = self._micro_steps, []
+        if self.accelerator.gather(good.float().reshape(1)).all():
             return
-        suspects = [b for flag, b in zip(bad.tolist(), blocks, strict=True) if flag] or blocks
-        named = sorted(int(i) for b in suspects if b is not None for i in b.flatten().tolist())
+        named = self._name_blocks(losses, [blocks for _, blocks in micro_steps])
+        losses = self.accelerator.gather(losses)
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         if step and not checkpoints.is_complete(folder):
+            if self._random_state is not None:
+                self._random_state.restore()
             self._save_checkpoint(self.model, None)
         raise NonFiniteLossError(
             expected="finite losses and gradients",
-            got=f"{[round(float(x), 4) for x in losses]} with gradient norm {float(norm):.4g} in step "
-            f"{step + 1} of stage {self.stage!r}, blocks {named}",
+            got=f"losses {[round(x, 4) for x in losses.tolist()]} with gradient norm {float(norm):.4g} in "
+            f"step {step + 1} of stage {self.stage!r}, {named}",
             fix="The step was refused"
-            + (f" and the state of step {step} saved in {folder}. " if step else ". ")
-            + "Lower learning_rate, use model.dtype float32, or look at those blocks' text; then --resume.",
+            + (f" and the state of step {step} is kept in {folder}. " if step else ". ")
+            + "If the cause has passed, go on with --resume; otherwise lower learning_rate, set "
+            "model.dtype to float32 or mend that text, and start again with --overwrite.",
         )
+
+    def _name_blocks(self, losses: Tensor, blocks: list[Tensor]) -> str:
+        """The blocks of this step, of all processes, whose loss is not finite; all if every one is."""
+        flags = [
+            (~torch.isfinite(loss)).expand(len(some))
+            for loss, some in zip(losses, blocks, strict=True)
+        ]
+        flags = self.accelerator.gather(torch.cat(flags).to(losses.device).float()).bool()
+        numbers = self.accelerator.gather(torch.cat(blocks).to(losses.device))
+        named = sorted(numbers[flags].tolist() or numbers.tolist())
+        shown = f"blocks {', '.join(map(str, named[:16]))}{', …' if len(named) > 16 else ''}"
+        if self.restorable.tokenizer is None:
+            return shown
+        first = self.train_dataset[named[0]]["input_ids"][:32]
+        return f"{shown} (the first begins {self.restorable.tokenizer.decode(first)!r})"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the mean of every term since the last log, and tokens per second."""
@@ -171,6 +214,7 @@ class RestorationTrainer(Trainer):
             folder,
             stage=self.stage,
             step=self.state.global_step,
+            seconds=round(self.seconds, 3),
             **self._metadata,
         )
 
@@ -183,8 +227,9 @@ class RestorationTrainer(Trainer):
             checkpoints.prune(stage_dir, self._keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        stored = load_weights(self.restorable, Path(resume_from_checkpoint)).get("data")
-        if stored != self._metadata.get("data"):
+        stored = load_weights(self.restorable, Path(resume_from_checkpoint))
+        self._seconds_before = stored.get("seconds", 0.0)
+        if stored.get("data") != self._metadata.get("data"):
             raise CheckpointError(
                 expected="the training text that the checkpoint was made with",
                 got=f"other text or another tokenizer ({resume_from_checkpoint})",
@@ -224,9 +269,28 @@ class LiveProgress(ProgressCallback):
         self.training_bar.set_postfix(shown)
 
 
+class _RandomState:
+    """The state of every random number generator that `Trainer` saves."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda)
+
+
 class _RefuseBadStep(TrainerCallback):
     def __init__(self, trainer: RestorationTrainer) -> None:
         self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.end_good_step()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.refuse_bad_step()

@@ -1,0 +1,117 @@
+"""The folder of a run: made ours before anything is written, never at the cost of a user's own files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from linearard.errors import CheckpointError
+from linearard.train import checkpoints
+from linearard.train.recipe import Recipe, parse_yaml
+
+RECIPE_FILE, FINAL = "recipe.yaml", "final"
+RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"
+_PARTIAL_RECIPE = f".{RECIPE_FILE}"
+#: Parts of a recipe that do not decide what is trained.
+_FREE_TO_CHANGE = ("output_dir", "evaluation", "data.cache_dir")
+
+
+def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make the output folder ours, or refuse; nothing a user made is ever removed.
+
+    Killed at any moment, it leaves a folder that the same command takes up again.
+
+    Args:
+        folder: made if missing.
+        recipe: what the run will do; kept in the folder as `recipe.yaml`.
+        resume: the folder may hold a run of the same recipe, which stays.
+        overwrite: the folder may hold any run, which is removed.
+
+    Raises:
+        CheckpointError: the folder holds something else, or cannot be written.
+    """
+    try:
+        if _has_run(folder, resume=resume, overwrite=overwrite):
+            if resume:
+                _check_same_recipe(folder, recipe)
+                return
+            _remove_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _PARTIAL_RECIPE).write_text(yaml.safe_dump(recipe.source, sort_keys=False))
+        os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
+    except OSError as error:
+        raise CheckpointError(
+            expected="an output folder that can be written",
+            got=f"{folder}: {error.strerror or error}",
+            fix="Choose another output_dir.",
+        ) from error
+
+
+def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether the folder holds an earlier run; refuses one that must not be touched."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(
+            expected="output_dir to be a folder",
+            got=f"a file at {folder}",
+            fix="Choose another output_dir.",
+        )
+    content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    # A run killed in its first moment leaves at most the beginning of its recipe.
+    content = [name for name in content if name != _PARTIAL_RECIPE]
+    shown = ", ".join(content[:3]) + (", …" if len(content) > 3 else "")
+    ours = RECIPE_FILE in content
+    if content and not ours:
+        raise CheckpointError(
+            expected="an empty or new output folder, or one of an earlier run",
+            got=f"{folder} holding {shown} and no {RECIPE_FILE}",
+            fix="Choose another output_dir: files that linearard did not write are left alone.",
+        )
+    if ours and not (resume or overwrite):
+        raise CheckpointError(
+            expected="an empty or new output folder",
+            got=f"{folder} with an earlier run ({shown})",
+            fix="Give --resume to go on, --overwrite to replace the run, or another output_dir.",
+        )
+    return ours
+
+
+def _remove_run(folder: Path) -> None:
+    # The recipe stays until the new one takes its place: it is what makes the folder ours.
+    for stage in sorted(folder.glob("stage[0-9]*-*")):
+        if stage.is_dir():
+            checkpoints.remove_stage(stage)
+    if (folder / FINAL).is_dir():
+        shutil.rmtree(folder / FINAL)
+    for name in (RESULT_FILE, REPORT_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    stored = parse_yaml((folder / RECIPE_FILE).read_text(), str(folder / RECIPE_FILE))
+    before, now = _flat(stored), _flat(recipe.source)
+    changed = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
+    )
+    if changed:
+        raise CheckpointError(
+            expected=f"the recipe that {folder} was started with",
+            got=", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3]),
+            fix="Resume with the same recipe, or choose another output_dir for the changed one.",
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: value
+        for key, child in tree.items()
+        for name, value in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
