@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 _RECIPE = "demo-cpu"
@@ -14,7 +15,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "demo",
         help="restore SmolLM2-135M on the CPU, from start to report",
         description="Stretch SmolLM2-135M-Instruct eightfold, restore it on a little text, and compare "
-        "original, stretched and restored. Needs no network and no GPU.",
+        "original, stretched and restored. Needs no network and no GPU. Any field of its recipe can be "
+        "given as in `linearard train`, for instance --stages.restoration.sequences 256.",
     )
     parser.add_argument(
         "--model", help="another model: hub id, folder, .gguf file, or package:NAME"
@@ -23,10 +25,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--text", help="your own text: a file or folder (default: Python's documentation)"
     )
     parser.add_argument("--output-dir", default="runs/demo", help="default: runs/demo")
-    parser.add_argument("--resume", action="store_true", help="go on after an interrupted run")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run, takes_overrides=True)
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on after an interrupted run")
+    again.add_argument("--overwrite", action="store_true", help="replace an earlier run")
+    parser.set_defaults(run=run)
     return parser
 
 
@@ -35,11 +37,10 @@ def run(args: argparse.Namespace) -> None:
     from linearard.cli.pipeline import say, train_and_report
     from linearard.train import load_recipe
 
-    overrides = {"output_dir": args.output_dir, **args.overrides}
-    if args.model:
-        overrides["model.name"] = args.model
-    if args.text:
-        overrides["data.train"] = args.text
+    named = {"output_dir": args.output_dir, "model.name": args.model, "data.train": args.text}
+    # Quoted, so that a path such as 2024 stays text in YAML.
+    overrides = {name: json.dumps(value) for name, value in named.items() if value}
+    overrides |= args.overrides
     recipe = load_recipe(_RECIPE, overrides)
     say(
         f"Stretching {recipe.model.name} by {recipe.rope['factor']:g} and restoring it on "

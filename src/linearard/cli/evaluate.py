@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 _EPILOG = """\
-The checkpoint remembers its recipe; fields may be overridden as in `linearard train`:
+examples:
   linearard evaluate runs/smollm2-135m-64k --evaluation.tasks_dir tasks/
   linearard evaluate runs/x/final --output-dir results/x --evaluation.passkey_lengths "[2048, 65536]"
+
+The checkpoint remembers its recipe. Fields of its sections model, data and evaluation can be
+given anew; `linearard train --help` lists them.
 """
 
 
@@ -27,18 +30,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--output-dir", type=Path, help="where to write (default: evaluation/ in the checkpoint)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Load, measure, report."""
-    from linearard.cli.pipeline import RESULT_FILE, check_evaluation, measure
+    from linearard.cli.pipeline import check_evaluation, measure, validation_documents
     from linearard.errors import CheckpointError
     from linearard.evaluation import EvaluationConfig
-    from linearard.model import RestorableModel, load_weights
-    from linearard.train import open_checkpoint
+    from linearard.model import RestorableModel, load_tokenizer, load_weights
+    from linearard.train import RESULT_FILE, open_checkpoint
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
     output = args.output_dir or folder / "evaluation"
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
             fix="Give --overwrite or another --output-dir.",
         )
     config = check_evaluation(recipe) or EvaluationConfig()
+    documents = validation_documents(recipe.data, load_tokenizer(recipe.model), config)
     restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter, trainable=False)
     load_weights(restorable, folder)
-    measure(restorable, recipe.data, config, output, recipe=recipe.source, progress=not args.quiet)
+    measure(restorable, documents, config, output, recipe=recipe.source, progress=not args.quiet)

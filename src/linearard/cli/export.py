@@ -11,6 +11,9 @@ examples:
   linearard export runs/smollm2-135m-64k exported/                 merged weights
   linearard export runs/smollm2-135m-64k adapter/ --format adapter  LoRA beside a stretched config.json
   linearard export runs/x exported/ --model.name /models/base --model.dtype float32
+
+The checkpoint remembers its recipe. Fields of its section model can be given anew;
+`linearard train --help` lists them.
 """
 
 
@@ -27,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--format", default="merged", help="merged (default) or adapter")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(run=run)
     return parser
 
 

@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 
-class TeachingParser(argparse.ArgumentParser):
-    """A parser whose help ends with the recipe fields; they are looked up only when it is asked for."""
-
-    def format_help(self) -> str:
-        """Usage, options, then every field."""
-        return super().format_help() + "\n" + _all_fields()
+def teach_fields(parser: argparse.ArgumentParser) -> None:
+    """Let the parser's help end with the recipe fields; they are looked up only when it is asked for."""
+    plain = parser.format_help
+    parser.format_help = lambda: plain() + "\n" + _all_fields()
 
 
 def _all_fields() -> str:

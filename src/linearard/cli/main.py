@@ -9,19 +9,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import warnings
 
 from linearard.cli import demo, evaluate, export, train
-from linearard.errors import UserError
+from linearard.errors import RecipeError, UserError
 
 _DESCRIPTION = """\
 Stretch a language model's context with RoPE scaling, and get its short-text ability back.
 
   linearard demo                              a real model on this CPU, start to report, in minutes
-  linearard train recipes/smollm2-135m-64k.yaml
-  linearard evaluate runs/smollm2-135m-64k
+  linearard train smollm2-135m-64k            a recipe: by name, or your own YAML file
+  linearard evaluate runs/smollm2-135m-64k    original, stretched and restored side by side
   linearard export runs/smollm2-135m-64k exported/
 """
+#: Parts of a recipe that can be replaced whole; all other overrides have a dot in their name.
+_WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed")
+#: How long a process that is not the first waits before it prints an error. A launcher ends it sooner
+#: where the first process met the same error and printed it.
+_PATIENCE_SECONDS = 5.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (demo, train, evaluate, export):
         subparser = command.add_parser(subparsers)
+        subparser.add_argument("--quiet", action="store_true", help="no progress bars")
         subparser.add_argument(
             "--debug", action="store_true", help="show tracebacks of user errors"
         )
@@ -42,43 +49,68 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 for anything the user can mend)."""
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and not getattr(args, "takes_overrides", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    argv = sys.argv[1:] if argv is None else list(argv)
     # Other libraries' deprecations are ours to handle, not the user's to read.
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        args.overrides = _overrides(rest)
+        rest, overrides = _split(argv)
+        args = build_parser().parse_args(rest)
+        args.overrides = overrides
+        if args.quiet or not _speaks():
+            _silence_libraries()
         args.run(args)
     except UserError as error:
-        if args.debug:
+        if "--debug" in argv:
             raise
-        print(f"linearard: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("linearard: interrupted; go on with --resume", file=sys.stderr)
+        resumable = argv[:1] in (["train"], ["demo"])
+        _complain("interrupted" + ("; go on with --resume" if resumable else ""))
         return 130
     return 0
 
 
-def _overrides(rest: list[str]) -> dict[str, str]:
-    """`--section.field value` and `--section.field=value` pairs that argparse left over."""
-    from linearard.errors import RecipeError
-
-    pairs: dict[str, str] = {}
-    remaining = list(rest)
+def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--section.field VALUE` and `--section.field=VALUE` out, wherever they stand."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    remaining = list(argv)
     while remaining:
-        name, equals, value = remaining.pop(0).partition("=")
-        if not name.startswith("--") or not (equals or remaining):
-            raise RecipeError(
-                expected="recipe fields as --section.field VALUE",
-                got=repr(name + equals + value),
-                fix="See `linearard train --help` for every field.",
-            )
-        pairs[name.removeprefix("--")] = value if equals else remaining.pop(0)
-    return pairs
+        word = remaining.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or ("." not in name and name not in _WHOLE):
+            rest.append(word)
+            continue
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise RecipeError(
+                    expected=f"a value after --{name}",
+                    got=f"{remaining[0]}" if remaining else "the end of the command line",
+                    fix=f"Write --{name} VALUE; null is the value of a field left empty.",
+                )
+            value = remaining.pop(0)
+        overrides[name] = value
+    return rest, overrides
+
+
+def _speaks() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _complain(message: str) -> None:
+    if not _speaks():
+        time.sleep(_PATIENCE_SECONDS)
+        message = f"(process {os.environ['RANK']}) {message}"
+    print(f"linearard: {message}", file=sys.stderr)
+
+
+def _silence_libraries() -> None:
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # `datasets` is imported when needed
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # and those of huggingface_hub
 
 
 if __name__ == "__main__":

@@ -6,13 +6,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from linearard.data import DataConfig, token_documents
 from linearard.distill import relation_profile
-from linearard.evaluation import EvaluationConfig, comparison_table, evaluate, write_report
+from linearard.evaluation import (
+    EvaluationConfig,
+    check_inputs,
+    comparison_table,
+    evaluate,
+    write_report,
+)
 from linearard.model import RestorableModel, write_json
-from linearard.train import Recipe, RunResult, build_section, run_recipe
+from linearard.train import (
+    REPORT_FILE,
+    RESULT_FILE,
+    Recipe,
+    build_section,
+    is_main_process,
+    prepare_run,
+)
 
-RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"
 _PROFILE_WINDOWS = 4
 
 
@@ -23,19 +37,26 @@ def check_evaluation(recipe: Recipe) -> EvaluationConfig | None:
     return build_section(EvaluationConfig, recipe.evaluation, "evaluation")
 
 
-def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress: bool) -> RunResult:
+def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress: bool) -> None:
     """Train all stages of a recipe, then evaluate and report as it asks."""
     config = check_evaluation(recipe)
-    result = run_recipe(recipe, resume=resume, overwrite=overwrite, progress=progress)
+    run = prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress)
+    documents = None
+    if config is not None and is_main_process():
+        # Read before training, so that missing text is not found out after it.
+        documents = validation_documents(recipe.data, run.tokenizer, config)
+        check_inputs(run.tokenizer, run.views, documents, config)
+    result = run.train()
     for name, summary in result.summaries.items():
         say(
             f"stage {name}: {summary['steps']} steps, {summary['tokens']:,} tokens, "
             f"{summary['seconds']:.1f} s"
         )
-    if config is not None and result.is_main_process:
+    say(f"checkpoint: {result.final}")
+    if documents is not None:
         measure(
             result.restorable,
-            recipe.data,
+            documents,
             config,
             Path(recipe.output_dir),
             recipe=recipe.source,
@@ -43,12 +64,25 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
             summaries=result.summaries,
             progress=progress,
         )
-    return result
+
+
+def validation_documents(
+    data: DataConfig, tokenizer: Any, config: EvaluationConfig
+) -> list[Tensor]:
+    """Held-out documents, token ids `[tokens]` each, long enough for the shortest window."""
+    windows = [*config.perplexity_windows, config.agreement_window]
+    return token_documents(
+        data,
+        tokenizer,
+        split="validation",
+        limit_tokens=None,
+        min_tokens=min((w for w in windows if w), default=1),
+    )
 
 
 def measure(
     restorable: RestorableModel,
-    data: DataConfig,
+    documents: list[Tensor],
     config: EvaluationConfig,
     folder: Path,
     *,
@@ -56,16 +90,8 @@ def measure(
     training: dict[str, Any] | None = None,
     summaries: dict[str, Any] | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> None:
     """Evaluate all views, print the table, write `evaluation.json` and `report.html`."""
-    windows = [*config.perplexity_windows, config.agreement_window]
-    documents = token_documents(
-        data,
-        restorable.tokenizer,
-        split="validation",
-        limit_tokens=None,
-        min_tokens=min((w for w in windows if w), default=1),
-    )
     result = evaluate(
         restorable.model,
         restorable.tokenizer,
@@ -82,12 +108,12 @@ def measure(
     write_report(result, folder / REPORT_FILE, recipe=recipe)
     print(comparison_table(result))
     say(f"report: {folder / REPORT_FILE}")
-    return result
 
 
 def say(message: str) -> None:
-    """A line for the user, apart from the table on standard output."""
-    print(message, file=sys.stderr)
+    """A line for the user, apart from the table on standard output; one process speaks for all."""
+    if is_main_process():
+        print(message, file=sys.stderr)
 
 
 def _relations(
