@@ -185,7 +185,7 @@ def _forward_kernel(
     sum_s = tl.where(counts, sum_s, 1.0)
     max_t = tl.where(counts, max_t, 0.0)
     max_s = tl.where(counts, max_s, 0.0)
-    bits = cross / sum_t - tl.log2(sum_t / sum_s)
+    bits = cross / sum_t - tl.log2(tl.div_rn(sum_t, sum_s))  # equal sums: exactly 0
     at = head * tokens + rows
     tl.store(kl + at, tl.where(counts, bits * 0.6931471805599453, 0.0), mask=inside)
     length = all_heads.to(tl.int64) * tokens
