@@ -92,7 +92,7 @@ class Adapter:
 
     def __init__(self, model: Any, config: AdapterConfig, *, trainable: bool = True) -> None:
         self.config = config
-        targets = config.target_modules or _find_qkv(model)
+        targets = _targets(model, config.target_modules)
         model.requires_grad_(False)
         if config.kind == "lora":
             self.model = _with_lora(model, config, targets)
@@ -123,8 +123,13 @@ class Adapter:
     def save(self, folder: Path) -> None:
         """Write the trained weights as safetensors into an existing folder."""
         if self.config.kind == "lora":
+            # peft writes a model card template, all blanks, or changes one that a user wrote
+            card = folder / "README.md"
+            before = card.read_bytes() if card.exists() else None
             self.model.save_pretrained(folder, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # peft's model card template, all blanks
+            card.unlink(missing_ok=True)
+            if before is not None:
+                card.write_bytes(before)
         else:
             from safetensors.torch import save_file
 
@@ -135,7 +140,8 @@ class Adapter:
         """Read weights written by `save` into this adapter.
 
         Raises:
-            CheckpointError: the file is missing, or its tensors do not match this model's adapter.
+            CheckpointError: the file is missing or broken, or its tensors do not match this model's
+                adapter.
         """
         name = "adapter_model.safetensors" if self.config.kind == "lora" else _DIRECT_FILE
         if not (folder / name).is_file():
@@ -144,9 +150,17 @@ class Adapter:
                 got=f"none in {folder}",
                 fix="Check the checkpoint's path and adapter.kind.",
             )
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        stored = load_file(folder / name)
+        try:
+            stored = load_file(folder / name)
+        except SafetensorError as error:
+            raise CheckpointError(
+                expected=f"a whole safetensors file {folder / name}",
+                got=f"one that cannot be read ({error})",
+                fix="Use another checkpoint.",
+            ) from error
         live = self._lora_state() if self.config.kind == "lora" else dict(self._direct())
         wrong = sorted(
             key
@@ -202,17 +216,16 @@ def _lora_layer_type() -> type:
     return BaseTunerLayer
 
 
-def _find_qkv(model: nn.Module) -> list[str]:
-    present = {
-        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)
-    }
-    for names in _QKV_NAMES:
+def _targets(model: nn.Module, asked: list[str] | None) -> list[str]:
+    present = {name for _, name, _ in _named_linears(model, nn.Linear)}
+    for names in (asked,) if asked else _QKV_NAMES:
         if set(names) <= present:
             return list(names)
+    wanted = ", ".join(asked) if asked else "q_proj, k_proj, v_proj (or one fused qkv projection)"
     raise ModelError(
-        expected="projections named q_proj, k_proj, v_proj (or one fused qkv projection)",
+        expected=f"projections named {wanted}",
         got=f"linear layers named {', '.join(sorted(present)) or 'nothing'}",
-        fix="Name them in adapter.target_modules.",
+        fix="Name those that make queries, keys and values in adapter.target_modules.",
     )
 
 
@@ -227,14 +240,7 @@ def _with_lora(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(model, lora)  # adapter weights become float32 masters
-    except ValueError as error:
-        raise ModelError(
-            expected=f"linear layers named {', '.join(targets)}",
-            got=str(error).splitlines()[0],
-            fix="Check adapter.target_modules.",
-        ) from error
+    return get_peft_model(model, lora)  # adapter weights become float32 masters
 
 
 def _named_linears(model: nn.Module, kind: type[nn.Linear]) -> Iterator[tuple[nn.Module, str, Any]]:
@@ -246,11 +252,5 @@ def _named_linears(model: nn.Module, kind: type[nn.Linear]) -> Iterator[tuple[nn
 
 def _replace_linears(model: nn.Module, targets: list[str]) -> None:
     found = [item for item in _named_linears(model, nn.Linear) if item[1] in targets]
-    if not found:
-        raise ModelError(
-            expected=f"linear layers named {', '.join(targets)}",
-            got=f"none in {type(model).__name__}",
-            fix="Check adapter.target_modules.",
-        )
     for parent, name, module in found:
         setattr(parent, name, TwoViewLinear(module))

@@ -27,7 +27,7 @@ class ChunkedCausalLM:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.model, self.device = model, model.device
+        self.model = model
         self._decoder, self._head = model.get_decoder(), model.get_output_embeddings()
         if self._head is None or self._decoder is model:
             raise ModelError(
@@ -41,6 +41,11 @@ class ChunkedCausalLM:
         )
         self.vocab_size: int = config.vocab_size
         self._softcap = getattr(config, "final_logit_softcapping", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live now; a trainer moves a model after it was taken apart."""
+        return self.model.device
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states [batch, tokens, hidden] after the last norm, in the model's dtype.

@@ -77,10 +77,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             expected=f"valid JSON in {path}", got=str(error), fix="Use another checkpoint."
         ) from error
-    if metadata.get("format") != _FORMAT:
+    found = metadata.get("format") if isinstance(metadata, dict) else None
+    if found != _FORMAT:
         raise CheckpointError(
             expected=f"checkpoint format {_FORMAT}",
-            got=repr(metadata.get("format")),
+            got=repr(found),
             fix="Use the version of linearard that wrote it.",
         )
     return metadata
@@ -119,7 +120,7 @@ def load_weights(restorable: RestorableModel, folder: Path) -> dict[str, Any]:
 
 
 def load_restored(
-    folder: Path, model: ModelConfig | None = None, **model_overrides: Any
+    folder: str | Path, model: ModelConfig | None = None, **model_overrides: Any
 ) -> RestorableModel:
     """Load base model and checkpoint together, ready for evaluation or export.
 
@@ -127,7 +128,12 @@ def load_restored(
         folder: a checkpoint.
         model: where the base model is; default: the name the checkpoint remembers.
         model_overrides: fields of `ModelConfig` for that default, such as `device`.
+
+    Raises:
+        CheckpointError: see `read_metadata` and `load_weights`.
+        ModelError: the base model cannot be loaded.
     """
+    folder = Path(folder)
     metadata = read_metadata(folder)
     model = model or ModelConfig(name=metadata["base_model"]["name"], **model_overrides)
     restorable = RestorableModel.load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     GGUF weights are unpacked to dense ones, and the mark that forbids saving them is removed.
 
     Raises:
-        ModelError: it cannot be found or read, or is no causal language model.
+        ModelError: it cannot be found or read, lacks weights, or is no causal language model.
         DeviceError: see `resolve_device`, `resolve_dtype`.
     """
     from transformers import AutoModelForCausalLM
@@ -132,9 +133,10 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         kwargs["attn_implementation"] = config.attn_implementation
     is_gguf = _locate(config)[1] is not None
     tokenizer = load_tokenizer(config)
-    model = _from_pretrained(
-        AutoModelForCausalLM, config, **kwargs, **(_unpacked_gguf() if is_gguf else {})
-    )
+    if is_gguf:
+        kwargs |= _unpacked_gguf()
+    model, info = _from_pretrained(AutoModelForCausalLM, config, **kwargs, output_loading_info=True)
+    _check_complete(info["missing_keys"], config.name)
     if is_gguf:
         _forget_quantization(model)
     model.to(device).eval()
@@ -175,7 +177,7 @@ def _from_pretrained(kind: Any, config: ModelConfig, **kwargs: Any) -> Any:
             trust_remote_code=config.trust_remote_code,
             **kwargs,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken file makes its parser raise anything
         raise _unreadable(config.name, error) from error
 
 
@@ -201,7 +203,10 @@ def _locate(config: ModelConfig) -> tuple[str, str | None]:
 
 
 def _packaged_gguf(package: str) -> tuple[str, str]:
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ModuleNotFoundError, ValueError):  # a dotted name without its parent, an empty name
+        spec = None
     folder = Path(spec.origin).parent if spec and spec.origin else None
     files = sorted(folder.glob("*.gguf")) if folder else []
     if len(files) != 1:
@@ -253,10 +258,20 @@ def check_tokenizer(tokenizer: Any, rows: int, name: str) -> None:
         )
 
 
+def _check_complete(missing: Iterable[str], name: str) -> None:
+    # transformers fills absent weights with random ones and goes on
+    if missing := sorted(missing):
+        raise ModelError(
+            expected=f"all weights of {name}",
+            got=f"files without {len(missing)} of them, first {missing[0]!r}",
+            fix="Download the model again, or use the folder it was saved in completely.",
+        )
+
+
 def _unreadable(name: str, error: Exception) -> ModelError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return ModelError(
         expected="a causal language model that transformers can load",
-        got=f"{name!r}: {first_line}",
+        got=f"{name!r}: {lines[0].rstrip('.!')}",
         fix="Check the hub id, the folder, your login for gated models, and the network.",
     )

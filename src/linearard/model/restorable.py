@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from linearard.capture import AttentionTap
+from linearard.errors import ModelError
 from linearard.model.adapters import Adapter, AdapterConfig
 from linearard.model.load import ModelConfig, load_model
 from linearard.rope import RopeViews
@@ -88,7 +89,11 @@ class RestorableModel:
 
     @contextlib.contextmanager
     def view(self, name: str) -> Iterator[Any]:
-        """Let the model behave as `original`, `stretched` or `restored` inside the block."""
+        """Let the model behave as `original`, `stretched`, `restored` or a remembered view inside the block.
+
+        Raises:
+            ModelError: there is no view of this name.
+        """
         before = self._current
         self._become(name)
         try:
@@ -109,6 +114,12 @@ class RestorableModel:
         self._kept[name] = [p.detach().clone() for p in self.adapter.parameters()]
 
     def _become(self, name: str) -> None:
+        if name not in _VIEWS and name not in self._kept:
+            raise ModelError(
+                expected=f"a view among {', '.join(self.views())}",
+                got=repr(name),
+                fix="Name one of these.",
+            )
         if self._current in self._kept:
             self._exchange(self._current)
         if name in self._kept:
