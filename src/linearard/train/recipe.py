@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
 import re
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -123,7 +125,9 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
     for name in ("rope", "stages", "evaluation"):
         if not isinstance(source.get(name) or {}, dict):
             raise RecipeError(
-                expected=f"{name} to be a mapping", got=repr(source[name]), fix=f"Correct {name}:."
+                expected=f"{name} to be a mapping",
+                got=repr(source[name]),
+                fix=f"Correct the section {name}.",
             )
     stages = {
         name: _check_stage(name, values or {}, sections["data"])
@@ -157,13 +161,18 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        problem = problem.replace("\t", "\\t")
         raise RecipeError(
             expected=f"valid YAML in {where}", got=place + problem, fix="Correct it there."
         ) from None
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
+    # As in YAML 1.2, `no` and `off` are words: `save_strategy: no` means what it says.
+    yaml_implicit_resolvers: typing.ClassVar = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a name given twice: plain YAML keeps the last one in silence."""
@@ -177,6 +186,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
@@ -193,7 +205,7 @@ def _override(source: dict[str, Any], name: str, value: Any) -> None:
     for depth, key in enumerate(parents):
         if key not in node or node[key] is None:
             if parents[:depth] == ["stages"]:
-                _check_names("stages.", {key: None}, list(node))
+                _check_names("stages", {key: None}, list(node))
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):
@@ -226,14 +238,29 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
             )
     checked = _coerced(RestorationConfig, values, where)
     if "objective" in checked:
-        checked["objective"] = dataclasses.asdict(
-            build_section(ObjectiveConfig, checked["objective"] or {}, f"{where}.objective")
-        )
+        with naming_stage(name):
+            objective = build_section(
+                ObjectiveConfig, checked["objective"] or {}, f"{where}.objective"
+            )
+        checked["objective"] = dataclasses.asdict(objective)
     if "data" in checked:
         changes = _coerced(DataConfig, checked["data"] or {}, f"{where}.data")
         dataclasses.replace(data, **changes)  # checks the combination
         checked["data"] = changes
     return checked
+
+
+@contextlib.contextmanager
+def naming_stage(name: str) -> Iterator[None]:
+    """Name the stage in a refusal by a configuration that does not know which stage it is for."""
+    try:
+        yield
+    except RecipeError as error:
+        if f"stages.{name}" not in error.expected:
+            error = RecipeError(
+                expected=f"{error.expected} in stage {name!r}", got=error.got, fix=error.fix
+            )
+        raise error from None
 
 
 def build_section(kind: type, values: Any, where: str) -> Any:
@@ -250,23 +277,27 @@ def _coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
         raise RecipeError(
             expected=f"{where} to be a mapping of fields",
             got=repr(values),
-            fix=f"Correct {where}:.",
+            fix=f"Correct the section {where}.",
         )
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind) if item.init]
-    _check_names(f"{where}.", values, names)
+    _check_names(where, values, names)
     return {name: _coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()}
 
 
-def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
+def _check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
+    """Refuse a name that is not known; `where` is the section's, empty at the top of the recipe."""
+    prefix = f"{where}." if where else ""
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            shown = ", ".join(known) if len(known) <= 20 else f"{len(known)} known names"
+            shown = ", ".join(known) if len(known) <= 20 else "ours, or of TrainingArguments"
             raise RecipeError(
-                expected=f"a field {prefix}* among {shown}",
+                expected=f"a field of {where or 'the recipe'} ({shown})",
                 got=f"{prefix}{name}",
-                fix=f"Did you mean {prefix}{close[0]}?" if close else "Remove it.",
+                fix=f"Did you mean {prefix}{close[0]}?"
+                if close
+                else "Remove it; `linearard train --help` lists every field.",
             )
 
 
