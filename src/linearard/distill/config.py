@@ -69,7 +69,11 @@ class ObjectiveConfig:
             if min(self.layer_weights, default=-1) < 0 or not sum(self.layer_weights) > 0:
                 _refuse("layer_weights", "weights >= 0 with a positive sum", self.layer_weights)
         if not (self.active_relations or self.logit_weight or self.lm_weight):
-            _refuse("relations", "at least one term with a weight above 0", "none")
+            raise RecipeError(
+                expected="an objective with at least one weight above 0",
+                got="none",
+                fix="Set relations, logit_weight or lm_weight of the objective.",
+            )
 
     @property
     def active_relations(self) -> dict[str, float]:

@@ -32,8 +32,8 @@ from linearard.model import (
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
-from linearard.train.folder import FINAL, claim_folder
-from linearard.train.recipe import Recipe, recipe_from_dict
+from linearard.train.folder import FINAL, RECIPE_FILE, claim_folder
+from linearard.train.recipe import Recipe, naming_stage, recipe_from_dict
 
 
 @dataclass
@@ -153,6 +153,13 @@ def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tu
     folder = Path(folder)
     if (folder / FINAL / METADATA_FILE).is_file():
         folder = folder / FINAL
+    elif (folder / RECIPE_FILE).is_file():
+        raise CheckpointError(
+            expected="a finished run, or one of its checkpoints",
+            got=f"the unfinished run {folder}",
+            fix=f"Finish it with `linearard train {folder / RECIPE_FILE} --resume`, or name a folder "
+            f"{folder}/stage*/checkpoint-*.",
+        )
     source = read_metadata(folder).get("recipe")
     if source is None:
         raise CheckpointError(
@@ -213,7 +220,8 @@ def _check_stages(
                 if objective.needs_teacher
                 else "Lower the window or raise rope.factor.",
             )
-        objective.weights_by_layer(config.num_hidden_layers)
+        with naming_stage(name):
+            objective.weights_by_layer(config.num_hidden_layers)
         decided = {
             "output_dir": str(Path(recipe.output_dir) / f"stage{index + 1}-{name}"),
             "seed": recipe.seed + index,
@@ -228,13 +236,14 @@ def _check_stages(
 
 def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
     try:
-        return RestorationConfig(**values)
+        with naming_stage(name):
+            return RestorationConfig(**values)
     except UserError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(
-            expected=f"stages.{name} to be valid transformers.TrainingArguments",
-            got=" ".join(str(error).split()),
+            expected=f"values in stages.{name} that transformers.TrainingArguments accepts",
+            got=f"its refusal: {' '.join(str(error).split())}",
             fix=f"Correct stages.{name}.",
         ) from error
 

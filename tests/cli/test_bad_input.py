@@ -1,0 +1,520 @@
+"""Whatever a user gets wrong ends in one line that helps, exit code 2, and no weights loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import small_run
+import tiny
+from linearard.cli.main import main
+from linearard.errors import UserError
+
+REMOVE = object()
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading weights would fail the test."""
+
+    def load(config):
+        raise AssertionError(f"loaded the weights of {config.name}")
+
+    monkeypatch.setattr("linearard.model.restorable.load_model", load)
+
+
+@pytest.fixture
+def recipe(tmp_path, base_folder):
+    return small_run.small_recipe(tmp_path, base_folder)
+
+
+@pytest.fixture(scope="module")
+def trained(base_folder, tmp_path_factory):
+    """A finished run of one stage."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = small_run.one_stage(folder, base_folder, sequences=4, save_steps=2)
+    return small_run.train(recipe)
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """The one line a command ends with; with --debug the same error comes as a traceback."""
+    capsys.readouterr()
+    command, *arguments = arguments
+    arguments = [command, "--quiet", *arguments]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("linearard: error: expected ") and ", got " in line
+    assert line.endswith((".", "?"))
+    assert captured.out == ""
+    with pytest.raises(UserError) as error:
+        main([command, "--debug", *arguments[1:]])
+    assert line == f"linearard: error: {error.value}"
+    return line
+
+
+def change(recipe: dict, name: str, value: object) -> None:
+    *parents, last = name.split(".")
+    for key in parents:
+        recipe = recipe.setdefault(key, {})
+    if value is REMOVE:
+        del recipe[last]
+    else:
+        recipe[last] = value
+
+
+#: Field, value, and words of the message.
+FIELDS = {
+    "misspelt section": (
+        "modle",
+        {},
+        "a field of the recipe (model, rope, data",
+        "Did you mean model?",
+    ),
+    "unknown section": ("zzz", {}, "got zzz", "Remove it"),
+    "no section": ("rope", REMOVE, "a section 'rope'", "Add rope: to it"),
+    "misspelt field": ("model.nmae", "x", "got model.nmae", "Did you mean model.name?"),
+    "misspelt data field": ("data.txt_column", "x", "Did you mean data.text_column?"),
+    "misspelt stage field": (
+        "stages.restoration.windw",
+        48,
+        "stages.restoration.windw",
+        "Did you mean stages.restoration.window?",
+    ),
+    "misspelt training argument": (
+        "stages.restoration.lerning_rate",
+        1e-3,
+        "Did you mean stages.restoration.learning_rate?",
+    ),
+    "misspelt objective field": (
+        "stages.restoration.objective.logit_wieght",
+        1,
+        "Did you mean stages.restoration.objective.logit_weight?",
+    ),
+    "misspelt evaluation field": (
+        "evaluation.perplexity_window",
+        [48],
+        "Did you mean evaluation.perplexity_windows?",
+    ),
+    "unknown relation": (
+        "stages.restoration.objective.relations",
+        {"o": 1},
+        "names among q, k, v, qk in stage 'restoration', got 'o'",
+    ),
+    "relations as a list": (
+        "stages.restoration.objective.relations",
+        ["q"],
+        "objective.relations to be a mapping (each a number)",
+        "got ['q']",
+    ),
+    "negative weight": ("stages.restoration.objective.lm_weight", -1, "a weight >= 0", "got -1"),
+    "layer that is not there": (
+        "stages.restoration.objective.layers",
+        [0, 7],
+        "indices from 0 to 2 in stage 'restoration', got [7]",
+    ),
+    "no term at all": (
+        "stages.restoration.objective.relations",
+        {},
+        "an objective with at least one weight above 0 in stage 'restoration', got none",
+        "relations, logit_weight or lm_weight",
+    ),
+    "section of the wrong type": ("model", "gpt", "model to be a mapping", "got 'gpt'"),
+    "stage of the wrong type": ("stages.restoration", 3, "stages.restoration to be a mapping"),
+    "stages as a list": ("stages", [{"window": 48}], "stages to be a mapping"),
+    "text for a number": (
+        "stages.restoration.learning_rate",
+        "fast",
+        "stages.restoration.learning_rate to be a number, got 'fast'",
+    ),
+    "fraction for a count": (
+        "stages.restoration.window",
+        48.5,
+        "stages.restoration.window to be a whole number, got 48.5",
+    ),
+    "number for text": ("data.train", 3, "data.train to be text, got 3"),
+    "truth for a number": ("adapter.r", True, "adapter.r to be a whole number, got True"),
+    "text for a list": ("adapter.target_modules", "q_proj", "a list (each text) or null"),
+    "window of zero": (
+        "stages.restoration.window",
+        0,
+        "window to be a positive integer in stage 'restoration', got 0",
+    ),
+    "negative learning rate": (
+        "stages.cpt.learning_rate",
+        -1.0,
+        "learning_rate to be positive in stage 'cpt'",
+    ),
+    "infinite learning rate": ("stages.cpt.learning_rate", float("inf"), "learning_rate to be"),
+    "no epoch": ("stages.cpt.num_train_epochs", 0, "num_train_epochs to be positive"),
+    "seed below zero": ("seed", -1, "seed from 0 to", "got -1"),
+    "no output folder": ("output_dir", None, "output_dir to be text, got None"),
+    "stage name with a slash": (
+        "stages.a/b",
+        {"window": 48},
+        "stage names of letters, digits, - and _, got 'a/b'",
+    ),
+    "unknown schedule": (
+        "stages.cpt.lr_scheduler_type",
+        "cosin",
+        "values in stages.cpt that transformers.TrainingArguments accepts, got its refusal: cosin",
+        "Correct stages.cpt",
+    ),
+    "unknown optimizer": ("stages.cpt.optim", "adamax9", "adamax9", "Correct stages.cpt"),
+    "precision in a stage": ("stages.cpt.bf16", True, "without 'bf16'", "Set model.dtype"),
+    "seed in a stage": ("stages.cpt.seed", 1, "without 'seed'", "at the top of the recipe"),
+    "evaluation in a stage": (
+        "stages.cpt.eval_strategy",
+        "steps",
+        "without 'eval_strategy'",
+        "The section evaluation",
+    ),
+    "sharding": ("stages.cpt.fsdp", "full_shard", "without 'fsdp'", "torchrun"),
+    "adapter kind": ("adapter.kind", "lorra", "adapter.kind to be lora or direct, got 'lorra'"),
+    "no stretch": ("rope.factor", 1, "a stretch factor above 1, got 1", "for instance 8"),
+    "factor as text": ("rope.factor", "eight", "a stretch factor above 1, got 'eight'"),
+    "unknown rope type": ("rope.rope_type", "yarm", "rope_type to be one of linear, dynamic, yarn"),
+    "misspelt rope key": ("rope.facto", 4, "got 'facto'", "Did you mean 'factor'?"),
+    "window beyond the native one": (
+        "stages.restoration.window",
+        65,
+        "stages.restoration.window of at most 64, the model's native window, got 65",
+        "the teacher is only right within its native window",
+    ),
+    "window beyond the stretched one": (
+        "stages.cpt.window",
+        257,
+        "stages.cpt.window of at most 256, the model's stretched window, got 257",
+        "raise rope.factor",
+    ),
+    "window beyond a stated native one": (
+        "rope.original_max_position_embeddings",
+        32,
+        "stages.restoration.window of at most 32, the model's native window, got 48",
+    ),
+    "no such model": ("model.name", "/no/such/model", "no folder at /no/such/model"),
+    "no such package": ("model.name", "package:no_such_model", "no such package", "Install it"),
+    "no such gguf file": ("model.name", "nothing.gguf", "a GGUF file", "no file at nothing.gguf"),
+    "unknown precision": ("model.dtype", "fp8", "auto or one of bfloat16", "got 'fp8'"),
+    "half precision on the CPU": ("model.dtype", "float16", "bfloat16 or float32 on a CPU"),
+    "unknown device": ("model.device", "quantum", "such as cuda, cuda:1 or cpu, got 'quantum'"),
+    "no such text": ("data.train", "no/such/text.txt", "no/such/text.txt", "matches nothing"),
+    "no such text to hold out": (
+        "data.validation",
+        "/no/such",
+        "'/no/such', which matches nothing",
+    ),
+    "one text for both": ("data.validation", "TRAIN", "held-out text that is not trained on"),
+    "too many windows": (
+        "stages.cpt.sequences",
+        10_000,
+        "10000 blocks of 96 tokens for train",
+        "fewer blocks",
+    ),
+    "evaluation window too long for the text": (
+        "evaluation.perplexity_windows",
+        [50_000],
+        "at least 50000 tokens",
+    ),
+    "unknown view": ("evaluation.views", ["restord"], "views among original", "got restord"),
+    "no task files": ("evaluation.tasks_dir", "/no/such", "no such folder", "Set tasks_dir"),
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_a_wrong_field(case, recipe, tmp_path, capsys, no_model):
+    name, value, *words = FIELDS[case]
+    change(recipe, name, recipe["data"]["train"] if value == "TRAIN" else value)
+    if name.startswith("evaluation."):
+        recipe["evaluation"] = {
+            "perplexity_windows": [48],
+            "agreement_window": 0,
+            "passkey_lengths": [],
+        } | recipe["evaluation"]
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    line = refusal(capsys, "train", str(path), "--resume")
+    for word in words:
+        assert word in line
+    assert not list((tmp_path / "run").glob("stage*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_cuda_where_there_is_none(device, recipe, tmp_path, capsys, no_model):
+    recipe["model"]["device"] = device
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    line = refusal(capsys, "train", str(path))
+    assert f"a CUDA device '{device}', got a machine with 0 usable CUDA devices" in line
+    assert "Set model.device to cpu or auto" in line
+
+
+def test_a_model_without_rope(recipe, tmp_path, capsys, no_model):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 258}
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path / "gpt2")
+    tiny.tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    recipe["model"]["name"] = str(tmp_path / "gpt2")
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    line = refusal(capsys, "train", str(path))
+    assert "rotary position embeddings (RoPE)" in line and "model_type 'gpt2'" in line
+    assert "such as Llama" in line
+
+
+def test_a_tokenizer_that_does_not_fit(recipe, tmp_path, capsys, no_model):
+    base = tiny.save_tiny_base(
+        tmp_path / "base", vocab_size=200, bos_token_id=0, eos_token_id=1, pad_token_id=1
+    )
+    recipe["model"]["name"] = str(base)
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    line = refusal(capsys, "train", str(path))
+    assert "a tokenizer of at most 200 tokens, the rows of the model's embedding" in line
+    assert "got one of 258" in line
+
+
+def test_a_folder_that_holds_no_model(recipe, tmp_path, capsys, no_model):
+    (tmp_path / "empty").mkdir()
+    recipe["model"]["name"] = str(tmp_path / "empty")
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    line = refusal(capsys, "train", str(path))
+    assert "that transformers can load" in line and str(tmp_path / "empty") in line
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ({}, "none"),
+        ({"a.txt": " \n"}, "the empty file"),
+        ({"a.txt": "too short"}, "longest document"),
+    ],
+    ids=["empty folder", "empty text", "short text"],
+)
+def test_text_that_is_not_enough(content, word, recipe, tmp_path, capsys, no_model):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    recipe["data"]["train"] = str(folder)
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert word in refusal(capsys, "train", str(path), "--resume")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: {name: x\nrope: 3", ["valid YAML", "line 2"]),
+        ("model:\n  name: a\n  name: b", ["valid YAML", "line 3", "'name' is given twice"]),
+        ("", ["a mapping of sections", "got an empty file"]),
+        ("- a\n- b", ["a mapping of sections", "got ['a', 'b']"]),
+        ("\tmodel: 3", ["valid YAML", "line 1"]),
+        (b"\xff\xfe\x00", ["a recipe file in YAML", "decode"]),
+    ],
+    ids=["unbalanced", "given twice", "empty", "list", "tab", "binary"],
+)
+def test_broken_yaml(text, words, tmp_path, capsys, no_model):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    line = refusal(capsys, "train", str(path))
+    for word in [str(path), *words]:
+        assert word in line
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "smollm2-135m-64", "/"])
+def test_a_missing_recipe(name, capsys, no_model):
+    line = refusal(capsys, "train", name)
+    assert "a recipe file in YAML" in line and f"got {name}" in line
+    assert "smollm2-135m-64k" in line  # what there is
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stages.cpt.windw", "9"], ["Did you mean stages.cpt.window?"]),
+        (
+            ["--stages.ctp.window", "9"],
+            ["a field of stages (restoration, cpt), got stages.ctp", "mean stages.cpt?"],
+        ),
+        (["--stages.cpt.window"], ["a value after --stages.cpt.window", "end of the command"]),
+        (["--rope.factor", "--overwrite"], ["a value after --rope.factor", "--overwrite"]),
+        (["--stages.cpt.window={"], ["valid YAML in --stages.cpt.window"]),
+        (["--model.name.x", "3"], ["model.name to be a section", "Check --model.name.x"]),
+        (["--evaluation", "3"], ["evaluation to be a mapping"]),
+    ],
+)
+def test_wrong_overrides(flags, words, recipe, tmp_path, capsys, no_model):
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    line = refusal(capsys, "train", str(path), *flags)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "r.yaml", "--overwite"], ["unrecognized arguments: --overwite"]),
+        (["train", "r.yaml", "--resume", "--overwrite"], ["not allowed with argument --resume"]),
+        (["train"], ["required: recipe"]),
+        (["trian", "r.yaml"], ["invalid choice: 'trian'", "train"]),
+        ([], ["required: COMMAND"]),
+        (["export", "run"], ["required: output"]),
+        (["evaluate", "run", "extra"], ["unrecognized arguments: extra"]),
+    ],
+)
+def test_wrong_command_lines(arguments, words, capsys, no_model):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "usage: linearard" in message
+    for word in words:
+        assert word in message
+
+
+class TestOutputFolder:
+    @pytest.fixture
+    def path(self, recipe, tmp_path):
+        return str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
+
+    @pytest.fixture
+    def run(self, recipe):
+        """A folder as an interrupted run leaves it."""
+        folder = Path(recipe["output_dir"])
+        small_run.write_recipe(recipe, folder / "recipe.yaml")
+        return folder
+
+    def test_an_earlier_run(self, path, run, capsys, no_model):
+        line = refusal(capsys, "train", path)
+        assert "an empty or new output folder" in line and "an earlier run (recipe.yaml)" in line
+        assert "--resume to go on, --overwrite to replace" in line
+
+    @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
+    def test_files_that_are_not_ours(self, flags, path, recipe, capsys, no_model):
+        folder = Path(recipe["output_dir"])
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("years of work")
+        line = refusal(capsys, "train", path, *flags)
+        assert "thesis.tex" in line and "files that linearard did not write are left alone" in line
+        assert (folder / "thesis.tex").read_text() == "years of work"
+
+    def test_a_file_in_the_place_of_the_folder(self, path, recipe, capsys, no_model):
+        Path(recipe["output_dir"]).write_text("a file")
+        assert "output_dir to be a folder, got a file at" in refusal(capsys, "train", path)
+
+    def test_a_folder_that_cannot_be_made(self, path, recipe, tmp_path, capsys, no_model):
+        (tmp_path / "file").write_text("")
+        line = refusal(capsys, "train", path, "--output-dir", str(tmp_path / "file" / "run"))
+        assert "an output folder that can be written" in line and "Choose another" in line
+
+    def test_a_changed_recipe(self, path, run, capsys, no_model):
+        line = refusal(capsys, "train", path, "--resume", "--stages.cpt.learning_rate", "0.5")
+        assert f"the recipe that {run} was started with" in line
+        assert "stages.cpt.learning_rate: 0.01 -> 0.5" in line
+        assert "Resume with the same recipe, or choose another output_dir" in line
+
+    def test_what_is_not_the_recipe_may_change(self, path, run, tmp_path, capsys, no_model):
+        """The evaluation, the cache and the folder's name say nothing about what is trained."""
+        moved = run.with_name("moved")
+        shutil.move(run, moved)
+        with pytest.raises(AssertionError, match="loaded the weights"):
+            flags = ["--data.cache_dir", str(tmp_path / "elsewhere"), "--evaluation", "null"]
+            main(["train", path, "--resume", "--quiet", "--output-dir", str(moved), *flags])
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize("command", [["evaluate"], ["export"]])
+    def test_a_folder_without_checkpoint(self, command, tmp_path, capsys, no_model):
+        line = refusal(capsys, *command, str(tmp_path), *_output(command, tmp_path))
+        assert "a checkpoint folder with linearard.json" in line and str(tmp_path) in line
+
+    def test_a_run_that_is_not_finished(self, recipe, capsys, no_model):
+        run = Path(recipe["output_dir"])
+        small_run.write_recipe(recipe, run / "recipe.yaml")
+        line = refusal(capsys, "evaluate", str(run))
+        assert f"got the unfinished run {run}" in line
+        assert f"`linearard train {run}/recipe.yaml --resume`" in line
+
+    @pytest.mark.parametrize("command", [["evaluate"], ["export"]])
+    @pytest.mark.parametrize(
+        ("flag", "value", "section"),
+        [("--adapter.r", "8", "adapter"), ("--rope.factor", "2", "rope")],
+    )
+    def test_not_what_it_was_trained_as(
+        self, command, flag, value, section, trained, tmp_path, capsys, no_model
+    ):
+        line = refusal(
+            capsys, *command, str(trained), *_output(command, tmp_path), f"{flag}={value}"
+        )
+        assert f"the {section} that the checkpoint was trained with" in line
+        assert flag.removeprefix("--") in line and f"Leave --{section}.* out" in line
+
+    def test_another_rank_in_the_weights_themselves(self, trained, tmp_path, capsys):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "final", copy)
+        metadata = json.loads((copy / "linearard.json").read_text())
+        metadata["recipe"]["adapter"]["r"] = 2
+        (copy / "linearard.json").write_text(json.dumps(metadata))
+        line = refusal(capsys, "evaluate", str(copy))
+        assert "an adapter with 18 tensors that fit this model and recipe" in line
+        assert "adapter.r" in line
+
+    def test_another_rope_in_the_metadata_itself(self, trained, tmp_path, capsys):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "final", copy)
+        metadata = json.loads((copy / "linearard.json").read_text())
+        metadata["recipe"]["rope"]["factor"] = 2
+        (copy / "linearard.json").write_text(json.dumps(metadata))
+        line = refusal(capsys, "evaluate", str(copy))
+        assert "a checkpoint trained for RoPE" in line and "factor=2" in line and "factor=4" in line
+
+    def test_another_model(self, trained, tmp_path, capsys):
+        other = tiny.save_tiny_base(tmp_path / "other", seed=5)
+        line = refusal(
+            capsys, "export", str(trained), str(tmp_path / "out"), "--model.name", str(other)
+        )
+        assert f"a checkpoint of {other}" in line and "weights or architecture differ" in line
+        assert "Name the base model it was trained from" in line
+
+    def test_an_evaluation_that_is_there(self, trained, tmp_path, capsys, no_model):
+        (tmp_path / "evaluation.json").write_text("{}")
+        line = refusal(capsys, "evaluate", str(trained), "--output-dir", str(tmp_path))
+        assert "a folder without an evaluation" in line and "--overwrite" in line
+
+    def test_changed_text(self, trained, tmp_path, capsys, no_model):
+        copy = tmp_path / "run"
+        shutil.copytree(trained, copy)
+        recipe = small_run.yaml.safe_load((copy / "recipe.yaml").read_text())
+        book = Path(recipe["data"]["train"]) / "book0.txt"
+        before = book.read_text()
+        book.write_text(before.replace("ship", "boat"))
+        try:
+            line = refusal(
+                capsys, "train", str(copy / "recipe.yaml"), "--resume", "--output-dir", str(copy)
+            )
+        finally:
+            book.write_text(before)
+        assert "the training text that" in line and "other text or another tokenizer" in line
+        assert "Restore the text, or start again with --overwrite" in line
+
+    def test_another_number_of_processes(self, trained, tmp_path, capsys, no_model):
+        copy = tmp_path / "run"
+        shutil.copytree(trained, copy)
+        for path in copy.glob("stage*/checkpoint-*/linearard.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
+        line = refusal(
+            capsys, "train", str(copy / "recipe.yaml"), "--resume", "--output-dir", str(copy)
+        )
+        assert "expected 2 processes, as the run was started with, got 1" in line
+
+    @pytest.mark.parametrize(
+        ("flags", "word"),
+        [(["--format", "onnx"], "a format among merged, adapter"), ([], "an empty or new")],
+    )
+    def test_exports_that_cannot_be(self, flags, word, trained, tmp_path, capsys, no_model):
+        (tmp_path / "mine.txt").write_text("mine")
+        assert word in refusal(capsys, "export", str(trained), str(tmp_path), *flags)
+
+
+def _output(command: list[str], folder: Path) -> list[str]:
+    return [str(folder / "out")] if command == ["export"] else []
