@@ -302,7 +302,7 @@ def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, valid, causal, scale, needs
     grad = grad.contiguous()
     peak = None
     if dtype == torch.float16:
-        peak = grad.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) / _HALF_PEAK
+        peak = grad.abs().amax().clamp_min(1e-30) / _HALF_PEAK
         grad = grad / peak
     common = (grad, lse_t, lse_s, valid, causal, scale)
     queries = row_major(q_t, q_s)
