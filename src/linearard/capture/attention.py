@@ -92,10 +92,18 @@ class AttentionTap:
 
     @contextlib.contextmanager
     def stopping_at(self, observer: Observer | None) -> Iterator[None]:
-        """Like `observe`, and a `StopForward` from the observer ends the block quietly."""
+        """Like `observe`, and a `StopForward` from the observer ends the block quietly.
+
+        After any other error nothing observes any more: there will be no backward pass.
+        """
         self.observe(observer)
-        with contextlib.suppress(StopForward):
+        try:
             yield
+        except StopForward:
+            pass
+        except BaseException:
+            self.observe(None)
+            raise
 
     def observe(self, observer: Observer | None) -> None:
         """Show the operands of every following forward (and recomputed) pass to `observer`.

@@ -38,6 +38,8 @@ class ObjectiveConfig:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.relations or {}, dict):
+            _refuse("relations", "weights by name, such as {q: 1, k: 1, v: 1}", self.relations)
         self.relations = dict(self.relations or {})
         for name, weight in self.relations.items():
             if name not in RELATIONS:
@@ -53,21 +55,24 @@ class ObjectiveConfig:
             _check_weight(name, getattr(self, name))
         if self.normalisation not in ("own", "paper"):
             _refuse("normalisation", "own or paper", self.normalisation)
-        if not _is_number(self.temperature) or self.temperature <= 0:
+        if not _is_number(self.temperature) or not 0 < self.temperature < float("inf"):
             _refuse("temperature", "a positive number", self.temperature)
         if not isinstance(self.logit_positions, int) or self.logit_positions < 1:
             _refuse("logit_positions", "a positive integer", self.logit_positions)
         if self.implementation not in (None, "reference", "chunked", "triton"):
             _refuse("implementation", "reference, chunked, triton or null", self.implementation)
-        if self.layers is not None and (
-            not self.layers or len(set(self.layers)) != len(self.layers)
-        ):
-            _refuse("layers", "distinct layer indices", self.layers)
-        if self.layer_weights is not None:
-            if self.layers is not None and len(self.layer_weights) != len(self.layers):
-                _refuse("layer_weights", f"{len(self.layers)} weights", self.layer_weights)
-            if min(self.layer_weights, default=-1) < 0 or not sum(self.layer_weights) > 0:
-                _refuse("layer_weights", "weights >= 0 with a positive sum", self.layer_weights)
+        layers, weights = self.layers, self.layer_weights
+        if layers is not None:
+            indices = isinstance(layers, list) and all(type(i) is int for i in layers)
+            if not indices or not layers or len(set(layers)) != len(layers):
+                _refuse("layers", "a list of distinct layer indices", layers)
+        if weights is not None:
+            if not isinstance(weights, list) or not all(map(_is_weight, weights)):
+                _refuse("layer_weights", "a list of weights >= 0", weights)
+            if layers is not None and len(weights) != len(layers):
+                _refuse("layer_weights", f"{len(layers)} weights, one a layer", weights)
+            if not sum(weights) > 0:
+                _refuse("layer_weights", "weights with a positive sum", weights)
         if not (self.active_relations or self.logit_weight or self.lm_weight):
             raise RecipeError(
                 expected="an objective with at least one weight above 0",
@@ -113,8 +118,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_weight(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < float("inf")
+
+
 def _check_weight(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0 <= value < float("inf"):
+    if not _is_weight(value):
         _refuse(name, "a weight >= 0", value)
 
 

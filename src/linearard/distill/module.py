@@ -39,6 +39,7 @@ class RestorationModule(nn.Module):
             self._last_layer = max(self._layers)
         self._stop = not objective.needs_hidden
         self._recomputes = False
+        _switch_recomputation(self.model, False)  # a module of an earlier stage may have left it on
         self._language_model = ChunkedCausalLM(restorable.model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -58,15 +59,15 @@ class RestorationModule(nn.Module):
         loss = sum(weights[name] * term for name, term in terms.items())
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+    def gradient_checkpointing_enable(self) -> None:
         """Recompute layers in the backward pass instead of keeping their activations.
 
-        The layer in which a pass ends early is never recomputed: it is cut short anyway.
+        The layer in which a pass ends early is never recomputed: it is cut short anyway. After a backward
+        pass the attention is still observed, until the next forward pass or `tap.observe(None)`.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        kwargs["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-        self.model.gradient_checkpointing_enable(**kwargs)
+        _switch_recomputation(self.model, True)
         self._recomputes = True  # the observer must stay for the backward pass
         if not self._stop:
             return
@@ -82,7 +83,10 @@ class RestorationModule(nn.Module):
         if self.objective.needs_hidden:
             return False
         every_kind = {"q", "k", "v"} <= self.objective.active_relations.keys()
-        return not every_kind or self._last_layer != self.restorable.tap.num_layers - 1
+        reaches_end = self._last_layer == self.restorable.tap.num_layers - 1
+        # Other targets than q, k and v may lie behind the attention of the last layer.
+        default_targets = self.restorable.adapter.config.target_modules is None
+        return not (every_kind and reaches_end and default_targets)
 
     def _run(
         self, input_ids: Tensor, attention_mask: Tensor | None
@@ -120,10 +124,22 @@ class RestorationModule(nn.Module):
         self.model.eval()  # the teacher is deterministic, whatever dropout the model has
         hidden = None
         watch = observer if self.objective.active_relations else None
-        with self.restorable.view("original"), self.restorable.tap.stopping_at(watch):
-            hidden = self._language_model.hidden(input_ids, attention_mask)
-        self.model.train(training)
+        try:
+            with self.restorable.view("original"), self.restorable.tap.stopping_at(watch):
+                hidden = self._language_model.hidden(input_ids, attention_mask)
+        finally:
+            self.model.train(training)
         return hidden
+
+
+def _switch_recomputation(model: Any, on: bool) -> None:
+    # transformers renamed these methods, and warns of the older names
+    renamed = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+    else:
+        getattr(model, f"{name}_disable")()
 
 
 @torch.no_grad()
@@ -133,6 +149,8 @@ def relation_profile(
     relations: Iterable[str] = ("q", "k", "v", "qk"),
 ) -> dict[str, dict[str, list[float]]]:
     """Relation KL to the original by view, relation and layer, in nats: before and after restoration.
+
+    Leaves the model in evaluation mode and without recomputation: not for the middle of a stage.
 
     Args:
         restorable: the model.

@@ -67,8 +67,6 @@ class RestorationTrainer(Trainer):
         module = RestorationModule(restorable, args.objective)
         if args.recompute:
             module.gradient_checkpointing_enable()
-        else:  # an earlier stage may have switched it on
-            restorable.model.gradient_checkpointing_disable()
         if args.ddp_broadcast_buffers is None:
             args.ddp_broadcast_buffers = False  # all are constants, the same in every process
         if args.ddp_find_unused_parameters is None:
