@@ -1,0 +1,131 @@
+"""A run that is killed and resumed ends in the same bits as one that nobody disturbed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from kill_run import Kill, kill_and_compare
+
+import small_run
+from linearard.cli.main import main
+
+
+def test_killed_twice(tmp_path):
+    """SIGKILL in the middle of a checkpoint of stage 1, and of one of stage 2."""
+    lines = []
+    kills = [Kill(15, 0.002, "run/stage1-restoration"), Kill(18, 0.001, "run/stage2-cpt")]
+    undisturbed, killed = kill_and_compare(tmp_path, kills, lines.append)
+    assert sum("killed, last seen" in line for line in lines) == 2, lines
+    assert undisturbed == killed
+
+
+@pytest.fixture(scope="module")
+def finished(base_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = small_run.small_recipe(folder, base_folder, stages__cpt__save_total_limit=4)
+    return small_run.train(recipe)
+
+
+class TestLeftovers:
+    """What a killed process can leave, put there by hand, so that every case is met each time."""
+
+    @pytest.fixture
+    def run(self, finished, tmp_path):
+        """A copy of a finished run, to be damaged."""
+        shutil.copytree(finished, tmp_path / "run")
+        return tmp_path / "run"
+
+    def resume(self, run, *flags):
+        flags = flags or ("--resume",)
+        arguments = [str(run / "recipe.yaml"), "--output-dir", str(run), "--quiet", *flags]
+        if not (run / "recipe.yaml").exists():
+            arguments[0] = str(run.parent / "recipe.yaml")
+        return main(["train", *arguments])
+
+    def test_nothing_to_do(self, run, finished, capsys):
+        """A finished run is loaded, not trained again; time and tokens are still told."""
+        before = {path: path.stat().st_mtime_ns for path in run.glob("stage*/**/*")}
+        assert self.resume(run) == 0
+        assert small_run.final_bytes(run) == small_run.final_bytes(finished)
+        assert {path: path.stat().st_mtime_ns for path in run.glob("stage*/**/*")} == before
+        printed = capsys.readouterr().err
+        assert "stage restoration: 6 steps, 1,152 tokens" in printed and ", 0.0 s" not in printed
+
+    def test_only_the_beginning_of_the_recipe(self, run, finished):
+        shutil.move(run / "recipe.yaml", run.parent / "recipe.yaml")
+        shutil.rmtree(run)
+        run.mkdir()
+        (run / ".recipe.yaml").write_text("model: {na")
+        assert self.resume(run) == 0
+        assert small_run.final_bytes(run) == small_run.final_bytes(finished)
+        assert not (run / ".recipe.yaml").exists()
+
+    @pytest.mark.parametrize("left", [[], ["adapter_model.safetensors"], ["trainer_state.json"]])
+    def test_half_a_checkpoint(self, left, run, finished):
+        """The newest checkpoint of stage 2 lost its marker and some files."""
+        newest = run / "stage2-cpt" / "checkpoint-4"
+        for path in newest.iterdir():
+            if path.name not in left:
+                path.unlink()
+        for name in left:
+            (newest / name).write_bytes((newest / name).read_bytes()[:20])
+        shutil.rmtree(run / "final")
+        assert self.resume(run) == 0
+        assert small_run.final_bytes(run) == small_run.final_bytes(finished)
+
+    def test_half_a_final_checkpoint(self, run, finished):
+        (run / "final" / "linearard.json").unlink()
+        weights = run / "final" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+        assert self.resume(run) == 0
+        assert small_run.final_bytes(run) == small_run.final_bytes(finished)
+
+    def test_a_final_checkpoint_is_whole_or_not_one(self, run, monkeypatch, capsys):
+        """Killed while it is written a second time, it is refused and not half loaded."""
+
+        def killed(*arguments, **options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("linearard.train.run.save_checkpoint", killed)
+        assert self.resume(run) == 130
+        capsys.readouterr()
+        assert main(["export", str(run), str(run.parent / "out"), "--quiet"]) == 2
+        assert "the unfinished run" in capsys.readouterr().err
+
+    def test_an_overwrite_that_was_killed(self, run, finished, monkeypatch):
+        """Removal begins with the markers: what is left is never taken for a checkpoint."""
+        removed = []
+
+        def rmtree(path):
+            removed.append(path)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("linearard.train.checkpoints.shutil.rmtree", rmtree)
+            assert self.resume(run, "--overwrite") == 130
+        assert removed == [run / "stage1-restoration"]
+        assert not list((run / "stage1-restoration").glob("*/complete.json"))
+        assert (run / "recipe.yaml").exists()
+        assert self.resume(run) == 0
+        assert small_run.final_bytes(run) == small_run.final_bytes(finished)
+
+    def test_an_overwrite_leaves_nothing_of_the_old_run_and_all_of_the_users(self, run, finished):
+        for name in ("evaluation.json", "report.html", "stage3-notes.txt"):
+            (run / name).write_text("{}")
+        (run / "plots").mkdir()
+        os.utime(run / "final" / "adapter_model.safetensors", (0, 0))
+        assert self.resume(run, "--overwrite", "--seed", "1") == 0
+        assert small_run.final_bytes(run) != small_run.final_bytes(finished)
+        names = {path.name for path in run.iterdir()}
+        assert {"stage3-notes.txt", "plots", "final", "recipe.yaml"} < names
+        assert not names & {"evaluation.json", "report.html"}
+        assert "seed: 1" in (run / "recipe.yaml").read_text()
+
+    def test_only_the_newest_checkpoints_are_kept(self, finished):
+        kept = {
+            stage: sorted(path.name for path in Path(finished / stage).iterdir())
+            for stage in ("stage1-restoration", "stage2-cpt")
+        }
+        assert kept["stage1-restoration"] == ["checkpoint-4", "checkpoint-6"]
+        assert kept["stage2-cpt"] == [f"checkpoint-{step}" for step in range(1, 5)]
