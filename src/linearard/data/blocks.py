@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from linearard.data.cache import cached_blocks
 from linearard.data.config import DataConfig, is_integer, require
 from linearard.data.sources import Source, open_split
-from linearard.data.tokens import beginning, encode_documents, tokenizer_hash
+from linearard.data.streams import TokenStream, token_stream
+from linearard.data.tokens import beginning
 from linearard.errors import DataError
 
-_FORMAT = 1  # raise it when the same text would be cut in another way
-_SURPLUS = 4  # from a stream, shuffle among this many times the blocks that are asked for
+_SURPLUS = 4  # from a hub stream, shuffle among this many times the blocks that are asked for
 
 
 class BlockDataset(torch.utils.data.Dataset):
-    """Blocks of `block_size` tokens, read from a memory-mapped file.
+    """Blocks of one size, cut from a memory-mapped stream of tokens.
 
     An item is {"input_ids": LongTensor [block_size]}. It pickles as a path, not as its data.
 
     Args:
-        path: a .npy file of shape [blocks, block_size], of any integer dtype.
-        order: rows of the file to use, in this order.
+        stream: the documents.
+        starts: where each block begins in the stream, in this order.
+        block_size: tokens a block, `begin` included.
+        begin: ids before every block: the BOS token, or nothing.
+        joint: the id that stands for the end of a document inside a block (packed text), or None.
         fingerprint: a hash of the tokens in that order: equal wherever and whenever the same
             blocks are built.
     """
 
-    def __init__(self, path: Path, order: np.ndarray, fingerprint: str) -> None:
-        self._path, self._order, self.fingerprint = path, order, fingerprint
-        self._blocks = np.load(path, mmap_mode="r")
+    def __init__(
+        self,
+        stream: TokenStream,
+        starts: np.ndarray,
+        block_size: int,
+        begin: list[int],
+        joint: int | None,
+        fingerprint: str,
+    ) -> None:
+        self._stream, self._starts, self._size = stream, starts, block_size
+        self._begin, self._joint, self.fingerprint = begin, joint, fingerprint
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        block = self._blocks[self._order[index]]
-        return {"input_ids": torch.from_numpy(block.astype(np.int64))}
+        start = self._starts[index]
+        text = self._stream.ids[start : start + self._size - len(self._begin)].astype(np.int64)
+        if self._joint is not None:
+            text[text == self._stream.end_mark] = self._joint
+        return {"input_ids": torch.from_numpy(np.concatenate((self._begin, text)).astype(np.int64))}
 
     def __reduce__(self):
-        return BlockDataset, (self._path, self._order, self.fingerprint)
+        stream = TokenStream(self._stream.path)
+        parts = (self._starts, self._size, self._begin, self._joint, self.fingerprint)
+        return BlockDataset, (stream, *parts)
 
     @property
     def tokens(self) -> int:
         """How many tokens all blocks hold together."""
-        return len(self) * self._blocks.shape[1]
+        return len(self) * self._size
 
 
 def token_blocks(
@@ -67,8 +78,9 @@ def token_blocks(
     A document is cut into consecutive blocks and its tail is dropped; with `config.pack` all
     documents form one sequence, joined with the end-of-text token, and only the last tail is
     dropped. Where the tokenizer puts a BOS token before a text, every block begins with it and
-    holds `block_size - 1` tokens of text. The blocks are cached under `config.cache_path`; a
-    hub data set is known there by its name and split, not by its revision.
+    holds `block_size - 1` tokens of text. The tokenised text is cached under `config.cache_path`,
+    once for windows of every size; a hub data set is known there by its name and split, not by
+    its revision.
 
     Args:
         config: the text, and how to cut it.
@@ -90,71 +102,63 @@ def token_blocks(
     right = count is None or is_integer(count, 1)
     require(right, "count", "a whole number of at least 1, or absent", count, "Ask for a block.")
     source = open_split(config, split)
-    limit = _SURPLUS * count if source.lazy and count is not None else None
-    decides = [_FORMAT, source.identity, tokenizer_hash(tokenizer), block_size, config.pack, limit]
-    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
-
-    def build() -> Iterator[np.ndarray]:
-        return _cut(source, split, tokenizer, block_size, config.pack, limit, progress)
-
-    path = cached_blocks(config.cache_path, key, build)
-    available = len(np.load(path, mmap_mode="r"))
-    if count is not None and available < count:
-        raise DataError(
-            expected=f"{count} blocks of {block_size} tokens for {split}",
-            got=f"{available} in {source.name!r}",
-            fix="Ask for fewer blocks, give more text, or use a smaller window"
-            + ("." if config.pack else " or `pack: true`."),
-        )
-    order = np.random.default_rng(config.seed).permutation(available)[:count]
-    content = path.stem.partition("-")[2]  # the hash of all blocks
-    decides = f"{content} {block_size} ".encode() + order.astype("<i8").tobytes()
-    return BlockDataset(path, order, hashlib.sha256(decides).hexdigest())
-
-
-def _cut(
-    source: Source,
-    split: str,
-    tokenizer,
-    block_size: int,
-    pack: bool,
-    limit: int | None,
-    progress: bool,
-) -> Iterator[np.ndarray]:
-    """Yield arrays [n, block_size], at least one, until `limit` blocks are cut."""
-    if pack and tokenizer.eos_token_id is None:
+    begin = beginning(tokenizer)
+    joint = tokenizer.eos_token_id if config.pack else None
+    if config.pack and joint is None:
         raise DataError(
             expected="a tokenizer with an end-of-text token, to join documents",
             got="none",
             fix="Set `pack: false`, or give the tokenizer an `eos_token`.",
         )
-    start = beginning(tokenizer)
-    room = block_size - len(start)
-    dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.int32
-    blocks, pending, longest = 0, [], None
-    with closing(_encoded(source, tokenizer, progress)) as documents:
-        for ids in documents:
-            joined = pack and longest is not None
-            pending = [*pending, tokenizer.eos_token_id, *ids] if joined else ids
-            longest = max(longest or 0, len(ids))
-            rows = len(pending) // room
-            if rows:
-                array = np.array(pending[: rows * room], dtype).reshape(rows, room)
-                yield np.insert(array, 0, start, axis=1) if start else array
-                pending = pending[rows * room :]
-                blocks += rows
-            if limit is not None and blocks >= limit:
-                break
-    if longest is None:
+    room = block_size - len(begin)
+    stream = token_stream(
+        source,
+        tokenizer,
+        config.cache_path,
+        room=1 if config.pack else room,
+        needed=None if count is None else _SURPLUS * count * (room if config.pack else 1),
+        progress=progress,
+    )
+    if stream is None:
         raise _no_documents(source, split)
-    if not blocks:
-        found = f"{len(pending)} in all" if pack else f"a longest document of {longest} tokens"
+    starts = _cut(stream, room, config.pack)
+    if not len(starts):
+        raise _too_short(stream, source, split, block_size, room, config.pack)
+    if count is not None and len(starts) < count:
         raise DataError(
-            expected=f"documents of at least {room} tokens for windows of {block_size}",
-            got=f"{found} in {source.name!r} ({split})",
-            fix="Use a smaller window, or "
-            + ("give more text." if pack else "join documents with `pack: true`."),
+            expected=f"{count} blocks of {block_size} tokens for {split}",
+            got=f"{len(starts)} in {source.name!r}",
+            fix="Ask for fewer blocks, give more text, or use a smaller window"
+            + ("." if config.pack else " or `pack: true`."),
         )
+    starts = starts[np.random.default_rng(config.seed).permutation(len(starts))[:count]]
+    decides = f"{stream.content} {block_size} {begin} {joint} ".encode()
+    fingerprint = hashlib.sha256(decides + starts.astype("<i8").tobytes()).hexdigest()
+    return BlockDataset(stream, starts, block_size, begin, joint, fingerprint)
+
+
+def _cut(stream: TokenStream, room: int, pack: bool) -> np.ndarray:
+    """Where blocks of `room` text tokens begin, int64 [blocks]."""
+    if pack:
+        # The end mark of the last document joins nothing.
+        return np.arange((len(stream.ids) - 1) // room) * room
+    starts, lengths = stream.bounds
+    blocks = lengths // room
+    first = np.repeat(np.cumsum(blocks) - blocks, blocks)
+    return np.repeat(starts, blocks) + (np.arange(blocks.sum()) - first) * room
+
+
+def _too_short(
+    stream: TokenStream, source: Source, split: str, block_size: int, room: int, pack: bool
+) -> DataError:
+    longest = stream.bounds[1].max()
+    found = f"{len(stream.ids) - 1} in all" if pack else f"a longest document of {longest} tokens"
+    return DataError(
+        expected=f"documents of at least {room} tokens for windows of {block_size}",
+        got=f"{found} in {source.name!r} ({split})",
+        fix="Use a smaller window, or "
+        + ("give more text." if pack else "join documents with `pack: true`."),
+    )
 
 
 def token_documents(
@@ -166,7 +170,7 @@ def token_documents(
     min_tokens: int,
     progress: bool = False,
 ) -> list[torch.Tensor]:
-    """Whole documents as LongTensors [tokens], in the source's order, not cached.
+    """Whole documents as LongTensors [tokens], in the source's order.
 
     Each begins with BOS where the tokenizer puts one before a text.
 
@@ -183,32 +187,33 @@ def token_documents(
     """
     source = open_split(config, split)
     start = beginning(tokenizer)
-    kept, total, longest = [], 0, None
-    with closing(_encoded(source, tokenizer, progress)) as documents:
-        for ids in documents:
-            document = torch.tensor([*start, *ids])
-            longest = max(longest or 0, len(document))
-            if len(document) < min_tokens:
-                continue
-            kept.append(document)
-            total += len(document)
-            if limit_tokens is not None and total >= limit_tokens:
-                break
-    if longest is None:
+    stream = token_stream(
+        source,
+        tokenizer,
+        config.cache_path,
+        room=max(min_tokens, 1),
+        needed=None if limit_tokens is None else -(-limit_tokens // max(min_tokens, 1)),
+        progress=progress,
+    )
+    if stream is None:
         raise _no_documents(source, split)
+    kept, total = [], 0
+    for first, length in zip(*stream.bounds, strict=True):
+        if length + len(start) < min_tokens:
+            continue
+        ids = stream.ids[first : first + length].tolist()
+        kept.append(torch.tensor([*start, *ids]))
+        total += len(kept[-1])
+        if limit_tokens is not None and total >= limit_tokens:
+            break
     if not kept:
         raise DataError(
             expected=f"documents of at least {min_tokens} tokens",
-            got=f"a longest document of {longest} tokens in {source.name!r} ({split})",
+            got=f"a longest document of {stream.bounds[1].max() + len(start)} tokens in "
+            f"{source.name!r} ({split})",
             fix="Ask for shorter documents, or name text with longer ones.",
         )
     return kept
-
-
-def _encoded(source: Source, tokenizer, progress: bool) -> Iterator[list[int]]:
-    return encode_documents(
-        tokenizer, source.read(), progress=progress, characters=source.characters
-    )
 
 
 def _no_documents(source: Source, split: str) -> DataError:

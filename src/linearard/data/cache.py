@@ -1,4 +1,4 @@
-"""Blocks of tokens in one file: built once, by one process, complete or absent."""
+"""Arrays in one file: built once, by one process, complete or absent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from linearard.errors import DataError
 
 
-def cached_blocks(folder: Path, key: str, build: Callable[[], Iterable[np.ndarray]]) -> Path:
-    """The file `<key>-<hash of its blocks>.npy` in `folder`, built if it is not there.
+def cached_array(folder: Path, key: str, build: Callable[[], Iterable[np.ndarray]]) -> Path | None:
+    """The file `<key>-<hash of its rows>.npy` in `folder`, built if it is not there.
 
     The hash in the name lets a reader know the content without reading it. Processes that ask at
     the same time wait for the first; a killed one leaves no file of this name.
@@ -22,7 +22,8 @@ def cached_blocks(folder: Path, key: str, build: Callable[[], Iterable[np.ndarra
     Args:
         folder: created if missing.
         key: a name for everything that decides the content.
-        build: yields arrays [n, block_size] of one dtype, at least one.
+        build: yields arrays [n, columns] of one dtype; when it yields none, nothing is written and
+            the answer is None.
 
     Raises:
         DataError: the folder cannot be written.
@@ -47,7 +48,7 @@ def _find(folder: Path, key: str) -> Path | None:
     return min(folder.glob(f"{key}-*.npy"), default=None)
 
 
-def _write(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path:
+def _write(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path | None:
     content = hashlib.sha256()
     rows = 0
     with tempfile.NamedTemporaryFile(
@@ -61,6 +62,10 @@ def _write(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path:
                 file.write(data)
                 content.update(data)
                 rows += len(array)
+            if rows == 0:
+                file.close()
+                os.unlink(file.name)
+                return None
             # A .npy header has room for the first axis to grow, so the number of rows, known only
             # now, fits in the place of the first header.
             file.seek(0)

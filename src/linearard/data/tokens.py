@@ -12,13 +12,7 @@ _BATCH_CHARACTERS = 1_000_000
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """A hash of the tokenizer's serialised form; DataError when it is not a fast tokenizer."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise DataError(
-            expected="a fast tokenizer",
-            got=type(tokenizer).__name__,
-            fix="Load it with `AutoTokenizer`, or convert it with `tokenizers`.",
-        )
+    """A hash of the tokenizer's serialised form."""
     form = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):  # left over from the last call, not used here
         form.pop(state, None)
@@ -27,7 +21,17 @@ def tokenizer_hash(tokenizer) -> str:
 
 
 def beginning(tokenizer) -> list[int]:
-    """The token that the tokenizer puts before every text: [bos_token_id], or nothing."""
+    """The token that the tokenizer puts before every text: [bos_token_id], or nothing.
+
+    Raises:
+        DataError: it is not a fast tokenizer.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            expected="a fast tokenizer",
+            got=type(tokenizer).__name__,
+            fix="Load it with `AutoTokenizer`, or convert it with `tokenizers`.",
+        )
     first = tokenizer("a")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
 

@@ -1,0 +1,96 @@
+"""A source's documents as token ids, tokenised once and kept in the cache.
+
+The ids of all documents stand in one file, one after another, each followed by an end mark: the largest
+number of the file's type, which no token has. Windows of every size, packed or not, and whole documents
+are cut from the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from linearard.data.cache import cached_array
+from linearard.data.sources import Source
+from linearard.data.tokens import encode_documents, tokenizer_hash
+
+_FORMAT = 2  # raise it when the same text would be written in another way
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents as ids in a file of shape [ids and end marks, 1]."""
+
+    path: Path
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """All ids and end marks, memory-mapped [tokens]."""
+        return np.load(self.path, mmap_mode="r")[:, 0]
+
+    @property
+    def end_mark(self) -> int:
+        """What stands behind each document."""
+        return int(np.iinfo(self.ids.dtype).max)
+
+    @property
+    def content(self) -> str:
+        """A hash of everything in the file."""
+        return self.path.stem.partition("-")[2]
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """First position and number of tokens of each document, int64 [documents] each."""
+        ends = np.flatnonzero(self.ids == self.end_mark)
+        starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
+        return starts, ends - starts
+
+
+def token_stream(
+    source: Source,
+    tokenizer,
+    folder: Path,
+    *,
+    room: int,
+    needed: int | None,
+    progress: bool,
+) -> TokenStream | None:
+    """The stream of a source, from the cache if it is there; None when there are no documents.
+
+    Args:
+        source: the documents.
+        tokenizer: a fast tokenizer of `transformers`.
+        folder: the cache.
+        room, needed: a source that costs a network is read until its documents hold `needed` pieces
+            of `room` tokens; None: whole.
+        progress: show a bar while tokenising.
+    """
+    limited = source.lazy and needed is not None
+    decides = [_FORMAT, source.identity, tokenizer_hash(tokenizer)]
+    if limited:
+        decides.append([room, needed])
+    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+    dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 - 1 else np.int32
+    mark = np.iinfo(dtype).max
+
+    def build() -> Iterator[np.ndarray]:
+        found = 0
+        documents = encode_documents(
+            tokenizer, source.read(), progress=progress, characters=source.characters
+        )
+        with closing(documents):
+            for ids in documents:
+                yield np.array([*ids, mark], dtype)[:, None]
+                found += len(ids) // room
+                if limited and found >= needed:
+                    break
+
+    path = cached_array(folder, key, build)
+    return None if path is None else TokenStream(path)
