@@ -89,7 +89,12 @@ def _length(tokens: int) -> str:
 
 
 def _kernel(result: dict[str, Any]) -> dict[str, float]:
-    raise NotImplementedError
+    figures = {}
+    for name, shape in result["shapes"].items():
+        parts = {key: shape[key] for key in ("ms", "ratio_cudnn", "ratio_flash", "gemm_fraction")}
+        parts["cudnn_ms"] = shape["cudnn"]["p50"]
+        figures |= {f"kernel.h200.{name}.{key}": v for key, v in parts.items() if v is not None}
+    return figures
 
 
 def tables(figures: dict[str, float]) -> dict[str, str]:
@@ -129,15 +134,20 @@ def _restoration_table(
 
 
 def _kernel_table(figures: dict[str, float]) -> str:
-    names = sorted({key.rpartition(".")[0] for key in figures if key.startswith("kernel.")})
+    names = {key.rpartition(".")[0] for key in figures if key.startswith("kernel.")}
+    names = sorted(names, key=lambda name: figures[f"{name}.ms"])
     parts = {
         "forward + backward, ms": ("ms", ".2f"),
         "cuDNN attention, ms": ("cudnn_ms", ".2f"),
-        "ratio": ("ratio_cudnn", ".2f"),
+        "ratio to cuDNN": ("ratio_cudnn", ".2f"),
+        "ratio to flash": ("ratio_flash", ".2f"),
         "share of GEMM rate": ("gemm_fraction", ".2f"),
     }
     rows = [
-        [name.removeprefix("kernel."), *(_cell(figures.get(f"{name}.{p}"), f) for p, f in parts.values())]
+        [
+            name.removeprefix("kernel."),
+            *(_cell(figures.get(f"{name}.{p}"), f) for p, f in parts.values()),
+        ]
         for name in names
     ]
     return _markdown(["one relation, causal", *parts], rows)
@@ -172,7 +182,9 @@ def main() -> int:
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if args.check:
-            print(f"{path.name} is not what the result files give: run python -m benchmarks.summary")
+            print(
+                f"{path.name} is not what the result files give: run python -m benchmarks.summary"
+            )
         else:
             path.write_text(wanted[path])
             print(f"wrote {path.name}")

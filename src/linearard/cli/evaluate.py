@@ -51,7 +51,10 @@ def run(args: argparse.Namespace) -> None:
             fix="Give --overwrite or another --output-dir.",
         )
     config = check_evaluation(recipe) or EvaluationConfig()
-    documents = validation_documents(recipe.data, load_tokenizer(recipe.model), config)
-    restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter, trainable=False)
+    tokenizer = load_tokenizer(recipe.model)
+    documents = validation_documents(recipe.data, tokenizer, config)
+    restorable = RestorableModel.load(
+        recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
+    )
     load_weights(restorable, folder)
     measure(restorable, documents, config, output, recipe=recipe.source, progress=not args.quiet)

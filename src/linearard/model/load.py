@@ -116,10 +116,14 @@ def _native_bfloat16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, flag, lambda: False)() for flag in flags)
 
 
-def load_model(config: ModelConfig) -> tuple[Any, Any]:
+def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
     """Load a model (evaluation mode, on its device, in its precision) and its tokenizer.
 
     GGUF weights are unpacked to dense ones, and the mark that forbids saving them is removed.
+
+    Args:
+        config: which model.
+        tokenizer: its tokenizer if it was loaded before; reading one from a GGUF takes seconds.
 
     Raises:
         ModelError: it cannot be found or read, lacks weights, or is no causal language model.
@@ -132,7 +136,8 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
     is_gguf = _locate(config)[1] is not None
-    tokenizer = load_tokenizer(config)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(config)
     if is_gguf:
         kwargs |= _unpacked_gguf()
     model, info = _from_pretrained(AutoModelForCausalLM, config, **kwargs, output_loading_info=True)

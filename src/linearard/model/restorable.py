@@ -76,10 +76,11 @@ class RestorableModel:
         scaling: dict[str, Any],
         adapter: AdapterConfig,
         *,
+        tokenizer: Any = None,
         trainable: bool = True,
     ) -> RestorableModel:
         """Load the base model a recipe names and make its views."""
-        model, tokenizer = load_model(config)
+        model, tokenizer = load_model(config, tokenizer)
         return cls(model, tokenizer, scaling, adapter, name=config.name, trainable=trainable)
 
     @property

@@ -86,7 +86,9 @@ class PreparedRun:
         recipe = self.recipe
         set_seed(recipe.seed)
         with _enough_memory("the model"):
-            restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter)
+            restorable = RestorableModel.load(
+                recipe.model, recipe.rope, recipe.adapter, tokenizer=self.tokenizer
+            )
         histories: dict[str, list[dict[str, Any]]] = {}
         summaries: dict[str, dict[str, float]] = {}
         for name, stage in self.stages.items():
