@@ -23,24 +23,33 @@ SUMMARY = RESULTS / "summary.json"
 
 #: Run folder -> (key of its figures, stage whose tokens and seconds count, view), in README order.
 RUNS: dict[str, list[tuple[str, str | None, str]]] = {
-    "h200/smollm2-135m-64k": [
-        ("restoration.original.smollm2_135m", None, "original"),
-        ("restoration.untrained.smollm2_135m_linear8", None, "stretched"),
-        ("restoration.stage1.smollm2_135m_linear8", "restoration", "after restoration"),
-        ("restoration.stage2.smollm2_135m_linear8", "cpt", "restored"),
-    ],
     "cpu/demo": [
         ("demo.original.smollm2_135m", None, "original"),
         ("demo.untrained.smollm2_135m_linear8", None, "stretched"),
         ("demo.restored.smollm2_135m_linear8", "restoration", "restored"),
     ],
 }
+#: Arms of the first sweep: key of the figures, arm, view, stage whose tokens and seconds count.
+ARMS = [
+    ("restoration.original.smollm2_135m", "lora_all_logit_2e-3", "original", None),
+    ("restoration.untrained.smollm2_135m_linear8", "lora_all_logit_2e-3", "stretched", None),
+    ("restoration.stage1.smollm2_135m_linear8", "lora_all_logit_2e-3", "restored", "restoration"),
+    ("restoration.both.smollm2_135m_linear8", "lora_all_logit_1e-3_cpt3e-4", "restored", "cpt"),
+    ("restoration.stage1.smollm2_135m_yarn8", "yarn_all_1e-3", "restored", "restoration"),
+    (
+        "restoration.paper_relations.smollm2_135m_linear8",
+        "self_3e-3_w4096",
+        "restored",
+        "restoration",
+    ),
+]
 _TITLES = {
     "original": "original, native RoPE",
-    "untrained": "stretched, untrained",
-    "stage1": "after stage 1 (restoration)",
-    "stage2": "after stage 2 (CPT)",
-    "restored": "restored",
+    "untrained": "linear, untrained",
+    "stage1": "stage 1 (restoration)",
+    "both": "linear: both stages, the first at 1e-3",
+    "paper_relations": "linear: stage 1, the paper's relations alone",
+    "restored": "linear, restored",
 }
 
 
@@ -51,6 +60,9 @@ def collect() -> dict[str, float]:
         path = RESULTS / folder / "evaluation.json"
         if path.is_file():
             figures |= _restoration(json.loads(path.read_text()), entries)
+    path = RESULTS / "h200" / "first-arms.json"
+    if path.is_file():
+        figures |= _arms(json.loads(path.read_text()))
     path = RESULTS / "h200" / "relation_kl.json"
     if path.is_file():
         figures |= _kernel(json.loads(path.read_text()))
@@ -82,6 +94,36 @@ def _restoration(
             figures[f"{key}.tokens"] = result["stages"][stage]["tokens"]
             figures[f"{key}.seconds"] = result["stages"][stage]["seconds"]
     return figures
+
+
+_ARM_LABELS = {"KL to original (nats)": "kl", "top-1 agreement": "top1", "pass key": "passkey_2k"}
+
+
+def _arms(result: dict[str, Any]) -> dict[str, float]:
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    figures = {}
+    for key, name, view, stage in ARMS:
+        arm = arms[name]
+        for label, values in arm["figures"].items():
+            part = _ARM_LABELS.get(label) or _arm_part(label)
+            several_lengths = part == "passkey_2k" and name.endswith("cpt3e-4")
+            if part is None or values.get(view) is None or several_lengths:
+                continue
+            figures[f"{key}.{part}"] = values[view]
+            if part.startswith("ppl_"):
+                figures[f"{key}.{part}_ratio"] = values[view] / values["original"]
+        if stage:
+            figures[f"{key}.tokens"] = sum(s["tokens"] for s in arm["stages"].values())
+            figures[f"{key}.seconds"] = sum(s["seconds"] for s in arm["stages"].values())
+    return figures
+
+
+def _arm_part(label: str) -> str | None:
+    if match := re.fullmatch(r"perplexity, ([\d,]+) tokens", label):
+        return f"ppl_{_length(int(match[1].replace(',', '')))}"
+    if match := re.fullmatch(r"(\w+) \((acc|acc_norm)\)", label):
+        return match[1]
+    return None
 
 
 def _length(tokens: int) -> str:
@@ -120,7 +162,9 @@ def _restoration_table(
         "tokens": ("tokens", ",.0f"),
         "training, s": ("seconds", ",.0f"),
     }
-    names = [key for entries in RUNS.values() for key, _, _ in entries if key.startswith(family)]
+    named = [entry[0] for entries in RUNS.values() for entry in entries]
+    names = [key for key in [*named, *(entry[0] for entry in ARMS)] if key.startswith(family)]
+    names = [name for name in names if any(key.startswith(f"{name}.") for key in figures)]
     columns = {
         title: (part, form)
         for title, (part, form) in columns.items()
@@ -129,8 +173,9 @@ def _restoration_table(
     rows = []
     for name in names:
         cells = [_cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
-        rows.append([_TITLES[name.split(".")[1]], *cells])
-    return _markdown(["SmolLM2-135M, linear x 8", *columns], rows)
+        scaling = "YaRN: " if name.endswith("yarn8") else ""
+        rows.append([scaling + _TITLES[name.split(".")[1]], *cells])
+    return _markdown(["SmolLM2-135M, x 8", *columns], rows)
 
 
 def _kernel_table(figures: dict[str, float]) -> str:
