@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, args.format, recipe.adapter.kind, overwrite=args.overwrite)
     restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter, trainable=False)
     load_weights(restorable, folder)
-    comparison = export_model(restorable, args.output, args.format)
+    comparison = export_model(restorable, args.output, args.format, overwrite=args.overwrite)
     say(
         f"exported to {args.output}: reloaded, logits within {comparison['relative_error']:.2g} "
         f"(relative), top-1 agreement {comparison['top1_agreement']:.3f} on eight prompts"

@@ -10,12 +10,23 @@ import torch
 from torch import Tensor
 
 from linearard.errors import CheckpointError, RecipeError
-from linearard.export.configuration import write_configuration
-from linearard.model import RestorableModel
+from linearard.export.configuration import write_configuration, write_tokenizer
+from linearard.model import RestorableModel, write_json
 
 FORMATS = ("merged", "adapter")
-#: Relative error of logits that rounding of merged weights explains; measured in tests.
-_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-4}
+EXPORT_FILE = "linearard_export.json"
+#: Files of an earlier export, perhaps of the other form, that a reader would take for part of this one.
+_EARLIER = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "config.json",
+)
+#: Relative error of logits that rounding may explain. In bfloat16 the arithmetic alone moves the logits of
+#: small random models by up to 3e-2, and merging rounds once more; a wrong RoPE gives 3e-1 and more (tests).
+_TOLERANCE = {torch.bfloat16: 1e-1, torch.float16: 1e-2, torch.float32: 1e-4}
 _PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):",
@@ -52,46 +63,62 @@ def check_output(folder: Path, form: str, adapter_kind: str, *, overwrite: bool)
             got=f"{folder}, which exists",
             fix="Give --overwrite to write into it, or another folder.",
         )
-    if content and not (folder / "config.json").is_file():
+    if content and not (folder / EXPORT_FILE).is_file():
         raise CheckpointError(
-            expected="a folder of an earlier export",
-            got=f"{folder} without config.json",
+            expected=f"a folder of an earlier export, with {EXPORT_FILE}",
+            got=f"{folder} without it",
             fix="Choose another folder: files that linearard did not write are left alone.",
         )
 
 
-def export_model(restorable: RestorableModel, folder: Path, form: str = "merged") -> dict[str, Any]:
+def export_model(
+    restorable: RestorableModel,
+    folder: str | Path,
+    form: str = "merged",
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Export a restored model and compare the reloaded one with it.
 
     Args:
         restorable: the model with its trained weights; a merge uses it up.
-        folder: where to write; see `check_output`.
+        folder: where to write.
         form: `merged` (one complete model) or `adapter` (LoRA weights beside a stretched configuration).
+        overwrite: replace an earlier export.
 
     Returns:
-        `relative_error` of the reloaded logits and their `top1_agreement` on eight prompts.
+        `relative_error` of the reloaded logits and their `top1_agreement` on eight prompts; also written
+        into `linearard_export.json`, which has neither until the comparison was passed.
 
     Raises:
+        RecipeError, CheckpointError: see `check_output`.
         CheckpointError: the reloaded model gives other logits; the export must not be used.
     """
+    folder = Path(folder)
+    check_output(folder, form, restorable.adapter.config.kind, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
+    about = {"form": form, "base_model": restorable.name, "rope": restorable.rope.scaling}
+    write_json(folder / EXPORT_FILE, about)
+    for pattern in _EARLIER:
+        for path in folder.glob(pattern):
+            path.unlink()
     inputs = _prompts(restorable)
     expected = _logits(restorable.model, inputs)
-    base_config = restorable.config
     dtype = next(restorable.model.get_output_embeddings().parameters()).dtype
     if form == "merged":
         merged = restorable.adapter.merge()
         merged.save_pretrained(folder)
-        base_config = merged.config
+        write_configuration(merged.config, restorable.rope, folder)
     else:
         restorable.adapter.save(folder)
         _name_base(folder, restorable.name)
-    write_configuration(base_config, restorable.rope, folder)
+        write_configuration(restorable.model.config, restorable.rope, folder)
     if restorable.tokenizer is not None:
-        restorable.tokenizer.model_max_length = restorable.rope.target_window
-        restorable.tokenizer.save_pretrained(folder)
+        write_tokenizer(restorable.tokenizer, restorable.rope.target_window, folder)
     got = _logits(_reload(restorable, folder, form, dtype), inputs)
-    return _compare(expected, got, dtype, folder)
+    comparison = _compare(expected, got, dtype, folder)
+    write_json(folder / EXPORT_FILE, about | comparison)
+    return comparison
 
 
 def _prompts(restorable: RestorableModel) -> list[Tensor]:
@@ -129,23 +156,14 @@ def _reload(restorable: RestorableModel, folder: Path, form: str, dtype: torch.d
     # the stretched configuration and the adapter file bring the student back.
     config = AutoConfig.from_pretrained(folder)
     with restorable.view("original"):
-        base = type(restorable.model.get_base_model())(config).to(dtype)
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
         weights = {
             name.replace("base_layer.", ""): tensor
             for name, tensor in restorable.model.get_base_model().state_dict().items()
             if "lora_" not in name
         }
         base.load_state_dict(weights)
-    _restore_rotary(base, config)
     return PeftModel.from_pretrained(base, folder).to(restorable.device)
-
-
-def _restore_rotary(model: Any, config: Any) -> None:
-    """Undo the rounding that `.to(dtype)` did to the frequencies of a model built from a config."""
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "rope_type") and hasattr(module, "config"):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], type(module)(config=config))
 
 
 def _compare(

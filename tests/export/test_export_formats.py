@@ -1,0 +1,268 @@
+"""Merged, adapter and in-memory student are one model, for every scaling, read in a new process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import tiny
+from linearard.export import export_model
+from linearard.export.configuration import write_tokenizer
+from linearard.model import AdapterConfig, ModelConfig, RestorableModel
+
+LONG = 3 * tiny.WINDOW  # beyond the native window, within the target
+LLAMA3 = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SCALINGS = {
+    "linear": tiny.LINEAR,
+    "linear from 48": tiny.LINEAR | {"original_max_position_embeddings": 48},
+    "yarn": {"rope_type": "yarn", "factor": 4},
+    "yarn without attention factor": {"rope_type": "yarn", "factor": 4, "attention_factor": 1.0},
+    "yarn with mscale": {"rope_type": "yarn", "factor": 4, "mscale": 0.7, "mscale_all_dim": 0.2},
+    "dynamic": {"rope_type": "dynamic", "factor": 4},
+    "llama3": LLAMA3,
+    "longrope": {"rope_type": "longrope", "factor": 4, "long_factor": [1.0, 1.5, 2.5, 4.0]},
+    "table": {
+        "rope_type": "table",
+        "factor": 4,
+        "inv_freq": [1.0, 0.05, 0.002, 0.0002],
+        "attention_factor": 1.1,
+    },
+}
+HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+#: Other architectures: name, scaling, changes of the configuration.
+OTHERS = {
+    "qwen3": ("qwen3", {"rope_type": "yarn", "factor": 4}, {}),
+    "mistral": ("mistral", tiny.LINEAR, {}),
+    "olmo2": ("olmo2", tiny.LINEAR, {}),
+    "gemma3": ("gemma3", tiny.LINEAR, {}),
+    "gemma3 dynamic": ("gemma3", {"rope_type": "dynamic", "factor": 4}, {}),
+    "phi3": ("phi3", tiny.LINEAR, {}),
+    "phi3 partial": ("phi3", {"rope_type": "yarn", "factor": 4}, {"rope_parameters": HALF}),
+}
+FORMS = [
+    ("merged", "lora", "float32"),
+    ("adapter", "lora", "float32"),
+    ("merged", "lora", "bfloat16"),
+]
+CASES = [(name, *form) for name in SCALINGS for form in FORMS]
+CASES += [(name, "merged", "direct", "float32") for name in ("linear", "table")]
+CASES += [("yarn", "adapter", "lora", "bfloat16"), ("yarn", "merged", "direct", "bfloat16")]
+CASES += [(name, form, "lora", "float32") for name in OTHERS for form in ("merged", "adapter")]
+
+
+def case_id(case):
+    return "-".join(case)
+
+
+def save_base(folder, architecture, dtype, changes):
+    model = tiny.tiny_model(architecture, **changes)
+    for parameter in model.parameters():  # not .to(): that would round the RoPE frequencies
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tiny.tiny_tokenizer().save_pretrained(folder)
+
+
+def relative_errors(got, expected):
+    pairs = zip(got, expected, strict=True)
+    return [float((g.double() - e.double()).norm() / e.double().norm()) for g, e in pairs]
+
+
+@torch.no_grad()
+def rounding_errors(restorable, base, student, scaling):
+    """How far bfloat16 arithmetic takes the student's logits from float32 over the same weights."""
+    exact = RestorableModel.load(
+        ModelConfig(name=str(base), device="cpu", dtype="float32"),
+        scaling,
+        restorable.adapter.config,
+    )
+    for to, of in zip(exact.adapter.parameters(), restorable.adapter.parameters(), strict=True):
+        to.copy_(of)
+    return relative_errors(student, [exact.model(input_ids=i, use_cache=False).logits for i in IDS])
+
+
+class Export:
+    """One export: where it is, what the student said, and how export_model compared."""
+
+    def __init__(self, root: Path, case) -> None:
+        name, form, kind, dtype = case
+        architecture, scaling, changes = OTHERS.get(name, ("llama", SCALINGS.get(name), {}))
+        base = root / f"base {architecture} {dtype} {len(changes)}"
+        if not base.exists():
+            save_base(base, architecture, dtype, changes)
+        torch.manual_seed(0)  # LoRA's A is drawn
+        restorable = RestorableModel.load(
+            ModelConfig(name=str(base), device="cpu", dtype=dtype),
+            scaling,
+            AdapterConfig(kind=kind, r=4, alpha=8.0, dropout=0.0),
+            trainable=True,
+        )
+        tiny.perturb_adapter(restorable, size=0.1)
+        with torch.no_grad():
+            self.student = [restorable.model(input_ids=i, use_cache=False).logits for i in IDS]
+        self.budget = [1e-4, 1e-4]
+        if dtype == "bfloat16":
+            self.budget = [2 * e for e in rounding_errors(restorable, base, self.student, scaling)]
+        self.folder = root / case_id(case)
+        self.rope = restorable.rope
+        self.comparison = export_model(restorable, self.folder, form)
+        self.config = json.loads((self.folder / "config.json").read_text())
+
+
+IDS = [tiny.tokens(2, 23), tiny.tokens(1, LONG, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    root = tmp_path_factory.mktemp("exports")
+    return {case: Export(root, case) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def read_back(exports, tmp_path_factory):
+    """Logits of every export by folder, from a process that does not know linearard."""
+    root = tmp_path_factory.mktemp("read")
+    torch.save(IDS, root / "ids.pt")
+    folders = [str(export.folder) for export in exports.values()]
+    script = Path(__file__).with_name("read_back.py")
+    command = [sys.executable, str(script), str(root / "ids.pt"), str(root / "out.pt"), *folders]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(root / "out.pt")
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_read_in_a_new_process_it_is_the_student(case, exports, read_back):
+    export = exports[case]
+    logits, rope_ids, length = read_back[str(export.folder)]
+    assert {x.dtype for x in logits + export.student} == {getattr(torch, case[3])}
+    errors = relative_errors(logits, export.student)
+    assert all(e < b <= 0.1 for e, b in zip(errors, export.budget, strict=True)), export.budget
+    assert rope_ids == tiny.tiny_tokenizer()("rope").input_ids
+    assert length == export.rope.target_window
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_the_comparison_measures_what_a_reader_gets(case, exports):
+    export = exports[case]
+    assert 0 <= export.comparison["relative_error"] < (1e-4 if case[3] == "float32" else 5e-2)
+    assert export.comparison["top1_agreement"] > 0.9
+    about = json.loads((export.folder / "linearard_export.json").read_text())
+    assert about.items() >= export.comparison.items() and about["form"] == case[1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_configuration_says_it_in_every_dialect(case, exports):
+    export = exports[case]
+    config, rope = export.config, export.rope
+    window = 48 if case[0] == "linear from 48" else tiny.WINDOW
+    assert config["max_position_embeddings"] == rope.target_window == 4 * window
+    flat = config["rope_parameters"]
+    flat = flat.get("full_attention", flat)
+    assert config["rope_theta"] == flat["rope_theta"]
+    if flat["rope_type"] == "default":
+        assert config["rope_scaling"] is None
+    elif case[0] == "olmo2":
+        assert config["rope_scaling"] == {"type": "linear", "factor": 4.0}
+    else:
+        beside = ("rope_theta", "partial_rotary_factor")
+        assert config["rope_scaling"] == {k: v for k, v in flat.items() if k not in beside}
+    assert "linearard" not in json.dumps(config) and "quantization" not in json.dumps(config)
+
+
+def flat_parameters(exports, name):
+    return exports[name, "merged", "lora", "float32"].config["rope_parameters"]
+
+
+def test_linear_is_written_as_it_was_asked_for(exports):
+    for name in ("linear", "linear from 48"):
+        expected = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+        assert flat_parameters(exports, name) == expected
+    assert isinstance(flat_parameters(exports, "linear")["factor"], float)  # vLLM tells by the type
+
+
+def test_dynamic_becomes_a_larger_base(exports):
+    flat = flat_parameters(exports, "dynamic")
+    expected = 10000.0 * (4 * 4 - 3) ** (8 / 6)
+    assert flat == {"rope_type": "default", "rope_theta": pytest.approx(expected, rel=1e-5)}
+
+
+@pytest.mark.parametrize("name", ["longrope", "table", "phi3"])
+def test_tables_become_longrope_with_equal_factors(name, exports):
+    flat = flat_parameters(exports, name)
+    assert flat["rope_type"] == "longrope" and flat["short_factor"] == flat["long_factor"]
+    (table,) = exports[name, "merged", "lora", "float32"].rope.tables("stretched").values()
+    plain = [10000.0 ** (-i / 4) for i in range(4)]
+    for f, by, live in zip(plain, flat["long_factor"], table.inv_freq.tolist(), strict=True):
+        assert f / by == pytest.approx(live, rel=1e-6)
+    # vLLM reads the last two
+    for key in ("attention_factor", "short_mscale", "long_mscale"):
+        assert flat[key] == table.attention_scaling
+
+
+@pytest.mark.parametrize("name", ["yarn", "yarn without attention factor", "yarn with mscale"])
+def test_yarn_names_its_attention_factor_twice(name, exports):
+    """transformers and new vLLM read attention_factor; older vLLM multiplies attn_factor by its own."""
+    from math import log
+
+    flat = flat_parameters(exports, name)
+    (table,) = exports[name, "merged", "lora", "float32"].rope.tables("stretched").values()
+    assert flat["attention_factor"] == table.attention_scaling
+    assert flat["attn_factor"] * (0.1 * log(4) + 1) == pytest.approx(table.attention_scaling)
+    assert flat["original_max_position_embeddings"] == tiny.WINDOW
+
+
+def test_gemma3_keeps_native_rope_in_sliding_layers(exports):
+    config = exports["gemma3", "merged", "lora", "float32"].config
+    assert config["rope_parameters"]["sliding_attention"]["rope_type"] == "default"
+    assert config["rope_local_base_freq"] == 10000.0
+
+
+def test_partial_rotary_models_say_so_beside_the_scaling(exports):
+    config = exports["phi3 partial", "merged", "lora", "float32"].config
+    assert config["partial_rotary_factor"] == 0.5
+    assert config["original_max_position_embeddings"] == tiny.WINDOW
+    assert len(config["rope_scaling"]["long_factor"]) == 2
+
+
+def test_the_tokenizer_is_written_for_transformers_4_too(tmp_path):
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    length = tokenizer.model_max_length
+    write_tokenizer(tokenizer, 256, tmp_path)
+    content = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert content["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert content["additional_special_tokens"] == ["<|im_start|>"]
+    assert "extra_special_tokens" not in content
+    assert tokenizer.model_max_length == length == tiny.WINDOW  # the live one is left alone
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.model_max_length == 256
+    text = "rope <|im_start|> window"
+    assert again(text).input_ids == tokenizer(text).input_ids
+    assert again.decode(again(text).input_ids, skip_special_tokens=True) == "rope  window"
+
+
+def test_merged_folder_is_a_plain_model(exports):
+    names = {p.name for p in exports["linear", "merged", "lora", "float32"].folder.iterdir()}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "linearard_export.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_adapter_folder_names_its_base(exports):
+    export = exports["linear", "adapter", "lora", "float32"]
+    names = {p.name for p in export.folder.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json"} < names
+    assert not any(name.startswith("model") for name in names)
+    base = json.loads((export.folder / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ]
+    assert (Path(base) / "model.safetensors").is_file()
