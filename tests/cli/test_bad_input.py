@@ -19,7 +19,7 @@ REMOVE = object()
 def no_model(monkeypatch):
     """Loading weights would fail the test."""
 
-    def load(config):
+    def load(config, *arguments):
         raise AssertionError(f"loaded the weights of {config.name}")
 
     monkeypatch.setattr("linearard.model.restorable.load_model", load)

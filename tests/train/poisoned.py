@@ -1,4 +1,7 @@
-"""The command line with a loss that becomes NaN: python poisoned.py CALL PROCESS ARGUMENTS..."""
+"""A loss that becomes NaN in one call of one process.
+
+For torchrun: poisoned.py CALL PROCESS GOOD_RECIPE BAD_RECIPE trains both; only the second is spoilt.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,9 @@ if __name__ == "__main__":
     from linearard.cli.main import main
     from linearard.distill import RestorationModule
 
-    if os.environ.get("RANK", "0") == sys.argv[2]:
-        RestorationModule.forward = Poison(RestorationModule.forward, int(sys.argv[1]))
-    sys.exit(main(sys.argv[3:]))
+    call, process, good, bad = sys.argv[1:]
+    if code := main(["train", good, "--quiet"]):
+        sys.exit(code)
+    if os.environ["RANK"] == process:
+        RestorationModule.forward = Poison(RestorationModule.forward, int(call))
+    sys.exit(main(["train", bad, "--quiet"]))

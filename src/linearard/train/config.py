@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from linearard.distill import ObjectiveConfig
@@ -79,6 +80,12 @@ class RestorationConfig(TrainingArguments):
         self.recompute = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = TrainingArguments.gradient_checkpointing
         super().__post_init__()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process; the CPU has no number, which transformers 5.17 cannot resume on."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values; loggers write them down."""
