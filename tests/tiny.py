@@ -35,7 +35,16 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {"head_dim": 12}),
     "olmo2": ("Olmo2Config", {}),
     "gemma": ("GemmaConfig", {"head_dim": 8}),
-    "gemma2": ("Gemma2Config", {"head_dim": 8, "query_pre_attn_scalar": 10, "sliding_window": 24}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 10,
+            "sliding_window": 24,
+            # what capping of scores needs; some versions of transformers choose sdpa and drop it
+            "attn_implementation": "eager",
+        },
+    ),
     "gemma3": (
         "Gemma3TextConfig",
         {

@@ -111,12 +111,12 @@ def test_operands_are_projections_after_norm_and_rope(architecture):
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-@pytest.mark.parametrize("implementation", [None, "eager"])
-def test_capture_does_not_change_logits(architecture, implementation):
+@pytest.mark.parametrize("chosen", [{}, {"attn_implementation": "eager"}], ids=["default", "eager"])
+def test_capture_does_not_change_logits(architecture, chosen):
     ids = tiny.tokens(2, 41)
     mask = torch.ones_like(ids)
     mask[1, 29:] = 0
-    model = tiny.tiny_model(architecture, attn_implementation=implementation)
+    model = tiny.tiny_model(architecture, **chosen)
     plain, masked = logits(model, ids), logits(model, ids, attention_mask=mask)
     seen, observed = captured(model, ids)
     assert torch.equal(observed, plain)

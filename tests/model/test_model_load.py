@@ -153,9 +153,9 @@ def write_gguf(path, model):
     vocabulary = tiny.tiny_tokenizer().vocab
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(
-        [*sorted(vocabulary, key=vocabulary.get)[:255], "ab", "<s>", "<|endoftext|>"]
+        [*sorted(vocabulary, key=vocabulary.get)[:254], "ab", "cd", "<s>", "<|endoftext|>"]
     )
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
 
