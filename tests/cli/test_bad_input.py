@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import small_run
 import tiny
@@ -407,6 +408,21 @@ class TestOutputFolder:
         line = refusal(capsys, "train", path, "--output-dir", str(tmp_path / "file" / "run"))
         assert "an output folder that can be written" in line and "Choose another" in line
 
+    @pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+    def test_a_run_that_is_still_going_on(self, flag, path, run, capsys, no_model):
+        """For instance in workers whose launcher was killed."""
+        (run / "stage1-restoration").mkdir()
+        with FileLock(run / ".lock"):
+            line = refusal(capsys, "train", path, flag)
+        assert f"nobody else is training, got {run}, which another process is using" in line
+        assert (run / "stage1-restoration").exists()
+
+    def test_a_refused_run_lets_its_folder_go(self, path, recipe, capsys, no_model):
+        line = refusal(capsys, "train", path, "--resume", "--stages.cpt.sequences", "9999")
+        assert "9999 blocks" in line
+        with FileLock(recipe["output_dir"] + "/.lock", timeout=0):
+            pass
+
     def test_a_changed_recipe(self, path, run, capsys, no_model):
         line = refusal(capsys, "train", path, "--resume", "--stages.cpt.learning_rate", "0.5")
         assert f"the recipe that {run} was started with" in line
@@ -449,24 +465,25 @@ class TestCheckpoints:
         assert f"the {section} that the checkpoint was trained with" in line
         assert flag.removeprefix("--") in line and f"Leave --{section}.* out" in line
 
-    def test_another_rank_in_the_weights_themselves(self, trained, tmp_path, capsys):
+    @pytest.mark.parametrize(
+        ("section", "field", "words"),
+        [
+            ("adapter", "r", ["an adapter with 18 tensors that fit this model", "adapter.r"]),
+            ("rope", "factor", ["a checkpoint trained for RoPE", "factor=2.0", "factor=4.0"]),
+        ],
+    )
+    def test_a_recipe_that_does_not_fit_its_own_weights(
+        self, section, field, words, trained, tmp_path, capsys
+    ):
+        """Weights and frequencies are compared too, whatever the recipe says."""
         copy = tmp_path / "copy"
         shutil.copytree(trained / "final", copy)
         metadata = json.loads((copy / "linearard.json").read_text())
-        metadata["recipe"]["adapter"]["r"] = 2
+        metadata["recipe"][section][field] = 2
         (copy / "linearard.json").write_text(json.dumps(metadata))
         line = refusal(capsys, "evaluate", str(copy))
-        assert "an adapter with 18 tensors that fit this model and recipe" in line
-        assert "adapter.r" in line
-
-    def test_another_rope_in_the_metadata_itself(self, trained, tmp_path, capsys):
-        copy = tmp_path / "copy"
-        shutil.copytree(trained / "final", copy)
-        metadata = json.loads((copy / "linearard.json").read_text())
-        metadata["recipe"]["rope"]["factor"] = 2
-        (copy / "linearard.json").write_text(json.dumps(metadata))
-        line = refusal(capsys, "evaluate", str(copy))
-        assert "a checkpoint trained for RoPE" in line and "factor=2" in line and "factor=4" in line
+        for word in words:
+            assert word in line
 
     def test_another_model(self, trained, tmp_path, capsys):
         other = tiny.save_tiny_base(tmp_path / "other", seed=5)

@@ -41,29 +41,30 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
     """Train all stages of a recipe, then evaluate and report as it asks."""
     config = check_evaluation(recipe)
     run = prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress)
-    documents = None
-    if config is not None and is_main_process():
-        # Read before training, so that missing text is not found out after it.
-        documents = validation_documents(recipe.data, run.tokenizer, config)
-        check_inputs(run.tokenizer, run.views, documents, config)
-    result = run.train()
-    for name, summary in result.summaries.items():
-        say(
-            f"stage {name}: {summary['steps']} steps, {summary['tokens']:,} tokens, "
-            f"{summary['seconds']:.1f} s"
-        )
-    say(f"checkpoint: {result.final}")
-    if documents is not None:
-        measure(
-            result.restorable,
-            documents,
-            config,
-            Path(recipe.output_dir),
-            recipe=recipe.source,
-            training=result.histories,
-            summaries=result.summaries,
-            progress=progress,
-        )
+    with run.claim:
+        documents = None
+        if config is not None and is_main_process():
+            # Read before training, so that missing text is not found out after it.
+            documents = validation_documents(recipe.data, run.tokenizer, config)
+            check_inputs(run.tokenizer, run.views, documents, config)
+        result = run.train()
+        for name, summary in result.summaries.items():
+            say(
+                f"stage {name}: {summary['steps']} steps, {summary['tokens']:,} tokens, "
+                f"{summary['seconds']:.1f} s"
+            )
+        say(f"checkpoint: {result.final}")
+        if documents is not None:
+            measure(
+                result.restorable,
+                documents,
+                config,
+                Path(recipe.output_dir),
+                recipe=recipe.source,
+                training=result.histories,
+                summaries=result.summaries,
+                progress=progress,
+            )
 
 
 def validation_documents(

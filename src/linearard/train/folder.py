@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from linearard.train.recipe import Recipe, parse_yaml
 
 RECIPE_FILE, FINAL = "recipe.yaml", "final"
 RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"
-_PARTIAL_RECIPE = f".{RECIPE_FILE}"
+_PARTIAL_RECIPE, _LOCK = f".{RECIPE_FILE}", ".lock"
 #: Parts of a recipe that do not decide what is trained.
 _FREE_TO_CHANGE = ("output_dir", "evaluation", "data.cache_dir")
 
 
-def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+def claim_folder(
+    folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
+) -> contextlib.ExitStack:
     """Make the output folder ours, or refuse; nothing a user made is ever removed.
 
     Killed at any moment, it leaves a folder that the same command takes up again.
@@ -31,24 +35,48 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool)
         resume: the folder may hold a run of the same recipe, which stays.
         overwrite: the folder may hold any run, which is removed.
 
+    Returns:
+        The claim: no other process gets the folder until it is closed, or this process ends.
+
     Raises:
-        CheckpointError: the folder holds something else, or cannot be written.
+        CheckpointError: the folder holds something else, is in use, or cannot be written.
     """
     try:
-        if _has_run(folder, resume=resume, overwrite=overwrite):
-            if resume:
-                _check_same_recipe(folder, recipe)
-                return
-            _remove_run(folder)
+        ours = _has_run(folder, resume=resume, overwrite=overwrite)
+        if ours and resume:
+            _check_same_recipe(folder, recipe)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _PARTIAL_RECIPE).write_text(yaml.safe_dump(recipe.source, sort_keys=False))
-        os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
+        with contextlib.ExitStack() as claim:
+            claim.enter_context(_lock(folder))
+            if ours and not resume:
+                _remove_run(folder)
+            if not (ours and resume):
+                text = yaml.safe_dump(recipe.source, sort_keys=False)
+                (folder / _PARTIAL_RECIPE).write_text(text)
+                os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
+            return claim.pop_all()
     except OSError as error:
         raise CheckpointError(
             expected="an output folder that can be written",
             got=f"{folder}: {error.strerror or error}",
             fix="Choose another output_dir.",
         ) from error
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise CheckpointError(
+            expected="an output folder in which nobody else is training",
+            got=f"{folder}, which another process is using",
+            fix="Wait for it, end it (a killed launcher may leave its workers behind), or choose "
+            "another output_dir.",
+        ) from None
 
 
 def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -61,7 +89,7 @@ def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
         )
     content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     # A run killed in its first moment leaves at most the beginning of its recipe.
-    content = [name for name in content if name != _PARTIAL_RECIPE]
+    content = [name for name in content if name not in (_PARTIAL_RECIPE, _LOCK)]
     shown = ", ".join(content[:3]) + (", …" if len(content) > 3 else "")
     ours = RECIPE_FILE in content
     if content and not ours:

@@ -60,12 +60,14 @@ class PreparedRun:
     Attributes:
         recipe, tokenizer: what it was made from.
         stages, blocks: arguments and text of each stage.
+        claim: keeps other processes out of the output folder; use it as a context manager.
     """
 
     recipe: Recipe
     tokenizer: Any
     stages: dict[str, RestorationConfig]
     blocks: dict[str, BlockDataset]
+    claim: contextlib.ExitStack
 
     @property
     def views(self) -> list[str]:
@@ -109,8 +111,10 @@ class PreparedRun:
 def run_recipe(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> RunResult:
-    """Train all stages of a recipe: `prepare_run(...).train()`."""
-    return prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress).train()
+    """Train all stages of a recipe: `prepare_run` and `PreparedRun.train`."""
+    run = prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress)
+    with run.claim:
+        return run.train()
 
 
 def prepare_run(
@@ -135,14 +139,18 @@ def prepare_run(
     tokenizer = load_tokenizer(recipe.model)
     check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
     # The other processes wait, so that none looks for checkpoints which this one is removing.
+    claim = contextlib.ExitStack()
     with next(iter(stages.values())).main_process_first(local=False):
         if is_main_process():
-            claim_folder(Path(recipe.output_dir), recipe, resume=resume, overwrite=overwrite)
-    blocks = {}
-    for name, stage in stages.items():
-        blocks[name] = _stage_blocks(recipe.data, stage, tokenizer, progress and is_main_process())
-        _check_resumable(stage, blocks[name])
-    return PreparedRun(recipe, tokenizer, stages, blocks)
+            folder = Path(recipe.output_dir)
+            claim = claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    with claim:  # closed by whatever is refused here, handed on otherwise
+        blocks = {}
+        bars = progress and is_main_process()
+        for name, stage in stages.items():
+            blocks[name] = _stage_blocks(recipe.data, stage, tokenizer, bars)
+            _check_resumable(stage, blocks[name])
+        return PreparedRun(recipe, tokenizer, stages, blocks, claim.pop_all())
 
 
 def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Path, Recipe]:
