@@ -172,6 +172,10 @@ FIELDS = {
         "without 'eval_strategy'",
         "The section evaluation",
     ),
+    "saving the best": ("stages.cpt.save_strategy", "best", "steps, epoch or 'no' in stage 'cpt'"),
+    "losses of Trainer": ("stages.cpt.label_smoothing_factor", 0.1, "those of its objective"),
+    "unknown logger": ("stages.cpt.report_to", "nothing", "nothing is not supported, only"),
+    "infinite alpha": ("adapter.alpha", float("inf"), "adapter.alpha to be positive, got inf"),
     "sharding": ("stages.cpt.fsdp", "full_shard", "without 'fsdp'", "torchrun"),
     "adapter kind": ("adapter.kind", "lorra", "adapter.kind to be lora or direct, got 'lorra'"),
     "no stretch": ("rope.factor", 1, "a stretch factor above 1, got 1", "for instance 8"),
@@ -239,6 +243,18 @@ def test_a_wrong_field(case, recipe, tmp_path, capsys, no_model):
     for word in words:
         assert word in line
     assert not list((tmp_path / "run").glob("stage*"))
+
+
+def test_a_package_that_is_not_there(recipe, tmp_path, capsys, monkeypatch):
+    """What only shows when the optimizer is made still is one line."""
+
+    def train(self, **options):
+        raise ImportError("You need to install `bitsandbytes`:\n`pip install bitsandbytes`")
+
+    monkeypatch.setattr("linearard.train.trainer.RestorationTrainer.train", train)
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    line = refusal(capsys, "train", str(path), "--resume")
+    assert "the packages that stages.restoration needs, got You need to install" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")

@@ -49,7 +49,7 @@ class AdapterConfig:
             refuse("adapter.kind to be lora or direct", self.kind, "kind")
         if not isinstance(self.r, int) or self.r < 1:
             refuse("adapter.r to be a positive integer", self.r, "r")
-        if not self.alpha > 0:
+        if not 0 < self.alpha < float("inf"):
             refuse("adapter.alpha to be positive", self.alpha, "alpha")
         if not 0 <= self.dropout < 1:
             refuse("adapter.dropout in [0, 1)", self.dropout, "dropout")

@@ -72,6 +72,7 @@ class RestorationConfig(TrainingArguments):
         )
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
         _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
+        _check(self.save_strategy != "best", self, "save_strategy", "steps, epoch or 'no'")
         _check(0 < self.num_train_epochs < math.inf, self, "num_train_epochs", "positive")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.lr_floor}

@@ -28,6 +28,7 @@ _AT_THE_TOP = "Set it at the top of the recipe."
 _UNDER_MODEL = "Set model.dtype and model.device."
 _AFTERWARDS = "The section evaluation measures the restored model after training."
 _ONE_COPY = "Each process holds the whole model: use torchrun for several GPUs."
+_NOT_OURS = "The losses of a stage are those of its objective."
 #: Fields of TrainingArguments that a stage must not set, with the way to what they are wanted for.
 #: The run decides them, or they would be ignored or fail after the model was loaded.
 _NOT_IN_A_STAGE = {
@@ -42,6 +43,9 @@ _NOT_IN_A_STAGE = {
     "eval_strategy": _AFTERWARDS,
     "eval_on_start": _AFTERWARDS,
     "load_best_model_at_end": _AFTERWARDS,
+    "metric_for_best_model": _AFTERWARDS,
+    "label_smoothing_factor": _NOT_OURS,
+    "neftune_noise_alpha": _NOT_OURS,
     "fsdp": _ONE_COPY,
     "fsdp_config": _ONE_COPY,
     "deepspeed": _ONE_COPY,

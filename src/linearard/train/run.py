@@ -245,12 +245,17 @@ def _check_stages(
 
 
 def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
+    from transformers.integrations import get_reporting_integration_callbacks
+
     try:
         with naming_stage(name):
-            return RestorationConfig(**values)
+            stage = RestorationConfig(**values)
+        for callback in get_reporting_integration_callbacks(stage.report_to):
+            callback()  # refuses where its package is not installed
+        return stage
     except UserError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(
             expected=f"values in stages.{name} that transformers.TrainingArguments accepts",
             got=f"its refusal: {' '.join(str(error).split())}",
@@ -318,7 +323,14 @@ def _run_stage(
         trainer.state = trainer.state.load_from_json(str(latest / "trainer_state.json"))
         seconds = load_weights(restorable, latest).get("seconds", 0.0)
     else:
-        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+        except ImportError as error:  # an optimizer's own package, for instance
+            raise RecipeError(
+                expected=f"the packages that stages.{name} needs",
+                got=" ".join(str(error).split()),
+                fix=f"Install them, or correct stages.{name}.",
+            ) from error
         seconds = trainer.seconds
     steps = trainer.state.global_step
     windows = _windows_read(steps, len(blocks), stage)
