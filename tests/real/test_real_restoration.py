@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 _SMALL = {
-    "stages.restoration.sequences": "12",
+    "stages.restoration.sequences": "20",
     "stages.restoration.window": "384",
     "stages.restoration.save_strategy": "no",
     "evaluation.perplexity_windows": "[384]",
