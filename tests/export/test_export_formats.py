@@ -15,33 +15,22 @@ from linearard.export.configuration import write_tokenizer
 from linearard.model import AdapterConfig, ModelConfig, RestorableModel
 
 LONG = 3 * tiny.WINDOW  # beyond the native window, within the target
-LLAMA3 = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-SCALINGS = {
-    "linear": tiny.LINEAR,
+YARN = tiny.SCALINGS["yarn"]
+SCALINGS = tiny.SCALINGS | {
     "linear from 48": tiny.LINEAR | {"original_max_position_embeddings": 48},
-    "yarn": {"rope_type": "yarn", "factor": 4},
-    "yarn without attention factor": {"rope_type": "yarn", "factor": 4, "attention_factor": 1.0},
-    "yarn with mscale": {"rope_type": "yarn", "factor": 4, "mscale": 0.7, "mscale_all_dim": 0.2},
-    "dynamic": {"rope_type": "dynamic", "factor": 4},
-    "llama3": LLAMA3,
-    "longrope": {"rope_type": "longrope", "factor": 4, "long_factor": [1.0, 1.5, 2.5, 4.0]},
-    "table": {
-        "rope_type": "table",
-        "factor": 4,
-        "inv_freq": [1.0, 0.05, 0.002, 0.0002],
-        "attention_factor": 1.1,
-    },
+    "yarn without attention factor": YARN | {"attention_factor": 1.0},
+    "yarn with mscale": YARN | {"mscale": 0.7, "mscale_all_dim": 0.2},
 }
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 #: Other architectures: name, scaling, changes of the configuration.
 OTHERS = {
-    "qwen3": ("qwen3", {"rope_type": "yarn", "factor": 4}, {}),
+    "qwen3": ("qwen3", YARN, {}),
     "mistral": ("mistral", tiny.LINEAR, {}),
     "olmo2": ("olmo2", tiny.LINEAR, {}),
     "gemma3": ("gemma3", tiny.LINEAR, {}),
-    "gemma3 dynamic": ("gemma3", {"rope_type": "dynamic", "factor": 4}, {}),
+    "gemma3 dynamic": ("gemma3", tiny.SCALINGS["dynamic"], {}),
     "phi3": ("phi3", tiny.LINEAR, {}),
-    "phi3 partial": ("phi3", {"rope_type": "yarn", "factor": 4}, {"rope_parameters": HALF}),
+    "phi3 partial": ("phi3", YARN, {"rope_parameters": HALF}),
 }
 FORMS = [
     ("merged", "lora", "float32"),

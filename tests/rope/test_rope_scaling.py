@@ -295,3 +295,8 @@ def test_the_full_attention_entry_counts_where_layer_types_differ():
     scaling = check_scaling({"rope_type": "linear", "factor": 4}, gemma)
     assert scaling["rope_theta"] == gemma.rope_parameters["full_attention"]["rope_theta"]
     assert scaling["rope_theta"] != gemma.rope_parameters["sliding_attention"]["rope_theta"]
+
+
+def test_longrope_has_one_table_for_short_and_long_text():
+    scaling = {"rope_type": "longrope", "factor": 8, "long_factor": FACTORS, "short_factor": [1.0]}
+    assert check_scaling(scaling, config())["short_factor"] == FACTORS

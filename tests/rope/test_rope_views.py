@@ -8,35 +8,16 @@ import tiny
 from linearard.errors import ModelError, RopeError
 from linearard.rope import RopeViews
 
-SCALINGS = {
-    "linear": tiny.LINEAR,
-    "dynamic": {"rope_type": "dynamic", "factor": 4},
-    "yarn": {"rope_type": "yarn", "factor": 4},
-    "llama3": {
-        "rope_type": "llama3",
-        "factor": 4,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-    },
-    "longrope": {"rope_type": "longrope", "factor": 4, "long_factor": [1.0, 1.5, 2.5, 4.0]},
-    "table": {
-        "rope_type": "table",
-        "factor": 4,
-        "inv_freq": [1.0, 0.05, 0.002, 0.0002],
-        "attention_factor": 1.1,
-    },
-}
-
 
 @torch.no_grad()
 def logits(model, ids=None):
     return model(input_ids=tiny.tokens() if ids is None else ids).logits
 
 
-@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("kind", tiny.SCALINGS)
 def test_native_view_is_the_untouched_model_bit_for_bit(kind, llama):
     untouched = logits(llama)
-    views = RopeViews(llama, SCALINGS[kind])
+    views = RopeViews(llama, tiny.SCALINGS[kind])
     stretched = logits(llama)
     assert (stretched - untouched).abs().max() > 0.1  # left in the stretched view
     views.activate("native")
@@ -47,11 +28,11 @@ def test_native_view_is_the_untouched_model_bit_for_bit(kind, llama):
     assert torch.equal(logits(llama), stretched)  # a check ends in the stretched view
 
 
-@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("kind", tiny.SCALINGS)
 def test_switching_gives_exactly_the_tables(kind, llama):
     rotary = llama.model.rotary_emb
     native = rotary.inv_freq.clone()
-    views = RopeViews(llama, SCALINGS[kind])
+    views = RopeViews(llama, tiny.SCALINGS[kind])
     (stretched,) = views.tables("stretched").values()
     for _ in range(3):
         views.activate("native")
@@ -62,10 +43,10 @@ def test_switching_gives_exactly_the_tables(kind, llama):
     assert not torch.equal(native, stretched.inv_freq)
 
 
-@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("kind", tiny.SCALINGS)
 def test_one_table_at_every_length(kind, llama):
     """`dynamic` and `longrope` change with the length of the text in transformers; not so here."""
-    RopeViews(llama, SCALINGS[kind])
+    RopeViews(llama, tiny.SCALINGS[kind])
     long_text = tiny.tokens(1, 4 * tiny.WINDOW)
     short = logits(llama, long_text[:, :11])
     torch.testing.assert_close(logits(llama, long_text)[:, :11], short, rtol=1e-4, atol=1e-4)

@@ -42,7 +42,13 @@ def run(args: argparse.Namespace) -> None:
     from linearard.train import open_checkpoint
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
-    check_output(args.output, args.format, recipe.adapter.kind, overwrite=args.overwrite)
+    check_output(
+        args.output,
+        args.format,
+        recipe.adapter.kind,
+        base=recipe.model.name,
+        overwrite=args.overwrite,
+    )
     restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter, trainable=False)
     load_weights(restorable, folder)
     comparison = export_model(restorable, args.output, args.format, overwrite=args.overwrite)

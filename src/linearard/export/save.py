@@ -39,11 +39,21 @@ _PROMPTS = (
 )
 
 
-def check_output(folder: Path, form: str, adapter_kind: str, *, overwrite: bool) -> None:
+def check_output(
+    folder: Path, form: str, adapter_kind: str, *, base: str = "", overwrite: bool
+) -> None:
     """Refuse what cannot be exported, before anything is loaded.
 
+    Args:
+        folder: where the export shall go.
+        form: `merged` or `adapter`.
+        adapter_kind: of the trained model.
+        base: how the user named the base model.
+        overwrite: whether an earlier export may be replaced.
+
     Raises:
-        RecipeError: unknown form, or the adapter form of a directly trained model.
+        RecipeError: unknown form, or the adapter form where nobody could read it: of a directly trained
+            model, or over a GGUF base.
         CheckpointError: the folder is not empty and `overwrite` is off, or is no earlier export.
     """
     if form not in FORMATS:
@@ -53,6 +63,12 @@ def check_output(folder: Path, form: str, adapter_kind: str, *, overwrite: bool)
     if form == "adapter" and adapter_kind != "lora":
         raise RecipeError(
             expected="--format merged for a model whose q, k, v were trained directly",
+            got="--format adapter",
+            fix="Export it merged.",
+        )
+    if form == "adapter" and (base.startswith("package:") or base.endswith(".gguf")):
+        raise RecipeError(
+            expected="--format merged for a base model in a GGUF file, which peft cannot load",
             got="--format adapter",
             fix="Export it merged.",
         )
@@ -95,7 +111,8 @@ def export_model(
         CheckpointError: the reloaded model gives other logits; the export must not be used.
     """
     folder = Path(folder)
-    check_output(folder, form, restorable.adapter.config.kind, overwrite=overwrite)
+    kind = restorable.adapter.config.kind
+    check_output(folder, form, kind, base=restorable.name, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"form": form, "base_model": restorable.name, "rope": restorable.rope.scaling}
     write_json(folder / EXPORT_FILE, about)
