@@ -61,6 +61,19 @@ class TestLeftovers:
         assert small_run.final_bytes(run) == small_run.final_bytes(finished)
         assert not (run / ".recipe.yaml").exists()
 
+    def test_half_a_token_file(self, run, finished, tmp_path, base_folder):
+        """The next process to cut the same text removes what a killed one had written."""
+        recipe = small_run.small_recipe(tmp_path / "again", base_folder)
+        cache = tmp_path / "again" / "cache"
+        small_run.train(recipe)
+        (whole, *_) = blocks = sorted(cache.glob("*.npy"))
+        key = whole.name.partition("-")[0]
+        (cache / f"{key}.abc.part").write_bytes(whole.read_bytes()[:50])
+        whole.unlink()
+        shutil.rmtree(recipe["output_dir"])
+        assert small_run.final_bytes(small_run.train(recipe)) == small_run.final_bytes(finished)
+        assert sorted(cache.glob("*.npy")) == blocks and not list(cache.glob("*.part"))
+
     @pytest.mark.parametrize("left", [[], ["adapter_model.safetensors"], ["trainer_state.json"]])
     def test_half_a_checkpoint(self, left, run, finished):
         """The newest checkpoint of stage 2 lost its marker and some files."""

@@ -35,6 +35,8 @@ def cached_array(folder: Path, key: str, build: Callable[[], Iterable[np.ndarray
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
+            for left in folder.glob(f"{key}.*.part"):  # by a process that was killed
+                left.unlink()
             return _find(folder, key) or _write(folder, key, build())
     except OSError as error:
         raise DataError(

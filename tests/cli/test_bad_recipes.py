@@ -1,59 +1,13 @@
-"""Whatever a user gets wrong ends in one line that helps, exit code 2, and no weights loaded."""
-
-import json
-import shutil
-from pathlib import Path
+"""A wrong recipe or command line ends in one line that helps, exit code 2, and no weights loaded."""
 
 import pytest
 import torch
-from filelock import FileLock
 
 import small_run
 import tiny
 from linearard.cli.main import main
-from linearard.errors import UserError
 
 REMOVE = object()
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    """Loading weights would fail the test."""
-
-    def load(config, *arguments):
-        raise AssertionError(f"loaded the weights of {config.name}")
-
-    monkeypatch.setattr("linearard.model.restorable.load_model", load)
-
-
-@pytest.fixture
-def recipe(tmp_path, base_folder):
-    return small_run.small_recipe(tmp_path, base_folder)
-
-
-@pytest.fixture(scope="module")
-def trained(base_folder, tmp_path_factory):
-    """A finished run of one stage."""
-    folder = tmp_path_factory.mktemp("trained")
-    recipe = small_run.one_stage(folder, base_folder, sequences=4, save_steps=2)
-    return small_run.train(recipe)
-
-
-def refusal(capsys, *arguments: str) -> str:
-    """The one line a command ends with; with --debug the same error comes as a traceback."""
-    capsys.readouterr()
-    command, *arguments = arguments
-    arguments = [command, "--quiet", *arguments]
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    (line,) = captured.err.splitlines()
-    assert line.startswith("linearard: error: expected ") and ", got " in line
-    assert line.endswith((".", "?"))
-    assert captured.out == ""
-    with pytest.raises(UserError) as error:
-        main([command, "--debug", *arguments[1:]])
-    assert line == f"linearard: error: {error.value}"
-    return line
 
 
 def change(recipe: dict, name: str, value: object) -> None:
@@ -229,7 +183,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("case", FIELDS)
-def test_a_wrong_field(case, recipe, tmp_path, capsys, no_model):
+def test_a_wrong_field(case, recipe, tmp_path, refusal, no_model):
     name, value, *words = FIELDS[case]
     change(recipe, name, recipe["data"]["train"] if value == "TRAIN" else value)
     if name.startswith("evaluation."):
@@ -239,13 +193,13 @@ def test_a_wrong_field(case, recipe, tmp_path, capsys, no_model):
             "passkey_lengths": [],
         } | recipe["evaluation"]
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    line = refusal(capsys, "train", str(path), "--resume")
+    line = refusal("train", str(path), "--resume")
     for word in words:
         assert word in line
     assert not list((tmp_path / "run").glob("stage*"))
 
 
-def test_a_package_that_is_not_there(recipe, tmp_path, capsys, monkeypatch):
+def test_a_package_that_is_not_there(recipe, tmp_path, refusal, monkeypatch):
     """What only shows when the optimizer is made still is one line."""
 
     def train(self, **options):
@@ -253,21 +207,21 @@ def test_a_package_that_is_not_there(recipe, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("linearard.train.trainer.RestorationTrainer.train", train)
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    line = refusal(capsys, "train", str(path), "--resume")
+    line = refusal("train", str(path), "--resume")
     assert "the packages that stages.restoration needs, got You need to install" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_cuda_where_there_is_none(device, recipe, tmp_path, capsys, no_model):
+def test_cuda_where_there_is_none(device, recipe, tmp_path, refusal, no_model):
     recipe["model"]["device"] = device
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    line = refusal(capsys, "train", str(path))
+    line = refusal("train", str(path))
     assert f"a CUDA device '{device}', got a machine with 0 usable CUDA devices" in line
     assert "Set model.device to cpu or auto" in line
 
 
-def test_a_model_without_rope(recipe, tmp_path, capsys, no_model):
+def test_a_model_without_rope(recipe, tmp_path, refusal, no_model):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 258}
@@ -275,27 +229,27 @@ def test_a_model_without_rope(recipe, tmp_path, capsys, no_model):
     tiny.tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
     recipe["model"]["name"] = str(tmp_path / "gpt2")
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    line = refusal(capsys, "train", str(path))
+    line = refusal("train", str(path))
     assert "rotary position embeddings (RoPE)" in line and "model_type 'gpt2'" in line
     assert "such as Llama" in line
 
 
-def test_a_tokenizer_that_does_not_fit(recipe, tmp_path, capsys, no_model):
+def test_a_tokenizer_that_does_not_fit(recipe, tmp_path, refusal, no_model):
     base = tiny.save_tiny_base(
         tmp_path / "base", vocab_size=200, bos_token_id=0, eos_token_id=1, pad_token_id=1
     )
     recipe["model"]["name"] = str(base)
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    line = refusal(capsys, "train", str(path))
+    line = refusal("train", str(path))
     assert "a tokenizer of at most 200 tokens, the rows of the model's embedding" in line
     assert "got one of 258" in line
 
 
-def test_a_folder_that_holds_no_model(recipe, tmp_path, capsys, no_model):
+def test_a_folder_that_holds_no_model(recipe, tmp_path, refusal, no_model):
     (tmp_path / "empty").mkdir()
     recipe["model"]["name"] = str(tmp_path / "empty")
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    line = refusal(capsys, "train", str(path))
+    line = refusal("train", str(path))
     assert "that transformers can load" in line and str(tmp_path / "empty") in line
 
 
@@ -308,14 +262,14 @@ def test_a_folder_that_holds_no_model(recipe, tmp_path, capsys, no_model):
     ],
     ids=["empty folder", "empty text", "short text"],
 )
-def test_text_that_is_not_enough(content, word, recipe, tmp_path, capsys, no_model):
+def test_text_that_is_not_enough(content, word, recipe, tmp_path, refusal, no_model):
     folder = tmp_path / "text"
     folder.mkdir()
     for name, text in content.items():
         (folder / name).write_text(text)
     recipe["data"]["train"] = str(folder)
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    assert word in refusal(capsys, "train", str(path), "--resume")
+    assert word in refusal("train", str(path), "--resume")
 
 
 @pytest.mark.parametrize(
@@ -330,17 +284,17 @@ def test_text_that_is_not_enough(content, word, recipe, tmp_path, capsys, no_mod
     ],
     ids=["unbalanced", "given twice", "empty", "list", "tab", "binary"],
 )
-def test_broken_yaml(text, words, tmp_path, capsys, no_model):
+def test_broken_yaml(text, words, tmp_path, refusal, no_model):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    line = refusal(capsys, "train", str(path))
+    line = refusal("train", str(path))
     for word in [str(path), *words]:
         assert word in line
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "smollm2-135m-64", "/"])
-def test_a_missing_recipe(name, capsys, no_model):
-    line = refusal(capsys, "train", name)
+def test_a_missing_recipe(name, refusal, no_model):
+    line = refusal("train", name)
     assert "a recipe file in YAML" in line and f"got {name}" in line
     assert "smollm2-135m-64k" in line  # what there is
 
@@ -360,9 +314,9 @@ def test_a_missing_recipe(name, capsys, no_model):
         (["--evaluation", "3"], ["evaluation to be a mapping"]),
     ],
 )
-def test_wrong_overrides(flags, words, recipe, tmp_path, capsys, no_model):
+def test_wrong_overrides(flags, words, recipe, tmp_path, refusal, no_model):
     path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-    line = refusal(capsys, "train", str(path), *flags)
+    line = refusal("train", str(path), *flags)
     for word in words:
         assert word in line
 
@@ -387,167 +341,3 @@ def test_wrong_command_lines(arguments, words, capsys, no_model):
     assert "usage: linearard" in message
     for word in words:
         assert word in message
-
-
-class TestOutputFolder:
-    @pytest.fixture
-    def path(self, recipe, tmp_path):
-        return str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
-
-    @pytest.fixture
-    def run(self, recipe):
-        """A folder as an interrupted run leaves it."""
-        folder = Path(recipe["output_dir"])
-        small_run.write_recipe(recipe, folder / "recipe.yaml")
-        return folder
-
-    def test_an_earlier_run(self, path, run, capsys, no_model):
-        line = refusal(capsys, "train", path)
-        assert "an empty or new output folder" in line and "an earlier run (recipe.yaml)" in line
-        assert "--resume to go on, --overwrite to replace" in line
-
-    @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
-    def test_files_that_are_not_ours(self, flags, path, recipe, capsys, no_model):
-        folder = Path(recipe["output_dir"])
-        folder.mkdir()
-        (folder / "thesis.tex").write_text("years of work")
-        line = refusal(capsys, "train", path, *flags)
-        assert "thesis.tex" in line and "files that linearard did not write are left alone" in line
-        assert (folder / "thesis.tex").read_text() == "years of work"
-
-    def test_a_file_in_the_place_of_the_folder(self, path, recipe, capsys, no_model):
-        Path(recipe["output_dir"]).write_text("a file")
-        assert "output_dir to be a folder, got a file at" in refusal(capsys, "train", path)
-
-    def test_a_folder_that_cannot_be_made(self, path, recipe, tmp_path, capsys, no_model):
-        (tmp_path / "file").write_text("")
-        line = refusal(capsys, "train", path, "--output-dir", str(tmp_path / "file" / "run"))
-        assert "an output folder that can be written" in line and "Choose another" in line
-
-    @pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
-    def test_a_run_that_is_still_going_on(self, flag, path, run, capsys, no_model):
-        """For instance in workers whose launcher was killed."""
-        (run / "stage1-restoration").mkdir()
-        with FileLock(run / ".lock"):
-            line = refusal(capsys, "train", path, flag)
-        assert f"nobody else is training, got {run}, which another process is using" in line
-        assert (run / "stage1-restoration").exists()
-
-    def test_a_refused_run_lets_its_folder_go(self, path, recipe, capsys, no_model):
-        line = refusal(capsys, "train", path, "--resume", "--stages.cpt.sequences", "9999")
-        assert "9999 blocks" in line
-        with FileLock(recipe["output_dir"] + "/.lock", timeout=0):
-            pass
-
-    def test_a_changed_recipe(self, path, run, capsys, no_model):
-        line = refusal(capsys, "train", path, "--resume", "--stages.cpt.learning_rate", "0.5")
-        assert f"the recipe that {run} was started with" in line
-        assert "stages.cpt.learning_rate: 0.01 -> 0.5" in line
-        assert "Resume with the same recipe, or choose another output_dir" in line
-
-    def test_what_is_not_the_recipe_may_change(self, path, run, tmp_path, capsys, no_model):
-        """The evaluation, the cache and the folder's name say nothing about what is trained."""
-        moved = run.with_name("moved")
-        shutil.move(run, moved)
-        with pytest.raises(AssertionError, match="loaded the weights"):
-            flags = ["--data.cache_dir", str(tmp_path / "elsewhere"), "--evaluation", "null"]
-            main(["train", path, "--resume", "--quiet", "--output-dir", str(moved), *flags])
-
-
-class TestCheckpoints:
-    @pytest.mark.parametrize("command", [["evaluate"], ["export"]])
-    def test_a_folder_without_checkpoint(self, command, tmp_path, capsys, no_model):
-        line = refusal(capsys, *command, str(tmp_path), *_output(command, tmp_path))
-        assert "a checkpoint folder with linearard.json" in line and str(tmp_path) in line
-
-    def test_a_run_that_is_not_finished(self, recipe, capsys, no_model):
-        run = Path(recipe["output_dir"])
-        small_run.write_recipe(recipe, run / "recipe.yaml")
-        line = refusal(capsys, "evaluate", str(run))
-        assert f"got the unfinished run {run}" in line
-        assert f"`linearard train {run}/recipe.yaml --resume`" in line
-
-    @pytest.mark.parametrize("command", [["evaluate"], ["export"]])
-    @pytest.mark.parametrize(
-        ("flag", "value", "section"),
-        [("--adapter.r", "8", "adapter"), ("--rope.factor", "2", "rope")],
-    )
-    def test_not_what_it_was_trained_as(
-        self, command, flag, value, section, trained, tmp_path, capsys, no_model
-    ):
-        line = refusal(
-            capsys, *command, str(trained), *_output(command, tmp_path), f"{flag}={value}"
-        )
-        assert f"the {section} that the checkpoint was trained with" in line
-        assert flag.removeprefix("--") in line and f"Leave --{section}.* out" in line
-
-    @pytest.mark.parametrize(
-        ("section", "field", "words"),
-        [
-            ("adapter", "r", ["an adapter with 18 tensors that fit this model", "adapter.r"]),
-            ("rope", "factor", ["a checkpoint trained for RoPE", "factor=2.0", "factor=4.0"]),
-        ],
-    )
-    def test_a_recipe_that_does_not_fit_its_own_weights(
-        self, section, field, words, trained, tmp_path, capsys
-    ):
-        """Weights and frequencies are compared too, whatever the recipe says."""
-        copy = tmp_path / "copy"
-        shutil.copytree(trained / "final", copy)
-        metadata = json.loads((copy / "linearard.json").read_text())
-        metadata["recipe"][section][field] = 2
-        (copy / "linearard.json").write_text(json.dumps(metadata))
-        line = refusal(capsys, "evaluate", str(copy))
-        for word in words:
-            assert word in line
-
-    def test_another_model(self, trained, tmp_path, capsys):
-        other = tiny.save_tiny_base(tmp_path / "other", seed=5)
-        line = refusal(
-            capsys, "export", str(trained), str(tmp_path / "out"), "--model.name", str(other)
-        )
-        assert f"a checkpoint of {other}" in line and "weights or architecture differ" in line
-        assert "Name the base model it was trained from" in line
-
-    def test_an_evaluation_that_is_there(self, trained, tmp_path, capsys, no_model):
-        (tmp_path / "evaluation.json").write_text("{}")
-        line = refusal(capsys, "evaluate", str(trained), "--output-dir", str(tmp_path))
-        assert "a folder without an evaluation" in line and "--overwrite" in line
-
-    def test_changed_text(self, trained, tmp_path, capsys, no_model):
-        copy = tmp_path / "run"
-        shutil.copytree(trained, copy)
-        recipe = small_run.yaml.safe_load((copy / "recipe.yaml").read_text())
-        book = Path(recipe["data"]["train"]) / "book0.txt"
-        before = book.read_text()
-        book.write_text(before.replace("ship", "boat"))
-        try:
-            line = refusal(
-                capsys, "train", str(copy / "recipe.yaml"), "--resume", "--output-dir", str(copy)
-            )
-        finally:
-            book.write_text(before)
-        assert "the training text that" in line and "other text or another tokenizer" in line
-        assert "Restore the text, or start again with --overwrite" in line
-
-    def test_another_number_of_processes(self, trained, tmp_path, capsys, no_model):
-        copy = tmp_path / "run"
-        shutil.copytree(trained, copy)
-        for path in copy.glob("stage*/checkpoint-*/linearard.json"):
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
-        line = refusal(
-            capsys, "train", str(copy / "recipe.yaml"), "--resume", "--output-dir", str(copy)
-        )
-        assert "expected 2 processes, as the run was started with, got 1" in line
-
-    @pytest.mark.parametrize(
-        ("flags", "word"),
-        [(["--format", "onnx"], "a format among merged, adapter"), ([], "an empty or new")],
-    )
-    def test_exports_that_cannot_be(self, flags, word, trained, tmp_path, capsys, no_model):
-        (tmp_path / "mine.txt").write_text("mine")
-        assert word in refusal(capsys, "export", str(trained), str(tmp_path), *flags)
-
-
-def _output(command: list[str], folder: Path) -> list[str]:
-    return [str(folder / "out")] if command == ["export"] else []
