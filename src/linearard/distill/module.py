@@ -27,6 +27,7 @@ class RestorationModule(nn.Module):
 
     Raises:
         RecipeError: the objective names layers the model does not have.
+        ModelError: a term reads the output of a model that forms its logits in an unknown way.
     """
 
     def __init__(self, restorable: RestorableModel, objective: ObjectiveConfig) -> None:
@@ -41,6 +42,8 @@ class RestorationModule(nn.Module):
         self._recomputes = False
         _switch_recomputation(self.model, False)  # a module of an earlier stage may have left it on
         self._language_model = ChunkedCausalLM(restorable.model)
+        if objective.needs_hidden:
+            self._check_output()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Loss of a batch.
@@ -87,6 +90,15 @@ class RestorationModule(nn.Module):
         # Other targets than q, k and v may lie behind the attention of the last layer.
         default_targets = self.restorable.adapter.config.target_modules is None
         return not (every_kind and reaches_end and default_targets)
+
+    @torch.no_grad()
+    def _check_output(self) -> None:
+        """Refuse a model whose logits are not its head applied to the decoder's output."""
+        training = self.model.training
+        self.model.eval()
+        tokens = torch.arange(min(16, self._language_model.vocab_size))
+        self._language_model.check({"restored": lambda: self.restorable.view("restored")}, tokens)
+        self.model.train(training)
 
     def _run(
         self, input_ids: Tensor, attention_mask: Tensor | None
