@@ -20,13 +20,13 @@ pytestmark = [
 ]
 
 _SMALL = {
-    "stages.restoration.sequences": "20",
+    "stages.restoration.sequences": "32",
     "stages.restoration.window": "384",
     "stages.restoration.save_strategy": "no",
     "evaluation.perplexity_windows": "[384]",
-    "evaluation.perplexity_tokens": "1536",
+    "evaluation.perplexity_tokens": "3072",
     "evaluation.agreement_window": "384",
-    "evaluation.agreement_tokens": "1536",
+    "evaluation.agreement_tokens": "3072",
     "evaluation.passkey_lengths": "[]",
 }
 
