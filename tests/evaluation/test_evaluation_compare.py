@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from linearard.errors import DataError, ModelError, RecipeError
-from linearard.evaluation import EvaluationConfig, check_inputs, evaluate
+from linearard.evaluation import EvaluationConfig, evaluate, prepare_inputs
 
 LABELS = [{"context": f"Line {i}:", "choices": ["yes", "no"], "answer": i % 2} for i in range(4)]
 
@@ -126,14 +126,22 @@ def test_bad_input_is_found_before_the_model_runs(model, tokenizer, make_views, 
 
 
 def test_input_can_be_checked_before_there_is_a_model(tokenizer, documents, config):
-    check_inputs(tokenizer, ["original", "restored"], documents, config)
+    prepare_inputs(tokenizer, ["original", "restored"], documents, config)
     with pytest.raises(RecipeError, match="first view"):
-        check_inputs(tokenizer, ["restored"], documents, config)
+        prepare_inputs(tokenizer, ["restored"], documents, config)
     with pytest.raises(DataError, match="at least 16 tokens"):
-        check_inputs(tokenizer, ["original"], [], config)
+        prepare_inputs(tokenizer, ["original"], [], config)
     config.passkey_lengths = [10]
     with pytest.raises(DataError, match="pass-key length"):
-        check_inputs(tokenizer, ["original"], documents, config)
+        prepare_inputs(tokenizer, ["original"], documents, config)
+
+
+def test_prepared_input_gives_the_same_result(model, tokenizer, make_views, documents, config):
+    inputs = prepare_inputs(tokenizer, make_views(model), documents, config)
+    given = evaluate(model, tokenizer, make_views(model), [], config, inputs=inputs)
+    assert (
+        given["views"] == evaluate(model, tokenizer, make_views(model), documents, config)["views"]
+    )
 
 
 def test_a_special_output_stage_is_refused(model, tokenizer, make_views, documents, config):

@@ -12,9 +12,10 @@ from linearard.data import DataConfig, token_documents
 from linearard.distill import relation_profile
 from linearard.evaluation import (
     EvaluationConfig,
-    check_inputs,
+    EvaluationInputs,
     comparison_table,
     evaluate,
+    prepare_inputs,
     write_report,
 )
 from linearard.model import RestorableModel, write_json
@@ -42,11 +43,11 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
     config = check_evaluation(recipe)
     run = prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress)
     with run.claim:
-        documents = None
+        documents, inputs = None, None
         if config is not None and is_main_process():
             # Read before training, so that missing text is not found out after it.
             documents = validation_documents(recipe.data, run.tokenizer, config)
-            check_inputs(run.tokenizer, run.views, documents, config)
+            inputs = prepare_inputs(run.tokenizer, run.views, documents, config)
         result = run.train()
         for name, summary in result.summaries.items():
             say(
@@ -63,6 +64,7 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
                 recipe=recipe.source,
                 training=result.histories,
                 summaries=result.summaries,
+                inputs=inputs,
                 progress=progress,
             )
 
@@ -90,6 +92,7 @@ def measure(
     recipe: dict[str, Any],
     training: dict[str, Any] | None = None,
     summaries: dict[str, Any] | None = None,
+    inputs: EvaluationInputs | None = None,
     progress: bool = True,
 ) -> None:
     """Evaluate all views, print the table, write `evaluation.json` and `report.html`."""
@@ -99,6 +102,7 @@ def measure(
         restorable.views(),
         documents,
         config,
+        inputs=inputs,
         progress=progress,
         relations=_relations(restorable, documents, config),
         training=training,

@@ -38,6 +38,7 @@ def evaluate(
     documents: Sequence[Tensor],
     config: EvaluationConfig,
     *,
+    inputs: EvaluationInputs | None = None,
     progress: bool = True,
     relations: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -54,6 +55,8 @@ def evaluate(
             view; the first one is "original", the reference of agreement and retention.
         documents: held-out token ids, int64 [tokens] each, on any device.
         config: what to measure.
+        inputs: what `prepare_inputs` gave for the same documents and configuration; encoding long
+            prompts takes a while, and need not be done twice.
         progress: show progress bars where stderr is a terminal.
         relations: relation KL per layer, view -> relation -> layers; passed through.
         training: log history per stage, stage -> entries; passed through.
@@ -73,7 +76,8 @@ def evaluate(
     start = time.perf_counter()
     names = _chosen(views, config)
     lm = ChunkedCausalLM(model)
-    inputs = _Inputs(tokenizer, documents, config)
+    if inputs is None:
+        inputs = EvaluationInputs(tokenizer, documents, config)
 
     def track(name: str, what: str) -> Track:
         return lambda steps: tqdm(
@@ -108,9 +112,9 @@ def evaluate(
     return _plain(result)
 
 
-def check_inputs(
+def prepare_inputs(
     tokenizer: Any, views: Iterable[str], documents: Sequence[Tensor], config: EvaluationConfig
-) -> None:
+) -> EvaluationInputs:
     """Read, cut and encode all that `evaluate` will need: for use before hours of training.
 
     Args:
@@ -122,10 +126,10 @@ def check_inputs(
         DataError: documents too short, task files broken, or a pass-key length too short.
     """
     _chosen(dict.fromkeys(views), config)
-    _Inputs(tokenizer, documents, config)
+    return EvaluationInputs(tokenizer, documents, config)
 
 
-class _Inputs:
+class EvaluationInputs:
     """Everything read, cut and encoded before the model is touched."""
 
     def __init__(
@@ -156,7 +160,7 @@ class _Inputs:
 
 def _measure(
     lm: ChunkedCausalLM,
-    inputs: _Inputs,
+    inputs: EvaluationInputs,
     config: EvaluationConfig,
     track: Callable[[str], Track],
 ) -> dict[str, Any]:

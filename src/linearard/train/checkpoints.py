@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+from linearard.errors import CheckpointError
 from linearard.model import write_json
 
 _MARKER = "complete.json"
@@ -17,6 +19,20 @@ _MARKER = "complete.json"
 def mark_complete(folder: Path) -> None:
     """Declare a folder whole."""
     write_json(folder / _MARKER, {"complete": True})
+
+
+def check_same_text(stored: dict[str, Any], data: Any, checkpoint: Path | str) -> None:
+    """Compare a checkpoint's metadata with the `data` entry of the run that wants to go on from it.
+
+    Raises:
+        CheckpointError: the checkpoint was made with other text or another tokenizer.
+    """
+    if stored.get("data") != data:
+        raise CheckpointError(
+            expected=f"the training text that {checkpoint} was made with",
+            got="other text or another tokenizer",
+            fix="Restore the text, or start again with --overwrite.",
+        )
 
 
 def is_complete(folder: Path) -> bool:

@@ -282,12 +282,7 @@ def _check_resumable(stage: RestorationConfig, blocks: BlockDataset) -> None:
     if latest is None:
         return
     stored, now = read_metadata(latest), _circumstances(stage, blocks)
-    if stored.get("data") != now["data"]:
-        raise CheckpointError(
-            expected=f"the training text that {latest} was made with",
-            got="other text or another tokenizer",
-            fix="Restore the text, or start again with --overwrite.",
-        )
+    checkpoints.check_same_text(stored, now["data"], latest)
     if stored.get("processes") != now["processes"]:
         raise CheckpointError(
             expected=f"{stored.get('processes')} processes, as the run was started with",

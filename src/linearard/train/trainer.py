@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from linearard.distill import RestorationModule
-from linearard.errors import CheckpointError, NonFiniteLossError
+from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
@@ -227,12 +227,7 @@ class RestorationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         stored = load_weights(self.restorable, Path(resume_from_checkpoint))
         self._seconds_before = stored.get("seconds", 0.0)
-        if stored.get("data") != self._metadata.get("data"):
-            raise CheckpointError(
-                expected="the training text that the checkpoint was made with",
-                got=f"other text or another tokenizer ({resume_from_checkpoint})",
-                fix="Restore the text, or start again with --overwrite.",
-            )
+        checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
 
 
 class LiveProgress(ProgressCallback):
