@@ -23,6 +23,12 @@ SUMMARY = RESULTS / "summary.json"
 
 #: Run folder -> (key of its figures, stage whose tokens and seconds count, view), in README order.
 RUNS: dict[str, list[tuple[str, str | None, str]]] = {
+    "h200/smollm2-135m-linear": [
+        ("restoration.original.smollm2_135m", None, "original"),
+        ("restoration.untrained.smollm2_135m_linear8", None, "stretched"),
+        ("restoration.stage1.smollm2_135m_linear8", "restoration", "after restoration"),
+        ("restoration.stage2.smollm2_135m_linear8", "cpt", "restored"),
+    ],
     "cpu/demo": [
         ("demo.original.smollm2_135m", None, "original"),
         ("demo.untrained.smollm2_135m_linear8", None, "stretched"),
@@ -31,10 +37,6 @@ RUNS: dict[str, list[tuple[str, str | None, str]]] = {
 }
 #: Arms of the first sweep: key of the figures, arm, view, stage whose tokens and seconds count.
 ARMS = [
-    ("restoration.original.smollm2_135m", "lora_all_logit_2e-3", "original", None),
-    ("restoration.untrained.smollm2_135m_linear8", "lora_all_logit_2e-3", "stretched", None),
-    ("restoration.stage1.smollm2_135m_linear8", "lora_all_logit_2e-3", "restored", "restoration"),
-    ("restoration.both.smollm2_135m_linear8", "lora_all_logit_1e-3_cpt3e-4", "restored", "cpt"),
     ("restoration.stage1.smollm2_135m_yarn8", "yarn_all_1e-3", "restored", "restoration"),
     (
         "restoration.paper_relations.smollm2_135m_linear8",
@@ -47,7 +49,7 @@ _TITLES = {
     "original": "original, native RoPE",
     "untrained": "linear, untrained",
     "stage1": "stage 1 (restoration)",
-    "both": "linear: both stages, the first at 1e-3",
+    "stage2": "stage 2 (CPT), after stage 1",
     "paper_relations": "linear: stage 1, the paper's relations alone",
     "restored": "linear, restored",
 }
@@ -106,8 +108,7 @@ def _arms(result: dict[str, Any]) -> dict[str, float]:
         arm = arms[name]
         for label, values in arm["figures"].items():
             part = _ARM_LABELS.get(label) or _arm_part(label)
-            several_lengths = part == "passkey_2k" and name.endswith("cpt3e-4")
-            if part is None or values.get(view) is None or several_lengths:
+            if part is None or values.get(view) is None:
                 continue
             figures[f"{key}.{part}"] = values[view]
             if part.startswith("ppl_"):
