@@ -49,7 +49,7 @@ def test_refused_with_a_message_that_helps(case):
 def test_the_default_is_the_papers_loss():
     config = ObjectiveConfig()
     assert config.active_relations == {"q": 1.0, "k": 1.0, "v": 1.0}
-    assert config.temperature == 1.0 and config.needs_teacher and not config.needs_hidden
+    assert config.temperature == 1.0 and config.needs_teacher and not config.needs_output
     assert config.weights_by_layer(4) == dict.fromkeys(range(4), 0.25)
 
 
@@ -74,4 +74,4 @@ def test_weights_by_layer_sum_to_one_and_leave_zeros_out():
 )
 def test_what_an_objective_reads(settings, teacher, hidden):
     config = ObjectiveConfig(**settings)
-    assert (config.needs_teacher, config.needs_hidden) == (teacher, hidden)
+    assert (config.needs_teacher, config.needs_output) == (teacher, hidden)

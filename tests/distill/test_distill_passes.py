@@ -115,7 +115,7 @@ def test_recomputation_with_dropout_draws_the_same_noise():
     plain = module_for(restorable, relations=ALL)
     torch.manual_seed(3)
     loss, expected = step(plain)
-    recomputing = RestorationModule(restorable, plain.objective).train()
+    recomputing = RestorationModule(restorable, ObjectiveConfig(relations=ALL)).train()
     recomputing.gradient_checkpointing_enable()
     torch.manual_seed(3)
     again, gradients = step(recomputing)

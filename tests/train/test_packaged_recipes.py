@@ -9,6 +9,7 @@ import yaml
 
 import tiny
 from linearard.evaluation import EvaluationConfig
+from linearard.rope import check_scaling, native_window, target_window
 from linearard.train import build_section, load_recipe, prepare_run, run
 
 FOLDER = resources.files("linearard") / "recipes"
@@ -54,7 +55,7 @@ def test_recipe(name, prepared):
     recipe = ready.recipe
     assert list(ready.stages)
     evaluation = build_section(EvaluationConfig, recipe.evaluation, "evaluation")
-    target = run.target_window(run.check_scaling(recipe.rope, config), config)
+    target = target_window(check_scaling(recipe.rope, config), config)
     read = [*evaluation.perplexity_windows, *evaluation.passkey_lengths]
     assert read and max(read) <= target
     source = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -66,10 +67,10 @@ def test_recipe(name, prepared):
 def test_the_papers_figures(name, prepared):
     """Method sheet: 4,096-token windows, 2 GPUs x 1 x 2 x 144 steps, 4.25 M tokens in all."""
     ready, config = prepared(name)
-    scaling = run.check_scaling(ready.recipe.rope, config)
+    scaling = check_scaling(ready.recipe.rope, config)
     assert scaling["factor"] == PAPER[name]
-    assert run.target_window(scaling, config) == 32768
-    assert run.native_window(config, scaling) == 32768 // PAPER[name]
+    assert target_window(scaling, config) == 32768
+    assert native_window(config, scaling) == 32768 // PAPER[name]
     first, second = ready.stages.values()
     assert (first.window, first.sequences, second.window) == (4096, 576, 32768)
     batch = first.per_device_train_batch_size * first.gradient_accumulation_steps * 2

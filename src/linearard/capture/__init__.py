@@ -1,5 +1,6 @@
-"""Queries, keys and values of each layer, through the `transformers` attention interface."""
+"""What a decoder's layers compute: queries, keys and values, and the hidden states between layers."""
 
 from linearard.capture.attention import AttentionTap, LayerAttention, StopForward
+from linearard.capture.layers import LayerTap
 
-__all__ = ["AttentionTap", "LayerAttention", "StopForward"]
+__all__ = ["AttentionTap", "LayerAttention", "LayerTap", "StopForward"]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from linearard.data.config import DataConfig, is_integer, require
+from linearard.data.recall import recall_passages
 from linearard.data.sources import Source, open_split
 from linearard.data.streams import TokenStream, token_stream
 from linearard.data.tokens import beginning
@@ -29,6 +30,7 @@ class BlockDataset(torch.utils.data.Dataset):
         joint: the id that stands for the end of a document inside a block (packed text), or None.
         fingerprint: a hash of the tokens in that order: equal wherever and whenever the same
             blocks are built.
+        recall: share of each block that repeats earlier passages of it; see `recall_passages`.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class BlockDataset(torch.utils.data.Dataset):
         begin: list[int],
         joint: int | None,
         fingerprint: str,
+        recall: float = 0.0,
     ) -> None:
         self._stream, self._starts, self._size = stream, starts, block_size
         self._begin, self._joint, self.fingerprint = begin, joint, fingerprint
+        self._recall = recall
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -51,12 +55,14 @@ class BlockDataset(torch.utils.data.Dataset):
         text = self._stream.ids[start : start + self._size - len(self._begin)].astype(np.int64)
         if self._joint is not None:
             text[text == self._stream.end_mark] = self._joint
+        if self._recall:
+            text = recall_passages(text, self._recall, seed=int(start))
         return {"input_ids": torch.from_numpy(np.concatenate((self._begin, text)).astype(np.int64))}
 
     def __reduce__(self):
         stream = TokenStream(self._stream.path)
         parts = (self._starts, self._size, self._begin, self._joint, self.fingerprint)
-        return BlockDataset, (stream, *parts)
+        return BlockDataset, (stream, *parts, self._recall)
 
     @property
     def tokens(self) -> int:
@@ -132,9 +138,10 @@ def token_blocks(
             + ("." if config.pack else " or `pack: true`."),
         )
     starts = starts[np.random.default_rng(config.seed).permutation(len(starts))[:count]]
-    decides = f"{stream.content} {block_size} {begin} {joint} ".encode()
+    recall = f"recall {config.recall} " if config.recall else ""
+    decides = f"{stream.content} {block_size} {begin} {joint} {recall}".encode()
     fingerprint = hashlib.sha256(decides + starts.astype("<i8").tobytes()).hexdigest()
-    return BlockDataset(stream, starts, block_size, begin, joint, fingerprint)
+    return BlockDataset(stream, starts, block_size, begin, joint, fingerprint, config.recall)
 
 
 def _cut(stream: TokenStream, room: int, pack: bool) -> np.ndarray:

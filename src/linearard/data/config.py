@@ -72,6 +72,13 @@ class DataConfig:
             "hold parts of several. Otherwise no block crosses two documents."
         },
     )
+    recall: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of each training window overwritten with passages that stood earlier in "
+            "it, so that looking back pays; 0 to 0.5."
+        },
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={
@@ -103,6 +110,9 @@ class DataConfig:
             fraction,
             "Use a small share such as 0.05.",
         )
+        share = self.recall
+        right = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 0.5
+        require(right, "recall", "a share from 0 to 0.5", share, "Try 0.2, or leave it out.")
         right = self.max_documents is None or is_integer(self.max_documents, 1)
         fix = "Leave it out to read every document."
         require(right, "max_documents", "a whole number of at least 1", self.max_documents, fix)

@@ -32,6 +32,22 @@ class ObjectiveConfig:
     temperature: float = described(1.0, "Divides teacher and student scores.")
     logit_weight: float = described(0.0, "Weight of KL between output distributions.")
     logit_positions: int = described(512, "Logit KL reads the last this many positions.")
+    teacher_window: int | None = described(
+        None,
+        "Logit KL of windows longer than this: the teacher reads them in windows of this many tokens "
+        "that overlap by half; null: the native window.",
+    )
+    hidden_weight: float = described(
+        0.0, "Weight of the squared distance of hidden states, relative to the teacher's size."
+    )
+    hidden_layers: list[int] | None = described(
+        None, "Layers whose output the hidden term compares; null: all."
+    )
+    skip_positions: bool = described(
+        False,
+        "The student reads each window with a random jump in its positions, up to the stretched "
+        "window; the teacher reads it as it is.",
+    )
     lm_weight: float = described(0.0, "Weight of the next-token cross-entropy.")
     implementation: str | None = described(
         None, "Relation KL: reference, chunked or triton; null: the fastest for the device."
@@ -51,7 +67,7 @@ class ObjectiveConfig:
                     f"Did you mean {close[0]!r}?" if close else "",
                 )
             _check_weight(f"relations.{name}", weight)
-        for name in ("logit_weight", "lm_weight"):
+        for name in ("logit_weight", "hidden_weight", "lm_weight"):
             _check_weight(name, getattr(self, name))
         if self.normalisation not in ("own", "paper"):
             _refuse("normalisation", "own or paper", self.normalisation)
@@ -59,13 +75,35 @@ class ObjectiveConfig:
             _refuse("temperature", "a positive number", self.temperature)
         if not isinstance(self.logit_positions, int) or self.logit_positions < 1:
             _refuse("logit_positions", "a positive integer", self.logit_positions)
+        window = self.teacher_window
+        if window is not None:
+            if type(window) is not int or window < 2 or window % 2:
+                _refuse("teacher_window", "null or an even number of tokens", window)
+            if not self.logit_weight or self.active_relations or self.hidden_weight:
+                _refuse(
+                    "teacher_window",
+                    "null where other terms than logit KL read the teacher",
+                    window,
+                    "A teacher that reads in windows gives output distributions only.",
+                )
+        if not isinstance(self.skip_positions, bool):
+            _refuse("skip_positions", "true or false", self.skip_positions)
+        if self.skip_positions and (self.lm_weight or not self.needs_teacher):
+            _refuse(
+                "skip_positions",
+                "false beside a language-model loss, or without a teacher",
+                True,
+                "Put the language-model loss into another part or stage.",
+            )
         if self.implementation not in (None, "reference", "chunked", "triton"):
             _refuse("implementation", "reference, chunked, triton or null", self.implementation)
-        layers, weights = self.layers, self.layer_weights
-        if layers is not None:
+        for name in ("layers", "hidden_layers"):
+            layers = getattr(self, name)
             indices = isinstance(layers, list) and all(type(i) is int for i in layers)
-            if not indices or not layers or len(set(layers)) != len(layers):
-                _refuse("layers", "a list of distinct layer indices", layers)
+            distinct = indices and layers and len(set(layers)) == len(layers)
+            if layers is not None and not distinct:
+                _refuse(name, "a list of distinct layer indices", layers)
+        layers, weights = self.layers, self.layer_weights
         if weights is not None:
             if not isinstance(weights, list) or not all(map(_is_weight, weights)):
                 _refuse("layer_weights", "a list of weights >= 0", weights)
@@ -73,11 +111,11 @@ class ObjectiveConfig:
                 _refuse("layer_weights", f"{len(layers)} weights, one a layer", weights)
             if not sum(weights) > 0:
                 _refuse("layer_weights", "weights with a positive sum", weights)
-        if not (self.active_relations or self.logit_weight or self.lm_weight):
+        if not (self.needs_teacher or self.lm_weight):
             raise RecipeError(
                 expected="an objective with at least one weight above 0",
                 got="none",
-                fix="Set relations, logit_weight or lm_weight of the objective.",
+                fix="Set relations, logit_weight, hidden_weight or lm_weight of the objective.",
             )
 
     @property
@@ -88,12 +126,24 @@ class ObjectiveConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with the original model."""
-        return bool(self.active_relations) or self.logit_weight > 0
+        return bool(self.active_relations) or self.logit_weight > 0 or self.hidden_weight > 0
 
     @property
-    def needs_hidden(self) -> bool:
-        """Whether any term reads the model's output, and not only its attention."""
+    def needs_output(self) -> bool:
+        """Whether any term reads the model's output distributions."""
         return self.logit_weight > 0 or self.lm_weight > 0
+
+    @property
+    def needs_native_window(self) -> bool:
+        """Whether the teacher must read a window as one: logit KL alone lets it read in pieces."""
+        return bool(self.active_relations) or self.hidden_weight > 0 or self.skip_positions
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each active term, by the name that logs have for it."""
+        weights = {f"relation_{name}": w for name, w in self.active_relations.items()}
+        weights |= {"logit_kl": self.logit_weight, "hidden": self.hidden_weight}
+        return {name: w for name, w in (weights | {"lm": self.lm_weight}).items() if w}
 
     def weights_by_layer(self, num_layers: int) -> dict[int, float]:
         """Normalised weight of each counted layer.
@@ -101,10 +151,7 @@ class ObjectiveConfig:
         Raises:
             RecipeError: a layer the model does not have, or a wrong number of weights.
         """
-        layers = list(range(num_layers)) if self.layers is None else self.layers
-        outside = [layer for layer in layers if not 0 <= layer < num_layers]
-        if outside:
-            _refuse("layers", f"indices from 0 to {num_layers - 1}", outside)
+        layers = _layers_of(num_layers, "layers", self.layers)
         weights = self.layer_weights or [1.0] * len(layers)
         if len(weights) != len(layers):
             _refuse("layer_weights", f"{len(layers)} weights, one a layer", f"{len(weights)}")
@@ -112,6 +159,26 @@ class ObjectiveConfig:
         return {
             layer: weight / total for layer, weight in zip(layers, weights, strict=True) if weight
         }
+
+    def compared_layers(self, num_layers: int) -> list[int]:
+        """Layers of the hidden term, in order; empty where it is off.
+
+        Raises:
+            RecipeError: a layer the model does not have.
+        """
+        return (
+            sorted(_layers_of(num_layers, "hidden_layers", self.hidden_layers))
+            if self.hidden_weight
+            else []
+        )
+
+
+def _layers_of(num_layers: int, name: str, layers: list[int] | None) -> list[int]:
+    layers = list(range(num_layers)) if layers is None else layers
+    outside = [layer for layer in layers if not 0 <= layer < num_layers]
+    if outside:
+        _refuse(name, f"indices from 0 to {num_layers - 1}", outside)
+    return layers
 
 
 def _is_number(value: Any) -> bool:

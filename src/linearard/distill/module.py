@@ -6,15 +6,15 @@ its `forward`, so both passes and the early end of a pass stay invisible to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linearard.distill.config import ObjectiveConfig
-from linearard.distill.output import next_token_loss, output_kl
-from linearard.distill.relations import StudentRelations, TeacherRelations
+from linearard.distill.objective import Objective
+from linearard.distill.output import check_frozen_head
 from linearard.model import ChunkedCausalLM, RestorableModel
 
 
@@ -23,44 +23,63 @@ class RestorationModule(nn.Module):
 
     Args:
         restorable: one copy of the weights; its adapter is what receives gradients.
-        objective: the terms of the loss.
+        objective: the terms of the loss; or several objectives by name, for the parts of a stage.
 
     Raises:
-        RecipeError: the objective names layers the model does not have.
+        RecipeError: an objective names layers the model does not have, or a trained head.
         ModelError: a term reads the output of a model that forms its logits in an unknown way.
     """
 
-    def __init__(self, restorable: RestorableModel, objective: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        restorable: RestorableModel,
+        objective: ObjectiveConfig | Mapping[str, ObjectiveConfig],
+    ) -> None:
         super().__init__()
         self.restorable = restorable
         self.model = restorable.model
-        self.objective = objective
-        self._layers = objective.weights_by_layer(restorable.tap.num_layers)
-        if objective.active_relations:
-            self._last_layer = max(self._layers)
-        self._stop = not objective.needs_hidden
         self._recomputes = False
         _switch_recomputation(self.model, False)  # a module of an earlier stage may have left it on
-        self._language_model = ChunkedCausalLM(restorable.model)
-        if objective.needs_hidden:
-            self._check_output()
+        language_model = ChunkedCausalLM(restorable.model)
+        named = {"": objective} if isinstance(objective, ObjectiveConfig) else objective
+        self._objectives = {
+            name: Objective(config, restorable, language_model) for name, config in named.items()
+        }
+        if any(config.needs_output for config in named.values()):
+            check_frozen_head(language_model)
+            self._check_output(language_model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, part: str = ""
+    ) -> dict[str, Tensor]:
         """Loss of a batch.
 
         Args:
             input_ids: int64 `[batch, tokens]`.
             attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None: no padding.
+            part: which of several objectives; the batch is of one part.
 
         Returns:
-            `loss` (scalar with gradient) and each term, unweighted and detached, in nats:
-            `relation_q` …, `logit_kl`, `lm`.
+            `loss` (scalar with gradient) and each term, unweighted and detached, in nats (the hidden
+            term: relative): `relation_q` …, `logit_kl`, `hidden`, `lm`, after `part/` if there is one.
         """
-        terms, _ = self._run(input_ids, attention_mask)
-        weights = {f"relation_{k}": w for k, w in self.objective.active_relations.items()}
-        weights |= {"logit_kl": self.objective.logit_weight, "lm": self.objective.lm_weight}
+        objective = self._objectives[part]
+        self._choose_recomputed_layers(objective)
+        terms, _ = objective.terms(input_ids, attention_mask)
+        if not (self.training and self._recomputes):
+            self.restorable.tap.observe(None)
+        weights = objective.config.weights
         loss = sum(weights[name] * term for name, term in terms.items())
-        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+        prefix = f"{part}/" if part else ""
+        return {"loss": loss} | {f"{prefix}{name}": term.detach() for name, term in terms.items()}
+
+    def relations_by_layer(self, input_ids: Tensor) -> dict[str, dict[int, Tensor]]:
+        """Each relation's KL by layer on int64 `[batch, tokens]`, for the only objective there is."""
+        (objective,) = self._objectives.values()
+        try:
+            return objective.terms(input_ids, None)[1]
+        finally:
+            self.restorable.tap.observe(None)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute layers in the backward pass instead of keeping their activations.
@@ -68,80 +87,36 @@ class RestorationModule(nn.Module):
         The layer in which a pass ends early is never recomputed: it is cut short anyway. After a backward
         pass the attention is still observed, until the next forward pass or `tap.observe(None)`.
         """
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
         _switch_recomputation(self.model, True)
         self._recomputes = True  # the observer must stay for the backward pass
-        if not self._stop:
-            return
-        for layer in self.model.modules():
-            if isinstance(layer, GradientCheckpointingLayer) and any(
-                getattr(part, "layer_idx", None) == self._last_layer for part in layer.modules()
-            ):
-                layer.gradient_checkpointing = False
 
     @property
     def leaves_parameters_unused(self) -> bool:
         """Whether some trainable weights get no gradient, which DistributedDataParallel must know."""
-        if self.objective.needs_hidden:
+        return any(map(self._leaves_unused, self._objectives.values()))
+
+    def _leaves_unused(self, objective: Objective) -> bool:
+        if objective.config.needs_output:
             return False
-        every_kind = {"q", "k", "v"} <= self.objective.active_relations.keys()
-        reaches_end = self._last_layer == self.restorable.tap.num_layers - 1
+        every_kind = {"q", "k", "v"} <= objective.config.active_relations.keys()
+        reaches_end = objective.last_layer == self.restorable.tap.num_layers - 1
         # Other targets than q, k and v may lie behind the attention of the last layer.
         default_targets = self.restorable.adapter.config.target_modules is None
         return not (every_kind and reaches_end and default_targets)
 
+    def _choose_recomputed_layers(self, objective: Objective) -> None:
+        if self._recomputes:
+            for index, layer in self.restorable.layers.layers.items():
+                layer.gradient_checkpointing = index != objective.last_layer
+
     @torch.no_grad()
-    def _check_output(self) -> None:
+    def _check_output(self, language_model: ChunkedCausalLM) -> None:
         """Refuse a model whose logits are not its head applied to the decoder's output."""
         training = self.model.training
         self.model.eval()
-        tokens = torch.arange(min(16, self._language_model.vocab_size))
-        self._language_model.check({"restored": lambda: self.restorable.view("restored")}, tokens)
+        tokens = torch.arange(min(16, language_model.vocab_size))
+        language_model.check({"restored": lambda: self.restorable.view("restored")}, tokens)
         self.model.train(training)
-
-    def _run(
-        self, input_ids: Tensor, attention_mask: Tensor | None
-    ) -> tuple[dict[str, Tensor], StudentRelations | None]:
-        objective, tap = self.objective, self.restorable.tap
-        mask = None if attention_mask is None else attention_mask.bool()
-        teacher_hidden, student = None, None
-        if objective.needs_teacher:
-            # The teacher's output is read by the logit KL alone; without it the pass ends early.
-            stop_teacher = not objective.logit_weight
-            teacher = TeacherRelations(self._layers, objective.active_relations, stop_teacher)
-            teacher_hidden = self._teacher_pass(teacher, input_ids, attention_mask)
-            student = StudentRelations(objective, self._layers, teacher.kept, mask, self._stop)
-        hidden = None
-        with tap.stopping_at(student if objective.active_relations else None):
-            hidden = self._language_model.hidden(input_ids, attention_mask)
-        if not (self.training and self._recomputes):
-            tap.observe(None)
-        terms: dict[str, Tensor] = {}
-        if student is not None:
-            terms |= {f"relation_{name}": term for name, term in student.terms.items()}
-        if objective.logit_weight:
-            terms["logit_kl"] = output_kl(
-                self._language_model, teacher_hidden, hidden, objective.logit_positions, mask
-            )
-        if objective.lm_weight:
-            terms["lm"] = next_token_loss(self._language_model, hidden, input_ids, mask)
-        return terms, student
-
-    @torch.no_grad()
-    def _teacher_pass(
-        self, observer: TeacherRelations, input_ids: Tensor, attention_mask: Tensor | None
-    ) -> Tensor | None:
-        training = self.model.training
-        self.model.eval()  # the teacher is deterministic, whatever dropout the model has
-        hidden = None
-        watch = observer if self.objective.active_relations else None
-        try:
-            with self.restorable.view("original"), self.restorable.tap.stopping_at(watch):
-                hidden = self._language_model.hidden(input_ids, attention_mask)
-        finally:
-            self.model.train(training)
-        return hidden
 
 
 def _switch_recomputation(model: Any, on: bool) -> None:
@@ -177,8 +152,8 @@ def relation_profile(
         count += 1
         for view in ("stretched", "restored"):
             with restorable.view(view):
-                _, student = module._run(block.to(restorable.device), None)
-            for name, layers in student.by_layer.items():
+                by_layer = module.relations_by_layer(block.to(restorable.device))
+            for name, layers in by_layer.items():
                 total = sums.setdefault(view, {}).setdefault(name, [0.0] * len(layers))
                 for position, layer in enumerate(sorted(layers)):
                     total[position] += float(layers[layer])

@@ -28,8 +28,8 @@ class ChunkedCausalLM:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
-        self._decoder, self._head = model.get_decoder(), model.get_output_embeddings()
-        if self._head is None or self._decoder is model:
+        self._decoder, self.head = model.get_decoder(), model.get_output_embeddings()
+        if self.head is None or self._decoder is model:
             raise ModelError(
                 expected="a causal language model with a decoder and an LM head",
                 got=type(model).__name__,
@@ -63,7 +63,7 @@ class ChunkedCausalLM:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocab] of hidden states [rows, hidden]."""
-        logits = self._head(hidden) * self._scale if self._scale != 1 else self._head(hidden)
+        logits = self.head(hidden) * self._scale if self._scale != 1 else self.head(hidden)
         if self._softcap:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits.float()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from linearard.capture import AttentionTap
+from linearard.capture import AttentionTap, LayerTap
 from linearard.errors import ModelError
 from linearard.model.adapters import Adapter, AdapterConfig
 from linearard.model.load import ModelConfig, load_model
@@ -41,7 +41,8 @@ class RestorableModel:
 
     Attributes:
         model: the model to call; it behaves as the current view.
-        rope, adapter, tap: its RoPE views, trainable part and attention tap.
+        rope, adapter: its RoPE views and its trainable part.
+        tap, layers: what its attention and its layers compute.
 
     Raises:
         ModelError, RopeError: the model or the scaling cannot work, found before any training.
@@ -62,7 +63,7 @@ class RestorableModel:
         self.config = model.config.get_text_config()
         self.fingerprint = _fingerprint(model)
         self.rope = RopeViews(model, scaling)
-        self.tap = AttentionTap(model)
+        self.tap, self.layers = AttentionTap(model), LayerTap(model)
         self.adapter = Adapter(model, adapter, trainable=trainable)
         self.model = self.adapter.model
         self._current = "restored"

@@ -6,6 +6,8 @@ type with a prefix, as in Gemma 3). Switching a view replaces both; nothing else
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +87,9 @@ class RopeViews:
                 fix="Check rope.factor and the scaling's other parameters.",
             )
         self._rope_types = [_copy_rope_type(slot.module) for slot in self._slots]
+        self._skip: tuple[int, int] | None = None
+        for module in {slot.module for slot in self._slots}:
+            module.register_forward_pre_hook(self._move_positions, with_kwargs=True)
         self.activate("stretched")
 
     def activate(self, view: View) -> None:
@@ -101,6 +106,31 @@ class RopeViews:
                 # "dynamic" and "longrope" modules rewrite their own table as the text grows: the
                 # stretched view has one table, so it presents itself as "default".
                 module.rope_type = native_type if view == "native" else _frozen_type(native_type)
+
+    @contextlib.contextmanager
+    def skipping(self, start: int, distance: int) -> Iterator[None]:
+        """Rotate every token from position `start` on as if it stood `distance` further.
+
+        Only the rotation knows: masks still see consecutive positions, so that no code takes the jump
+        for the border between two packed texts.
+        """
+        self._skip = (start, distance)
+        try:
+            yield
+        finally:
+            self._skip = None
+
+    def _move_positions(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._skip is None:
+            return None
+        start, distance = self._skip
+        if "position_ids" in kwargs:
+            positions = kwargs["position_ids"]
+            return args, kwargs | {"position_ids": positions + distance * (positions >= start)}
+        x, positions, *rest = args
+        return (x, positions + distance * (positions >= start), *rest), kwargs
 
     def tables(self, view: View) -> dict[str, RopeTable]:
         """Tables by layer type; the key is `""` where the model has one table for all layers."""

@@ -15,8 +15,24 @@ from linearard.fields import described
 
 
 @dataclass
+class PartConfig:
+    """One of several kinds of batches that a stage reads in turn."""
+
+    objective: ObjectiveConfig = described(ObjectiveConfig, "The loss of this part.")
+    window: int = described(4096, "Tokens in a window.")
+    sequences: int | None = described(None, "Windows of this part; null: all the data has.")
+    batch_size: int = described(1, "Windows in a batch, a device.")
+    data: dict[str, Any] = described(dict, "Fields of `data` that differ in this part.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, dict):
+            self.objective = ObjectiveConfig(**self.objective)
+        _check_windows(self, "batch_size", "part")
+
+
+@dataclass
 class RestorationConfig(TrainingArguments):
-    """One stage: an objective on windows of one length.
+    """One stage: an objective on windows of one length, or several such parts in turn.
 
     Every field of `transformers.TrainingArguments` is accepted beside the ones described here;
     `output_dir`, `seed` and the device are set by the run. The defaults are the paper's stage 1.
@@ -28,6 +44,11 @@ class RestorationConfig(TrainingArguments):
     )
     objective: ObjectiveConfig = described(ObjectiveConfig, "The loss; see its own fields.")
     data: dict[str, Any] = described(dict, "Fields of `data` that differ in this stage.")
+    parts: dict[str, Any] = described(
+        dict,
+        "Several kinds of batches in turn, spread evenly over the stage: by name, objective, window, "
+        "sequences, batch_size and data. With gradient_accumulation_steps a step mixes as many.",
+    )
     lr_floor: float = described(
         0.9, "The cosine schedule ends at this fraction of the learning rate."
     )
@@ -56,19 +77,19 @@ class RestorationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.objective, dict):
             self.objective = ObjectiveConfig(**self.objective)
-        for name in ("window", "per_device_train_batch_size", "gradient_accumulation_steps"):
-            _check(
-                isinstance(getattr(self, name), int) and getattr(self, name) >= 1,
-                self,
-                name,
-                "a positive integer",
-            )
-        _check(self.window >= 2, self, "window", "at least 2 tokens")
+        self.parts = {
+            name: part if isinstance(part, PartConfig) else PartConfig(**part)
+            for name, part in self.parts.items()
+        }
+        if self.parts:  # a batch is one item, and the items stand in their order
+            self.train_sampling_strategy = "sequential"
+            _check(self.per_device_train_batch_size == 1, self, "per_device_train_batch_size", "1")
+        _check_windows(self, "per_device_train_batch_size", "stage")
         _check(
-            self.sequences is None or self.sequences >= 1,
+            _is_positive_integer(self.gradient_accumulation_steps),
             self,
-            "sequences",
-            "null or a positive integer",
+            "gradient_accumulation_steps",
+            "a positive integer",
         )
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
         _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
@@ -88,9 +109,23 @@ class RestorationConfig(TrainingArguments):
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
+    @property
+    def all_parts(self) -> dict[str, PartConfig]:
+        """The parts by name; of a stage without, itself under the name ""."""
+        return self.parts or {
+            "": PartConfig(
+                objective=self.objective,
+                window=self.window,
+                sequences=self.sequences,
+                batch_size=self.per_device_train_batch_size,
+                data=self.data,
+            )
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values; loggers write them down."""
-        return super().to_dict() | {"objective": asdict(self.objective)}
+        parts = {name: asdict(part) for name, part in self.parts.items()}
+        return super().to_dict() | {"objective": asdict(self.objective), "parts": parts}
 
 
 def own_fields() -> list[Any]:
@@ -100,10 +135,29 @@ def own_fields() -> list[Any]:
     ]
 
 
-def _check(good: bool, config: RestorationConfig, name: str, expected: str) -> None:
+def _check_windows(config: PartConfig | RestorationConfig, batch_size: str, whose: str) -> None:
+    for name in ("window", batch_size):
+        good = _is_positive_integer(getattr(config, name))
+        _check(good, config, name, "a positive integer", whose)
+    _check(config.window >= 2, config, "window", "at least 2 tokens", whose)
+    good = config.sequences is None or config.sequences >= 1
+    _check(good, config, "sequences", "null or a positive integer", whose)
+
+
+def _is_positive_integer(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _check(
+    good: bool,
+    config: PartConfig | RestorationConfig,
+    name: str,
+    expected: str,
+    whose: str = "stage",
+) -> None:
     if not good:
         raise RecipeError(
             expected=f"{name} to be {expected}",
             got=repr(getattr(config, name)),
-            fix=f"Set {name} of the stage.",
+            fix=f"Set {name} of the {whose}.",
         )

@@ -21,7 +21,7 @@ from linearard.data import DataConfig
 from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError
 from linearard.model import AdapterConfig, ModelConfig
-from linearard.train.config import RestorationConfig
+from linearard.train.config import PartConfig, RestorationConfig
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
 _AT_THE_TOP = "Set it at the top of the recipe."
@@ -54,6 +54,14 @@ _NOT_IN_A_STAGE = {
     "gradient_checkpointing_kwargs": "Set gradient_checkpointing alone.",
     "push_to_hub": "Upload what `linearard export` writes.",
 }
+_DECIDED_BY_PARTS = (
+    "window",
+    "sequences",
+    "objective",
+    "data",
+    "per_device_train_batch_size",
+    "train_sampling_strategy",
+)
 _STAGE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _LARGEST_SEED = 2**32 - 1000  # numpy's limit, less one for each stage
 
@@ -241,17 +249,37 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
                 fix=_NOT_IN_A_STAGE[key],
             )
     checked = _coerced(RestorationConfig, values, where)
-    if "objective" in checked:
-        with naming_stage(name):
-            objective = build_section(
-                ObjectiveConfig, checked["objective"] or {}, f"{where}.objective"
-            )
-        checked["objective"] = dataclasses.asdict(objective)
-    if "data" in checked:
-        changes = _coerced(DataConfig, checked["data"] or {}, f"{where}.data")
-        dataclasses.replace(data, **changes)  # checks the combination
-        checked["data"] = changes
+    with naming_stage(name):
+        _check_nested(checked, where, data)
+        parts = checked.get("parts") or {}
+        for key in _DECIDED_BY_PARTS if parts else ():
+            if key in checked:
+                raise RecipeError(
+                    expected=f"{where} without {key!r}, which its parts decide",
+                    got=f"{key}: {values[key]!r}",
+                    fix=f"Move it into {', '.join(f'{where}.parts.{part}' for part in parts)}.",
+                )
+        for part, inner in parts.items():
+            if not isinstance(part, str) or not _STAGE_NAME.fullmatch(part):
+                raise RecipeError(
+                    expected="part names of letters, digits, - and _",
+                    got=repr(part),
+                    fix=f"Rename the part of {where}.",
+                )
+            parts[part] = _coerced(PartConfig, inner or {}, f"{where}.parts.{part}")
+            _check_nested(parts[part], f"{where}.parts.{part}", data)
     return checked
+
+
+def _check_nested(values: dict[str, Any], where: str, data: DataConfig) -> None:
+    """Check the sections `objective` and `data` of a stage or a part, and complete them."""
+    if "objective" in values:
+        objective = build_section(ObjectiveConfig, values["objective"] or {}, f"{where}.objective")
+        values["objective"] = dataclasses.asdict(objective)
+    if "data" in values:
+        changes = _coerced(DataConfig, values["data"] or {}, f"{where}.data")
+        dataclasses.replace(data, **changes)  # checks the combination
+        values["data"] = changes
 
 
 @contextlib.contextmanager

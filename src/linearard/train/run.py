@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from linearard.data import BlockDataset, DataConfig, token_blocks
-from linearard.distill import ObjectiveConfig
-from linearard.errors import CheckpointError, DeviceError, RecipeError, UserError
+from linearard.data import DataConfig, token_blocks
+from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import (
     METADATA_FILE,
     RestorableModel,
@@ -29,11 +28,12 @@ from linearard.model import (
     resolve_dtype,
     save_checkpoint,
 )
-from linearard.rope import check_scaling, native_window, target_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
 from linearard.train.folder import FINAL, RECIPE_FILE, claim_folder
-from linearard.train.recipe import Recipe, naming_stage, recipe_from_dict
+from linearard.train.recipe import Recipe, recipe_from_dict
+from linearard.train.stages import stage_arguments
+from linearard.train.windows import InterleavedParts, StageWindows
 
 
 @dataclass
@@ -66,7 +66,7 @@ class PreparedRun:
     recipe: Recipe
     tokenizer: Any
     stages: dict[str, RestorationConfig]
-    blocks: dict[str, BlockDataset]
+    blocks: dict[str, StageWindows | InterleavedParts]
     claim: contextlib.ExitStack
 
     @property
@@ -75,8 +75,11 @@ class PreparedRun:
         *earlier, _ = self.stages
         return ["original", "stretched", *map(_after, earlier), "restored"]
 
-    def train(self) -> RunResult:
+    def train(self, restorable: RestorableModel | None = None) -> RunResult:
         """Load the model, train every stage and write the final checkpoint.
+
+        Args:
+            restorable: the model, freshly made as the recipe says, where a caller has it loaded.
 
         Raises:
             NonFiniteLossError: a loss became NaN or infinite; the run can be resumed.
@@ -87,10 +90,11 @@ class PreparedRun:
 
         recipe = self.recipe
         set_seed(recipe.seed)
-        with _enough_memory("the model"):
-            restorable = RestorableModel.load(
-                recipe.model, recipe.rope, recipe.adapter, tokenizer=self.tokenizer
-            )
+        if restorable is None:
+            with _enough_memory("the model"):
+                restorable = RestorableModel.load(
+                    recipe.model, recipe.rope, recipe.adapter, tokenizer=self.tokenizer
+                )
         histories: dict[str, list[dict[str, Any]]] = {}
         summaries: dict[str, dict[str, float]] = {}
         for name, stage in self.stages.items():
@@ -135,7 +139,7 @@ def prepare_run(
     device = resolve_device(recipe.model.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
     config = load_config(recipe.model)
-    stages = _check_stages(recipe, config, device, dtype, progress)
+    stages = stage_arguments(recipe, config, device, dtype, progress)
     tokenizer = load_tokenizer(recipe.model)
     check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
     # The other processes wait, so that none looks for checkpoints which this one is removing.
@@ -148,7 +152,7 @@ def prepare_run(
         blocks = {}
         bars = progress and is_main_process()
         for name, stage in stages.items():
-            blocks[name] = _stage_blocks(recipe.data, stage, tokenizer, bars)
+            blocks[name] = _stage_windows(recipe.data, stage, tokenizer, bars)
             _check_resumable(stage, blocks[name])
         return PreparedRun(recipe, tokenizer, stages, blocks, claim.pop_all())
 
@@ -210,73 +214,27 @@ def _enough_memory(purpose: str) -> Iterator[None]:
         ) from error
 
 
-def _check_stages(
-    recipe: Recipe, config: Any, device: torch.device, dtype: torch.dtype, progress: bool
-) -> dict[str, RestorationConfig]:
-    """The stages' arguments, if model, RoPE and stages fit together."""
-    scaling = check_scaling(recipe.rope, config)
-    native, target = native_window(config, scaling), target_window(scaling, config)
-    stages = {}
-    for index, (name, values) in enumerate(recipe.stages.items()):
-        objective = ObjectiveConfig(**values.get("objective", {}))
-        limit = native if objective.needs_teacher else target
-        window = values.get("window", RestorationConfig.window)
-        if window > limit:
-            kind = "native" if objective.needs_teacher else "stretched"
-            raise RecipeError(
-                expected=f"stages.{name}.window of at most {limit}, the model's {kind} window",
-                got=str(window),
-                fix="Lower the window; the teacher is only right within its native window."
-                if objective.needs_teacher
-                else "Lower the window or raise rope.factor.",
-            )
-        with naming_stage(name):
-            objective.weights_by_layer(config.num_hidden_layers)
-        decided = {
-            "output_dir": str(Path(recipe.output_dir) / f"stage{index + 1}-{name}"),
-            "seed": recipe.seed + index,
-            "use_cpu": device.type == "cpu",
-            "bf16": dtype == torch.bfloat16,
-            "fp16": dtype == torch.float16,
-            "disable_tqdm": not progress or values.get("disable_tqdm"),
-        }
-        stages[name] = _stage_arguments(name, values | decided)
-    return stages
-
-
-def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        with naming_stage(name):
-            stage = RestorationConfig(**values)
-        for callback in get_reporting_integration_callbacks(stage.report_to):
-            callback()  # refuses where its package is not installed
-        return stage
-    except UserError:
-        raise
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise RecipeError(
-            expected=f"values in stages.{name} that transformers.TrainingArguments accepts",
-            got=f"its refusal: {' '.join(str(error).split())}",
-            fix=f"Correct stages.{name}.",
-        ) from error
-
-
-def _stage_blocks(
+def _stage_windows(
     data: DataConfig, stage: RestorationConfig, tokenizer: Any, progress: bool
-) -> BlockDataset:
-    return token_blocks(
-        dataclasses.replace(data, **stage.data),
-        tokenizer,
-        stage.window,
-        split="train",
-        count=stage.sequences,
-        progress=progress,
-    )
+) -> StageWindows | InterleavedParts:
+    blocks = {
+        name: token_blocks(
+            dataclasses.replace(data, **part.data),
+            tokenizer,
+            part.window,
+            split="train",
+            count=part.sequences,
+            progress=progress,
+        )
+        for name, part in stage.all_parts.items()
+    }
+    if not stage.parts:
+        return StageWindows(blocks[""])
+    sized = {name: (found, stage.parts[name].batch_size) for name, found in blocks.items()}
+    return InterleavedParts(sized, stage.world_size)
 
 
-def _check_resumable(stage: RestorationConfig, blocks: BlockDataset) -> None:
+def _check_resumable(stage: RestorationConfig, blocks: StageWindows | InterleavedParts) -> None:
     """Refuse to go on from a checkpoint of the same recipe but other text or other processes."""
     latest = checkpoints.latest_complete(Path(stage.output_dir))
     if latest is None:
@@ -291,7 +249,9 @@ def _check_resumable(stage: RestorationConfig, blocks: BlockDataset) -> None:
         )
 
 
-def _circumstances(stage: RestorationConfig, blocks: BlockDataset) -> dict[str, Any]:
+def _circumstances(
+    stage: RestorationConfig, blocks: StageWindows | InterleavedParts
+) -> dict[str, Any]:
     """What decides the training beside the recipe; kept in every checkpoint."""
     return {"data": {"fingerprint": blocks.fingerprint}, "processes": stage.world_size}
 
@@ -300,7 +260,7 @@ def _run_stage(
     restorable: RestorableModel,
     name: str,
     stage: RestorationConfig,
-    blocks: BlockDataset,
+    blocks: StageWindows | InterleavedParts,
     recipe: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     # Imported here: Trainer pulls in most of transformers, and a refused recipe never gets this far.
@@ -328,17 +288,21 @@ def _run_stage(
             ) from error
         seconds = trainer.seconds
     steps = trainer.state.global_step
-    windows = _windows_read(steps, len(blocks), stage)
-    summary = {"steps": steps, "tokens": windows * stage.window, "seconds": seconds}
+    summary = {"steps": steps, "tokens": _tokens_read(steps, blocks, stage), "seconds": seconds}
     return trainer.state.log_history, summary
 
 
-def _windows_read(steps: int, available: int, stage: RestorationConfig) -> int:
+def _tokens_read(
+    steps: int, blocks: StageWindows | InterleavedParts, stage: RestorationConfig
+) -> int:
+    available = len(blocks)
     a_step = (
         stage.per_device_train_batch_size * stage.gradient_accumulation_steps * stage.world_size
     )
     epochs, rest = divmod(steps, math.ceil(available / a_step))  # an epoch's last step may be short
-    return epochs * available + min(rest * a_step, available)
+    return epochs * blocks.tokens_read(available) + blocks.tokens_read(
+        min(rest * a_step, available)
+    )
 
 
 def _is_finished(checkpoint: Path) -> bool:

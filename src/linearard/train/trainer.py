@@ -24,19 +24,7 @@ from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
-
-
-class _NumberedBlocks(Dataset):
-    """Blocks with their index, so that a bad batch can be named."""
-
-    def __init__(self, blocks: Dataset) -> None:
-        self._blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._blocks[index], "block": index}
+from linearard.train.windows import InterleavedParts, StageWindows, the_only_item
 
 
 class RestorationTrainer(Trainer):
@@ -45,8 +33,9 @@ class RestorationTrainer(Trainer):
     Args:
         restorable: one copy of the weights, its views and its adapter.
         args: the stage.
-        train_dataset: items `{"input_ids": int64 [window]}` of equal length.
-        eval_dataset: the same, for `eval_strategy`.
+        train_dataset: items `{"input_ids": int64 [window]}` of equal length; `InterleavedParts` where
+            `args.parts` names some.
+        eval_dataset: windows, for `eval_strategy`.
         stage: the stage's name, written into checkpoints.
         metadata: further JSON-able entries for checkpoints; where `data` is among them, a resume
             from a checkpoint with other `data` is refused.
@@ -64,7 +53,8 @@ class RestorationTrainer(Trainer):
         metadata: dict[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        module = RestorationModule(restorable, args.objective)
+        parts = {name: part.objective for name, part in args.all_parts.items()}
+        module = RestorationModule(restorable, parts)
         if args.recompute:
             module.gradient_checkpointing_enable()
         if args.ddp_broadcast_buffers is None:
@@ -77,9 +67,9 @@ class RestorationTrainer(Trainer):
         super().__init__(
             model=module,
             args=args,
-            train_dataset=_NumberedBlocks(train_dataset),
-            eval_dataset=None if eval_dataset is None else _NumberedBlocks(eval_dataset),
-            data_collator=default_data_collator,
+            train_dataset=_numbered(train_dataset),
+            eval_dataset=None if eval_dataset is None else _numbered(eval_dataset),
+            data_collator=the_only_item if args.parts else default_data_collator,
             callbacks=[_RefuseBadStep(self), *(callbacks or [])],
         )
         self.remove_callback(ProgressCallback)
@@ -92,8 +82,8 @@ class RestorationTrainer(Trainer):
         self._random_state: _RandomState | None = None
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
-        self._term_count = 0
-        self._clock: tuple[float, int] | None = None
+        self._term_counts: dict[str, int] = {}
+        self._tokens, self._clock = 0, time.perf_counter()
 
     def compute_loss(
         self,
@@ -110,7 +100,8 @@ class RestorationTrainer(Trainer):
             for name, value in outputs.items():
                 if name != "loss":
                     self._term_sums[name] = self._term_sums.get(name, 0.0) + value
-            self._term_count += 1
+                    self._term_counts[name] = self._term_counts.get(name, 0) + 1
+            self._tokens += inputs["input_ids"].numel()
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -181,29 +172,22 @@ class RestorationTrainer(Trainer):
         shown = f"blocks {', '.join(map(str, named[:16]))}{', …' if len(named) > 16 else ''}"
         if self.restorable.tokenizer is None:
             return shown
-        first = self.train_dataset[named[0]]["input_ids"][:32]
+        first = self.train_dataset.window(named[0])[:32]
         return f"{shown} (the first begins {self.restorable.tokenizer.decode(first)!r})"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the mean of every term since the last log, and tokens per second."""
-        if "loss" in logs and self._term_count:
+        if "loss" in logs and self._term_sums:
             names = list(self._term_sums)
-            means = torch.stack([self._term_sums[n] for n in names]).float() / self._term_count
-            means = self.accelerator.gather(means[None]).mean(0)
+            means = [self._term_sums[name] / self._term_counts[name] for name in names]
+            means = self.accelerator.gather(torch.stack(means).float()[None]).mean(0)
             logs |= dict(zip(names, means.tolist(), strict=True))
-            logs["tokens_per_second"] = self._tokens_per_second()
-            self._term_sums, self._term_count = {}, 0
+            now = time.perf_counter()
+            rate = self._tokens * self.args.world_size / (now - self._clock)
+            logs["tokens_per_second"] = rate
+            self._term_sums, self._term_counts = {}, {}
+            self._tokens, self._clock = 0, now
         super().log(logs, start_time)
-
-    def _tokens_per_second(self) -> float:
-        now, done = time.perf_counter(), self.state.global_step
-        if self._clock is None:
-            self._clock = (now, done)
-            return 0.0
-        then, before = self._clock
-        self._clock = (now, done)
-        a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return (done - before) * a_step * self.args.world_size * self.args.window / (now - then)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -228,6 +212,11 @@ class RestorationTrainer(Trainer):
         stored = load_weights(self.restorable, Path(resume_from_checkpoint))
         self._seconds_before = stored.get("seconds", 0.0)
         checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
+
+
+def _numbered(dataset: Dataset) -> StageWindows | InterleavedParts:
+    done = isinstance(dataset, StageWindows | InterleavedParts)
+    return dataset if done else StageWindows(dataset)
 
 
 class LiveProgress(ProgressCallback):
@@ -256,8 +245,10 @@ class LiveProgress(ProgressCallback):
             return
         shown = {"loss": f"{logs['loss']:.4f}"}
         for name, value in logs.items():
-            if name.startswith("relation_") or name in ("lm", "logit_kl"):
-                shown[name.removeprefix("relation_")] = f"{value:.3f}"
+            part, _, term = name.rpartition("/")
+            if term.startswith("relation_") or term in ("lm", "logit_kl", "hidden"):
+                term = term.removeprefix("relation_")
+                shown[f"{part}/{term}" if part else term] = f"{value:.3f}"
         shown["tok/s"] = f"{logs.get('tokens_per_second', 0):,.0f}"
         self.training_bar.set_postfix(shown)
 

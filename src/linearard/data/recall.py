@@ -1,0 +1,36 @@
+"""Windows in which passages come back: text that only a model which looks back can predict."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_LENGTHS = (8, 64)  # tokens of a passage
+_SHUFFLED = 0.5  # share of passages whose tokens are put in random order, in both places
+
+
+def recall_passages(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A copy of `ids` in which about `share` of the tokens repeat a passage that stood earlier.
+
+    Sources lie anywhere before their repetition, so distances run up to the window. In half of the
+    passages the tokens are shuffled first, in both places alike: knowledge of the language does not
+    help to continue these, only looking back does.
+
+    Args:
+        ids: token ids [tokens].
+        share: of the tokens, from 0 to 0.5.
+        seed: the same seed, the same passages.
+    """
+    ids, tokens = ids.copy(), len(ids)
+    chance = np.random.default_rng(seed)
+    shortest, longest = _LENGTHS
+    passages = round(share * tokens / np.mean(_LENGTHS))
+    # From left to right, so that no repetition overwrites the source of an earlier one.
+    for place in np.sort(chance.integers(shortest, max(tokens - shortest, shortest + 1), passages)):
+        length = min(int(chance.integers(shortest, longest + 1)), int(place), tokens - int(place))
+        source = int(chance.integers(0, place - length + 1))
+        passage = ids[source : source + length].copy()
+        if chance.random() < _SHUFFLED:
+            passage = chance.permutation(passage)
+            ids[source : source + length] = passage
+        ids[place : place + length] = passage
+    return ids

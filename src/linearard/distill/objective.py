@@ -1,0 +1,112 @@
+"""The terms of one objective on one batch: the teacher's pass, then the student's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from linearard.distill.config import ObjectiveConfig
+from linearard.distill.hidden import hidden_distance
+from linearard.distill.output import next_token_loss, output_kl
+from linearard.distill.relations import StudentRelations, TeacherRelations
+from linearard.distill.skipping import draw_skip
+from linearard.distill.teacher import windowed_hidden
+from linearard.model import ChunkedCausalLM, RestorableModel
+
+
+class Objective:
+    """An `ObjectiveConfig` bound to a model.
+
+    Attributes:
+        config: the terms and their weights.
+        last_layer: where the student's pass may end, or None: it runs to the end.
+
+    Raises:
+        RecipeError: the objective names layers the model does not have.
+    """
+
+    def __init__(
+        self, config: ObjectiveConfig, restorable: RestorableModel, language_model: ChunkedCausalLM
+    ) -> None:
+        self.config = config
+        self._restorable, self._language_model = restorable, language_model
+        layers = restorable.tap.num_layers
+        self._layers = config.weights_by_layer(layers)
+        self._compared = config.compared_layers(layers)
+        runs_to_end = config.needs_output or bool(self._compared)
+        self.last_layer = None if runs_to_end else max(self._layers)
+        self._teacher_window = config.teacher_window or restorable.rope.native_window // 2 * 2
+
+    def terms(
+        self, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, dict[int, Tensor]]]:
+        """Each term, unweighted, with gradient; and the relation terms by relation and layer.
+
+        The attention is still observed afterwards, for a backward pass that recomputes layers.
+
+        Args:
+            input_ids: int64 `[batch, tokens]`.
+            attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None.
+        """
+        config, restorable = self.config, self._restorable
+        mask = None if attention_mask is None else attention_mask.bool()
+        teacher_output, teacher_hidden, student = None, {}, None
+        if config.needs_teacher:
+            # The teacher's output is read by these two terms alone; else its pass ends early too.
+            stop = not (config.logit_weight or self._compared)
+            observer = TeacherRelations(self._layers, config.active_relations, stop)
+            teacher_output, teacher_hidden = self._teacher_pass(observer, input_ids, attention_mask)
+            student = StudentRelations(
+                config, self._layers, observer.kept, mask, self.last_layer is not None
+            )
+        output = None
+        positions = contextlib.nullcontext()
+        if config.skip_positions:
+            skip = draw_skip(input_ids.shape[1], restorable.rope.target_window)
+            positions = restorable.rope.skipping(*skip)
+        watch = student if config.active_relations else None
+        with (
+            positions,
+            restorable.layers.collecting(self._compared) as student_hidden,
+            restorable.tap.stopping_at(watch),
+        ):
+            output = self._language_model.hidden(input_ids, attention_mask)
+        terms: dict[str, Tensor] = {}
+        if watch is not None:
+            terms |= {f"relation_{name}": term for name, term in watch.terms.items()}
+        if config.logit_weight:
+            terms["logit_kl"] = output_kl(
+                self._language_model, teacher_output, output, config.logit_positions, mask
+            )
+        if self._compared:
+            terms["hidden"] = hidden_distance(teacher_hidden, student_hidden, mask)
+        if config.lm_weight:
+            terms["lm"] = next_token_loss(self._language_model, output, input_ids, mask)
+        return terms, {} if watch is None else watch.by_layer
+
+    @torch.no_grad()
+    def _teacher_pass(
+        self, observer: TeacherRelations, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor | None, Mapping[int, Tensor]]:
+        """Last hidden states `[batch, tokens, hidden]` (None: not reached), and those by layer."""
+        restorable, model = self._restorable, self._restorable.model
+        training = model.training
+        model.eval()  # the teacher is deterministic, whatever dropout the model has
+        output = None
+        try:
+            with restorable.view("original"):
+                if not self.config.needs_native_window:
+                    # Padding stands behind the tokens and is seen by none of them.
+                    window = self._teacher_window
+                    return windowed_hidden(self._language_model, input_ids, window), {}
+                with (
+                    restorable.layers.collecting(self._compared) as hidden,
+                    restorable.tap.stopping_at(observer if self.config.active_relations else None),
+                ):
+                    output = self._language_model.hidden(input_ids, attention_mask)
+                return output, hidden
+        finally:
+            model.train(training)

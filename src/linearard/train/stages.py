@@ -1,0 +1,89 @@
+"""The arguments of every stage, checked against the model before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linearard.errors import RecipeError, UserError
+from linearard.rope import check_scaling, native_window, target_window
+from linearard.train.config import PartConfig, RestorationConfig
+from linearard.train.recipe import Recipe, naming_stage
+
+
+def stage_arguments(
+    recipe: Recipe, config: Any, device: torch.device, dtype: torch.dtype, progress: bool
+) -> dict[str, RestorationConfig]:
+    """The stages' arguments, if model, RoPE and stages fit together.
+
+    Args:
+        recipe: checked by `load_recipe`.
+        config: the model's text configuration.
+        device, dtype: where and in which precision the model will run.
+        progress: whether stages show a bar.
+
+    Raises:
+        RecipeError, RopeError: they do not fit.
+    """
+    scaling = check_scaling(recipe.rope, config)
+    native, target = native_window(config, scaling), target_window(scaling, config)
+    stages = {}
+    for index, (name, values) in enumerate(recipe.stages.items()):
+        decided = {
+            "output_dir": str(Path(recipe.output_dir) / f"stage{index + 1}-{name}"),
+            "seed": recipe.seed + index,
+            "use_cpu": device.type == "cpu",
+            "bf16": dtype == torch.bfloat16,
+            "fp16": dtype == torch.float16,
+            "disable_tqdm": not progress or values.get("disable_tqdm"),
+        }
+        stages[name] = _stage_arguments(name, values | decided)
+        with naming_stage(name):
+            for part, config_of_part in stages[name].all_parts.items():
+                where = f"stages.{name}.parts.{part}" if part else f"stages.{name}"
+                _check_part(where, config_of_part, native, target, config.num_hidden_layers)
+    return stages
+
+
+def _check_part(where: str, part: PartConfig, native: int, target: int, num_layers: int) -> None:
+    """Whether windows and objective fit the model."""
+    objective = part.objective
+    limit = native if objective.needs_native_window else target
+    if part.window > limit:
+        kind = "native" if objective.needs_native_window else "stretched"
+        raise RecipeError(
+            expected=f"{where}.window of at most {limit}, the model's {kind} window",
+            got=str(part.window),
+            fix="Lower the window; the teacher is only right within its native window."
+            if objective.needs_native_window
+            else "Lower the window or raise rope.factor.",
+        )
+    if objective.teacher_window is not None and objective.teacher_window > native:
+        raise RecipeError(
+            expected=f"{where}.objective.teacher_window of at most {native}, the native window",
+            got=str(objective.teacher_window),
+            fix="Lower it, or leave it out.",
+        )
+    objective.weights_by_layer(num_layers)
+    objective.compared_layers(num_layers)
+
+
+def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        with naming_stage(name):
+            stage = RestorationConfig(**values)
+        for callback in get_reporting_integration_callbacks(stage.report_to):
+            callback()  # refuses where its package is not installed
+        return stage
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise RecipeError(
+            expected=f"values in stages.{name} that transformers.TrainingArguments accepts",
+            got=f"its refusal: {' '.join(str(error).split())}",
+            fix=f"Correct stages.{name}.",
+        ) from error

@@ -1,0 +1,72 @@
+"""A stage of several parts: what each step reads, and the invariants of one."""
+
+import small_run
+
+PARTS = {
+    "short": {
+        "window": 24,
+        "sequences": 12,
+        "batch_size": 2,
+        "objective": {"relations": {"qk": 1, "v": 1}},
+    },
+    "far": {
+        "window": 24,
+        "sequences": 3,
+        "objective": {"relations": {}, "logit_weight": 1, "hidden_weight": 1, "skip_positions": True},
+        "data": {"recall": 0.3},
+    },
+    "long": {
+        "window": 96,
+        "sequences": 3,
+        "objective": {"relations": {}, "logit_weight": 1, "teacher_window": 16, "lm_weight": 0.5},
+    },
+}
+
+
+def several(folder, base, **stage):
+    """A recipe whose only stage has three parts."""
+    recipe = small_run.small_recipe(folder, base)
+    plain = {"learning_rate": 1e-2, "warmup_steps": 1, "save_steps": 4}
+    recipe["stages"] = {"only": plain | {"parts": PARTS} | stage}
+    return recipe
+
+
+def terms(entry):
+    return {name for name in entry if "/" in name}
+
+
+def test_parts_alternate_and_are_logged_apart(tmp_path, base_folder):
+    run = small_run.train(several(tmp_path, base_folder))
+    entries = [e for e in small_run.history(run, "stage1-only") if "loss" in e]
+    read = ["".join(sorted({name.split("/")[0][0] for name in terms(e)})) for e in entries]
+    assert "".join(read) == "sflssflssfls"
+    wanted = {
+        "s": {"short/relation_qk", "short/relation_v"},
+        "f": {"far/logit_kl", "far/hidden"},
+        "l": {"long/logit_kl", "long/lm"},
+    }
+    for part, entry in zip(read, entries, strict=True):
+        assert terms(entry) == wanted[part]
+
+
+def test_a_step_can_mix_parts(tmp_path, base_folder, capsys):
+    """Four batches a step: two short ones, one of each other kind; the last windows fill no step."""
+    recipe = several(tmp_path, base_folder, gradient_accumulation_steps=4)
+    path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert small_run.main(["train", str(path), "--quiet"]) == 0
+    entries = [e for e in small_run.history(tmp_path / "run", "stage1-only") if "loss" in e]
+    assert len(entries) == 3 and all(len(terms(e)) == 6 for e in entries)
+    tokens = 24 * 12 + 24 * 3 + 96 * 3
+    assert f"stage only: 3 steps, {tokens} tokens" in capsys.readouterr().err
+
+
+def test_recomputation_changes_nothing(tmp_path, base_folder):
+    finals = [
+        small_run.final_bytes(
+            small_run.train(
+                several(tmp_path / str(on), base_folder, gradient_checkpointing=on)
+            )
+        )
+        for on in (False, True)
+    ]
+    assert finals[0] == finals[1]
