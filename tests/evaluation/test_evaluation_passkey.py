@@ -1,7 +1,8 @@
 import pytest
 
 from linearard.errors import DataError
-from linearard.evaluation.passkey import FILLER, passkey_prompts, score_passkey
+from linearard.evaluation.passkey import FILLER, passkey_prompts
+from linearard.evaluation.prompts import score_prompts
 from linearard.model import ChunkedCausalLM
 
 LENGTHS, DEPTHS = [401, 900, 2048], [0.0, 0.3, 0.5, 1.0]
@@ -17,21 +18,21 @@ def test_the_needle_is_in_every_prompt_and_no_prompt_is_too_long(other_tokenizer
     tokenizer = other_tokenizers[name]
     prompts = passkey_prompts(tokenizer, LENGTHS, DEPTHS, repeats=2, seed=3)
     assert len(prompts) == len(LENGTHS) * len(DEPTHS) * 2
-    assert len({prompt.key for prompt in prompts}) == len(prompts)
+    assert len({prompt.answer for prompt in prompts}) == len(prompts)
     longest = max(len(tokenizer(f" {line}").input_ids) for line in FILLER)
     for prompt in prompts:
         ids, start = prompt.continuation.ids, prompt.continuation.start
         assert prompt.length - longest <= len(ids) <= prompt.length  # full, and not over
         question, answer = tokenizer.decode(ids[:start]), tokenizer.decode(ids[start:])
-        assert squeeze(question).count(f"Thepasskeyis{prompt.key}.Rememberit.") == 1
-        assert squeeze(question + answer).endswith(f"Whatisthepasskey?Thepasskeyis{prompt.key}")
-        assert squeeze(answer).endswith(prompt.key)  # a merged "is " may come before it
+        assert squeeze(question).count(f"Thepasskeyis{prompt.answer}.Rememberit.") == 1
+        assert squeeze(question + answer).endswith(f"Whatisthepasskey?Thepasskeyis{prompt.answer}")
+        assert squeeze(answer).endswith(prompt.answer)  # a merged "is " may come before it
 
 
 def test_the_needle_stands_at_its_depth(tokenizer):
     for prompt in passkey_prompts(tokenizer, [2048], DEPTHS, repeats=1, seed=0):
         text = tokenizer.decode(prompt.continuation.ids)
-        assert text.index(prompt.key) / len(text) == pytest.approx(prompt.depth, abs=0.09)
+        assert text.index(prompt.answer) / len(text) == pytest.approx(prompt.depth, abs=0.09)
 
 
 def test_the_start_token_comes_first_where_the_tokenizer_has_one(other_tokenizers):
@@ -50,7 +51,7 @@ def test_a_seed_gives_the_same_prompts_whatever_else_is_asked(tokenizer):
 def test_a_model_that_is_always_right_or_wrong(tokenizer, oracle, batch_size):
     model, expected = oracle
     prompts = passkey_prompts(tokenizer, [400, 500], [0.0, 1.0], repeats=2, seed=0)
-    got = score_passkey(ChunkedCausalLM(model), prompts, batch_size=batch_size, seed=0)
+    got = score_prompts(ChunkedCausalLM(model), prompts, batch_size=batch_size, seed=0)
     assert got["accuracy"] == expected and got["prompts"] == 8
     assert got["ci95"] is None  # eight equal outcomes: a bootstrap would claim certainty
     assert [(c["length"], c["depth"]) for c in got["cells"]] == [

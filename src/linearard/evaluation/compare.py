@@ -19,7 +19,8 @@ from linearard.evaluation.batching import Track
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.meta import collect_meta
-from linearard.evaluation.passkey import PasskeyPrompt, passkey_prompts, score_passkey
+from linearard.evaluation.passkey import passkey_prompts
+from linearard.evaluation.prompts import Prompt, score_prompts
 from linearard.evaluation.perplexity import window_perplexity
 from linearard.evaluation.task_files import read_tasks
 from linearard.evaluation.tasks import Task, encode_task, retention, score_task
@@ -65,7 +66,7 @@ def evaluate(
         What `json.dump` accepts (numbers that are not finite are None):
         `{"views": {name: {"perplexity": {window: ...}, "agreement": ..., "passkey": ...,
         "tasks": {name: ...}}}, "meta": ...}`, and `relations` and `training` where given.
-        The parts are described at `window_perplexity`, `window_agreement`, `score_passkey` and
+        The parts are described at `window_perplexity`, `window_agreement`, `score_prompts` and
         `score_task`; a metric that is off is absent, and so is the agreement of the original.
 
     Raises:
@@ -144,7 +145,7 @@ class EvaluationInputs:
             if config.agreement_window
             else None
         )
-        self.passkey: list[PasskeyPrompt] = passkey_prompts(
+        self.passkey: list[Prompt] = passkey_prompts(
             tokenizer,
             config.passkey_lengths,
             config.passkey_depths,
@@ -172,7 +173,7 @@ def _measure(
             lm, windows, track=track(f"perplexity {window}"), **options
         )
     if inputs.passkey:
-        measured["passkey"] = score_passkey(lm, inputs.passkey, track=track("pass key"), **options)
+        measured["passkey"] = score_prompts(lm, inputs.passkey, track=track("pass key"), **options)
     for name, task in inputs.tasks.items():
         measured.setdefault("tasks", {})[name] = score_task(lm, task, track=track(name), **options)
     return measured

@@ -20,6 +20,10 @@ class Continuation:
     ids: list[int]
     start: int
 
+    def behind(self, ids: list[int]) -> Continuation:
+        """The same continuation behind further tokens."""
+        return Continuation(ids + self.ids, len(ids) + self.start)
+
 
 class Score(NamedTuple):
     """The summed log-probability in nats, and whether every token was the most likely one."""
@@ -29,17 +33,39 @@ class Score(NamedTuple):
 
 
 class Encoder:
-    """Text to token ids for any tokenizer: with its start-of-text token, never with an end."""
+    """Text to token ids for any tokenizer: with its start-of-text token, never with an end.
+
+    Attributes:
+        prefix: the start-of-text token, if the tokenizer puts one before a text: one id or none.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         bos, plain = tokenizer.bos_token_id, tokenizer("a").input_ids
-        self._prefix = [bos] if bos is not None and plain[:1] == [bos] else []
+        self.prefix: list[int] = [bos] if bos is not None and plain[:1] == [bos] else []
 
     def __call__(self, text: str) -> list[int]:
         """Token ids of `text`, after the start-of-text token if the tokenizer uses one."""
-        encoded = self._tokenizer(text, add_special_tokens=False, verbose=False)
-        return self._prefix + encoded.input_ids
+        return self.prefix + self._plain(text)
+
+    def inside(self, text: str) -> list[int]:
+        """Token ids of a space and `text` as they stand behind a finished sentence.
+
+        A long prompt is put together from such pieces: each is encoded once. The ids are those of
+        the whole text wherever no token reaches over the end of a sentence.
+        """
+        before, both = self._plain("."), self._plain(f". {text}")
+        # Some tokenizers put a space of their own before a text, so it is not encoded alone.
+        whole = both[: len(before)] == before
+        return both[len(before) :] if whole else self._plain(f" {text}")
+
+    def without_start(self, document: Tensor) -> Tensor:
+        """A document's ids, int64 [tokens], without the start-of-text token."""
+        count = len(self.prefix)
+        return document[count:] if document[:count].tolist() == self.prefix else document
+
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def continuation(self, context: str, text: str) -> Continuation:
         """`context`, a space and `text` as one text; scored from where it departs from `context`.
@@ -47,11 +73,18 @@ class Encoder:
         Encoding the whole keeps the tokens a model was trained on where a tokenizer merges over
         the border.
         """
-        alone, whole = self(context), self(f"{context} {text}")
-        # The last token is always scored, the first never can be.
-        limit = min(len(alone), len(whole) - 1)
-        start = next((i for i in range(limit) if alone[i] != whole[i]), limit)
-        return Continuation(whole, start)
+        return _departing(self(context), self(f"{context} {text}"))
+
+    def ending(self, context: str, text: str) -> Continuation:
+        """The same for the end of a longer prompt: to be put behind at least one token."""
+        return _departing(self.inside(context), self.inside(f"{context} {text}"))
+
+
+def _departing(alone: list[int], whole: list[int]) -> Continuation:
+    # The last token is always scored, the first of a text never can be.
+    limit = min(len(alone), len(whole) - 1)
+    start = next((i for i in range(limit) if alone[i] != whole[i]), limit)
+    return Continuation(whole, start)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 RESAMPLES = 1000
 
@@ -21,17 +22,34 @@ def bootstrap_interval(values: Sequence[float], seed: int) -> list[float] | None
     None with fewer than two different values, or where one is not finite: resampling then says
     nothing about the uncertainty.
     """
-    sample = torch.tensor(values, dtype=torch.float64)
-    if len(sample.unique()) < 2 or not sample.isfinite().all():
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
+    return interval(resampled_means([values], torch.Generator().manual_seed(seed))[:, 0])
+
+
+def resampled_means(samples: Sequence[Sequence[float]], generator: torch.Generator) -> Tensor:
+    """Means of bootstrap resamples, paired: each resample draws the same records of every sample.
+
+    Args:
+        samples: the samples, all about the same records in the same order.
+        generator: what the draws come from.
+
+    Returns:
+        float64 [RESAMPLES, samples].
+    """
+    table = torch.tensor(samples, dtype=torch.float64)
+    count = table.shape[1]
+    return torch.stack(
         [
-            sample[torch.randint(len(sample), sample.shape, generator=generator)].mean()
+            table[:, torch.randint(count, (count,), generator=generator)].mean(1)
             for _ in range(RESAMPLES)
         ]
     )
-    return torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+
+
+def interval(resamples: Tensor) -> list[float] | None:
+    """The middle 95 % of float64 [RESAMPLES]; None where they are all equal or one is not finite."""
+    if not resamples.isfinite().all() or (resamples == resamples[0]).all():
+        return None
+    return torch.quantile(resamples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
 
 
 def perplexity(nll: float) -> float:
