@@ -6,7 +6,8 @@ import torch
 from linearard.errors import DataError
 from linearard.evaluation.continuations import Continuation, Encoder, score_continuations
 from linearard.evaluation.task_files import read_tasks
-from linearard.evaluation.tasks import encode_task, retention, score_task
+from linearard.evaluation.retention import retention
+from linearard.evaluation.tasks import encode_task, score_task
 from linearard.model import ChunkedCausalLM
 
 CHOICES = [
@@ -58,7 +59,7 @@ def by_hand(model, tokenizer, context, text):
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_multiple_choice_is_scored_as_by_hand(model, tokenizer, read, small_chunks, batch_size):
     task = encode_task(Encoder(tokenizer), read(CHOICES))
-    got = score_task(ChunkedCausalLM(model), task, batch_size=batch_size, seed=0)
+    got = score_task(ChunkedCausalLM(model), task, batch_size=batch_size).describe(seed=0)
     plain = normalised = 0
     for record in CHOICES:
         totals = [by_hand(model, tokenizer, record["context"], c)[0] for c in record["choices"]]
@@ -101,9 +102,9 @@ def test_batches_are_of_one_length_and_fit_the_budget(model, tokenizer, monkeypa
 
 def test_labels_and_partial_scoring_use_plain_accuracy(model, tokenizer, read):
     lm, encode = ChunkedCausalLM(model), Encoder(tokenizer)
-    labels = score_task(lm, encode_task(encode, read(LABELS)), batch_size=4, seed=0)
+    labels = score_task(lm, encode_task(encode, read(LABELS)), batch_size=4).describe(0)
     assert labels["metric"] == "acc" and labels["chance"] == 0.5
-    partial = score_task(lm, encode_task(encode, read(PARTIAL)), batch_size=4, seed=0)
+    partial = score_task(lm, encode_task(encode, read(PARTIAL)), batch_size=4).describe(0)
     hits = 0
     for record in PARTIAL:
         totals = [
@@ -116,11 +117,11 @@ def test_labels_and_partial_scoring_use_plain_accuracy(model, tokenizer, read):
 
 def test_last_words_are_greedy(model, tokenizer, read, oracle):
     fake, expected = oracle
-    task, options = encode_task(Encoder(tokenizer), read(LAST_WORD)), {"batch_size": 2, "seed": 0}
-    got = score_task(ChunkedCausalLM(fake), task, **options)
+    task = encode_task(Encoder(tokenizer), read(LAST_WORD))
+    got = score_task(ChunkedCausalLM(fake), task, batch_size=2).describe(seed=0)
     assert got["score"] == got["acc"] == expected and got["chance"] == 0
 
-    got = score_task(ChunkedCausalLM(model), task, **options)
+    got = score_task(ChunkedCausalLM(model), task, batch_size=2).describe(seed=0)
     totals = [by_hand(model, tokenizer, r["context"], r["target"])[0] for r in LAST_WORD]
     assert got["perplexity"] == pytest.approx(torch.tensor(totals).mean().neg().exp().item(), 1e-4)
 

@@ -1,10 +1,12 @@
-"""Perplexity, agreement with the original, retrieval, task files, and the report."""
+"""Perplexity, agreement with the original, tasks, retrieval, repetition, and the report."""
 
-from linearard.evaluation.compare import EvaluationInputs, evaluate, prepare_inputs
+from linearard.evaluation.compare import evaluate, prepare_inputs
 from linearard.evaluation.config import EvaluationConfig
+from linearard.evaluation.inputs import EvaluationInputs
 from linearard.evaluation.report import render_report, write_report
 from linearard.evaluation.summary import Row, summarise
 from linearard.evaluation.table import comparison_table
+from linearard.evaluation.texts import read_texts
 
 __all__ = [
     "EvaluationConfig",
@@ -13,6 +15,7 @@ __all__ = [
     "comparison_table",
     "evaluate",
     "prepare_inputs",
+    "read_texts",
     "render_report",
     "summarise",
     "write_report",

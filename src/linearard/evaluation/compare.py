@@ -17,14 +17,15 @@ from linearard.errors import RecipeError
 from linearard.evaluation.agreement import window_agreement
 from linearard.evaluation.batching import Track
 from linearard.evaluation.config import EvaluationConfig
-from linearard.evaluation.continuations import Encoder
+from linearard.evaluation.generation import score_generation
+from linearard.evaluation.inputs import EvaluationInputs
 from linearard.evaluation.meta import collect_meta
-from linearard.evaluation.passkey import passkey_prompts
-from linearard.evaluation.prompts import Prompt, score_prompts
 from linearard.evaluation.perplexity import window_perplexity
-from linearard.evaluation.task_files import read_tasks
-from linearard.evaluation.tasks import Task, encode_task, retention, score_task
-from linearard.evaluation.windows import cut_windows
+from linearard.evaluation.prompts import score_prompts
+from linearard.evaluation.retention import task_results
+from linearard.evaluation.retrieval import score_retrieval
+from linearard.evaluation.tasks import TaskScore, score_task
+from linearard.evaluation.texts import text_agreement, text_perplexity
 from linearard.model import ChunkedCausalLM, Views
 from linearard.model.causal_lm import ORIGINAL
 
@@ -40,6 +41,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     inputs: EvaluationInputs | None = None,
+    texts: Mapping[str, Tensor] | None = None,
     progress: bool = True,
     relations: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -56,29 +58,33 @@ def evaluate(
             view; the first one is "original", the reference of agreement and retention.
         documents: held-out token ids, int64 [tokens] each, on any device.
         config: what to measure.
-        inputs: what `prepare_inputs` gave for the same documents and configuration; encoding long
-            prompts takes a while, and need not be done twice.
+        inputs: what `prepare_inputs` gave for the same documents, texts and configuration, which
+            then need not be given again.
+        texts: windows of the configuration's `texts`, as `read_texts` gives them.
         progress: show progress bars where stderr is a terminal.
         relations: relation KL per layer, view -> relation -> layers; passed through.
         training: log history per stage, stage -> entries; passed through.
 
     Returns:
         What `json.dump` accepts (numbers that are not finite are None):
-        `{"views": {name: {"perplexity": {window: ...}, "agreement": ..., "passkey": ...,
-        "tasks": {name: ...}}}, "meta": ...}`, and `relations` and `training` where given.
-        The parts are described at `window_perplexity`, `window_agreement`, `score_prompts` and
-        `score_task`; a metric that is off is absent, and so is the agreement of the original.
+        `{"views": {name: {"perplexity": {window: ...}, "agreement": ..., "texts": {name: ...},
+        "tasks": {name: ...}, "task_average": ..., "passkey": ..., "retrieval": ...,
+        "generation": ...}}, "meta": ...}`, and `relations` and `training` where given. The parts
+        are described at `window_perplexity`, `window_agreement`, `text_perplexity`,
+        `task_results`, `prompts.shares`, `score_retrieval` and `repetition`; a text's agreement
+        stands under its `agreement`. A metric that is off is absent, and so is the agreement of
+        the original.
 
     Raises:
         RecipeError: an unknown view is asked for.
-        DataError: documents too short, task files broken, or a pass-key length too short.
+        DataError: as at `EvaluationInputs`.
         ModelError: the model forms its logits in a way that is not supported.
     """
     start = time.perf_counter()
     names = _chosen(views, config)
     lm = ChunkedCausalLM(model)
     if inputs is None:
-        inputs = EvaluationInputs(tokenizer, documents, config)
+        inputs = EvaluationInputs(tokenizer, documents, config, texts)
 
     def track(name: str, what: str) -> Track:
         return lambda steps: tqdm(
@@ -86,25 +92,29 @@ def evaluate(
         )
 
     results: dict[str, dict[str, Any]] = {}
+    tasks: dict[str, dict[str, TaskScore]] = {}
     with _evaluation_mode(model):
         lm.check(views, torch.arange(min(CHECK_TOKENS, lm.vocab_size)))
         for name in names:
             with views[name]():
                 results[name] = _measure(lm, inputs, config, partial(track, name))
+                tasks[name] = _score_tasks(lm, inputs, config, partial(track, name))
         compared = [name for name in names if name != ORIGINAL]
-        if inputs.agreement is not None and compared:
-            agreement = window_agreement(
-                lm,
-                views,
-                compared,
-                inputs.agreement,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                track=track("all views", "agreement"),
-            )
+        everyone = partial(track, "all views")
+        options = {"batch_size": config.batch_size, "seed": config.seed}
+        if compared and inputs.agreement is not None:
+            options |= {"track": everyone("agreement")}
+            agreement = window_agreement(lm, views, compared, inputs.agreement, **options)
             for name, measured in agreement.items():
                 results[name]["agreement"] = measured
-    _add_retention(results)
+        if compared:
+            options |= {"track": everyone}
+            agreement = text_agreement(lm, views, compared, inputs.texts, **options)
+            for name, measured in agreement.items():
+                for text, part in measured.items():
+                    results[name]["texts"][text]["agreement"] = part
+    for name, measured in task_results(tasks, ORIGINAL, config.seed).items():
+        results[name] |= measured
     meta = collect_meta(model, config, documents)
     meta["seconds"] = round(time.perf_counter() - start, 2)
     result = {"views": results, "meta": meta}
@@ -114,49 +124,24 @@ def evaluate(
 
 
 def prepare_inputs(
-    tokenizer: Any, views: Iterable[str], documents: Sequence[Tensor], config: EvaluationConfig
+    tokenizer: Any,
+    views: Iterable[str],
+    documents: Sequence[Tensor],
+    config: EvaluationConfig,
+    texts: Mapping[str, Tensor] | None = None,
 ) -> EvaluationInputs:
     """Read, cut and encode all that `evaluate` will need: for use before hours of training.
 
     Args:
-        tokenizer, documents, config: as for `evaluate`.
+        tokenizer, documents, config, texts: as for `evaluate`.
         views: the names of the views it will get.
 
     Raises:
         RecipeError: an unknown view is asked for.
-        DataError: documents too short, task files broken, or a pass-key length too short.
+        DataError: as at `EvaluationInputs`.
     """
     _chosen(dict.fromkeys(views), config)
-    return EvaluationInputs(tokenizer, documents, config)
-
-
-class EvaluationInputs:
-    """Everything read, cut and encoded before the model is touched."""
-
-    def __init__(
-        self, tokenizer: Any, documents: Sequence[Tensor], config: EvaluationConfig
-    ) -> None:
-        self.perplexity = {
-            window: cut_windows(documents, window, config.perplexity_tokens)
-            for window in config.perplexity_windows
-        }
-        self.agreement = (
-            cut_windows(documents, config.agreement_window, config.agreement_tokens)
-            if config.agreement_window
-            else None
-        )
-        self.passkey: list[Prompt] = passkey_prompts(
-            tokenizer,
-            config.passkey_lengths,
-            config.passkey_depths,
-            config.passkey_repeats,
-            config.seed,
-        )
-        self.tasks: dict[str, Task] = {}
-        if config.tasks_dir is not None:
-            encode = Encoder(tokenizer)
-            for name, records in read_tasks(config.tasks_dir, config.task_limit).items():
-                self.tasks[name] = encode_task(encode, records)
+    return EvaluationInputs(tokenizer, documents, config, texts)
 
 
 def _measure(
@@ -165,18 +150,44 @@ def _measure(
     config: EvaluationConfig,
     track: Callable[[str], Track],
 ) -> dict[str, Any]:
-    """Everything that one view gives by itself."""
+    """Everything but the tasks that one view gives by itself."""
     options = {"batch_size": config.batch_size, "seed": config.seed}
     measured: dict[str, Any] = {}
     for window, windows in inputs.perplexity.items():
         measured.setdefault("perplexity", {})[str(window)] = window_perplexity(
             lm, windows, track=track(f"perplexity {window}"), **options
         )
+    for name, windows in inputs.texts.items():
+        measured.setdefault("texts", {})[name] = text_perplexity(
+            lm, windows, track=track(name), **options
+        )
     if inputs.passkey:
         measured["passkey"] = score_prompts(lm, inputs.passkey, track=track("pass key"), **options)
-    for name, task in inputs.tasks.items():
-        measured.setdefault("tasks", {})[name] = score_task(lm, task, track=track(name), **options)
+    if inputs.retrieval:
+        measured["retrieval"] = score_retrieval(
+            lm, inputs.retrieval, track=track("retrieval"), **options
+        )
+    if inputs.generation is not None:
+        measured["generation"] = score_generation(
+            lm,
+            inputs.generation,
+            config.generation_tokens,
+            seed=config.seed,
+            track=track("generation"),
+        )
     return measured
+
+
+def _score_tasks(
+    lm: ChunkedCausalLM,
+    inputs: EvaluationInputs,
+    config: EvaluationConfig,
+    track: Callable[[str], Track],
+) -> dict[str, TaskScore]:
+    return {
+        name: score_task(lm, task, batch_size=config.batch_size, track=track(name))
+        for name, task in inputs.tasks.items()
+    }
 
 
 def _chosen(views: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
@@ -193,17 +204,6 @@ def _chosen(views: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
             fix="Correct views in the evaluation part of the recipe.",
         )
     return [name for name in views if name in config.views or not config.views]
-
-
-def _add_retention(results: dict[str, dict[str, Any]]) -> None:
-    """Add `retention` to each task of each view, where the original was evaluated."""
-    reference = results.get(ORIGINAL, {}).get("tasks", {})
-    for measured in results.values():
-        for task, result in measured.get("tasks", {}).items():
-            if task in reference:
-                result["retention"] = retention(
-                    result["score"], reference[task]["score"], result["chance"]
-                )
 
 
 @contextmanager

@@ -65,17 +65,32 @@ def score_prompts(
 ) -> dict[str, Any]:
     """Share of prompts whose answer is, token by token, the model's greedy choice.
 
+    Returns:
+        What `shares` gives.
+    """
+    return shares(prompts, prompt_hits(lm, prompts, batch_size=batch_size, track=track), seed)
+
+
+def prompt_hits(
+    lm: ChunkedCausalLM, prompts: Sequence[Prompt], *, batch_size: int, track: Track = iter
+) -> list[float]:
+    """Of each prompt, 1.0 where every token of its answer is the model's greedy choice, or 0.0.
+
     One forward pass per prompt with the answer in place: greedy decoding gives the answer exactly
     where every token of it is the most likely one after those before it.
+    """
+    continuations = [prompt.continuation for prompt in prompts]
+    scores = score_continuations(lm, continuations, batch_size=batch_size, track=track)
+    return [float(score.greedy) for score in scores]
+
+
+def shares(prompts: Sequence[Prompt], hits: Sequence[float], seed: int) -> dict[str, Any]:
+    """Shares of hits with 95 % bootstrap intervals.
 
     Returns:
         `accuracy`, `ci95`, `prompts`; `by_length`, which has the same three for each length; and
         `cells`: a list of `{"length", "depth", "accuracy", "prompts"}`.
     """
-    scores = score_continuations(
-        lm, [prompt.continuation for prompt in prompts], batch_size=batch_size, track=track
-    )
-    hits = [float(score.greedy) for score in scores]
     lengths: dict[str, list[float]] = {}
     cells: dict[tuple[int, float], list[float]] = {}
     for prompt, hit in zip(prompts, hits, strict=True):

@@ -22,6 +22,8 @@ def bootstrap_interval(values: Sequence[float], seed: int) -> list[float] | None
     None with fewer than two different values, or where one is not finite: resampling then says
     nothing about the uncertainty.
     """
+    if len(set(values)) < 2:
+        return None
     return interval(resampled_means([values], torch.Generator().manual_seed(seed))[:, 0])
 
 

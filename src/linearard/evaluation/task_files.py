@@ -28,7 +28,11 @@ class Record:
     where: str
 
 
-def read_tasks(folder: str | Path, limit: int = 0) -> dict[str, list[Record]]:
+#: Which records of a file a part has, as a slice.
+SPLITS = {"all": slice(None), "selection": slice(0, None, 2), "test": slice(1, None, 2)}
+
+
+def read_tasks(folder: str | Path, limit: int = 0, split: str = "all") -> dict[str, list[Record]]:
     """Read `*.jsonl` of a folder: task name (the file's stem) to records, in file order.
 
     A record is `{"context", "choices", "answer"}` (optionally with `"context_options"` and
@@ -38,6 +42,8 @@ def read_tasks(folder: str | Path, limit: int = 0) -> dict[str, list[Record]]:
     Args:
         folder: where the files lie.
         limit: records read of each file; 0: all.
+        split: a key of SPLITS. "selection" is every other record of those read, from the first
+            on, to choose a recipe by; "test" is the others, to report.
 
     Raises:
         DataError: no folder, no files, an empty file, mixed kinds in a file, or a broken record
@@ -50,7 +56,10 @@ def read_tasks(folder: str | Path, limit: int = 0) -> dict[str, list[Record]]:
             got=f"{folder} ({'no such files' if Path(folder).is_dir() else 'no such folder'})",
             fix="Set tasks_dir to the folder of task files, or leave it out.",
         )
-    return {path.stem: _read_file(path, limit) for path in paths}
+    tasks = {path.stem: _read_file(path, limit)[SPLITS[split]] for path in paths}
+    if empty := [path for path in paths if not tasks[path.stem]]:
+        raise _broken(str(empty[0]), "at least two records, for two halves", "one record")
+    return tasks
 
 
 def _read_file(path: Path, limit: int) -> list[Record]:

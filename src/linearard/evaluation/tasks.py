@@ -27,6 +27,34 @@ class Task:
     continuations: Sequence[Continuation]
 
 
+@dataclass(frozen=True)
+class TaskScore:
+    """How one view did on one task.
+
+    Attributes:
+        metric: name of the headline metric.
+        hits: 1.0 or 0.0 of each record under that metric, in the order of the records.
+        chance: the headline score of guessing.
+        further: scores under other metrics.
+    """
+
+    metric: str
+    hits: list[float]
+    chance: float
+    further: dict[str, float]
+
+    def describe(self, seed: int) -> dict[str, Any]:
+        """`metric`, `score`, `ci95` (bootstrap), `chance`, `records` and the further scores."""
+        return {
+            "metric": self.metric,
+            "score": mean(self.hits),
+            "ci95": bootstrap_interval(self.hits, seed),
+            "chance": self.chance,
+            "records": len(self.hits),
+            **self.further,
+        }
+
+
 def encode_task(encode: Encoder, records: Sequence[Record]) -> Task:
     """Tokenize the prompts of a task.
 
@@ -40,13 +68,8 @@ def encode_task(encode: Encoder, records: Sequence[Record]) -> Task:
 
 
 def score_task(
-    lm: ChunkedCausalLM,
-    task: Task,
-    *,
-    batch_size: int,
-    seed: int,
-    track: Track = iter,
-) -> dict[str, Any]:
+    lm: ChunkedCausalLM, task: Task, *, batch_size: int, track: Track = iter
+) -> TaskScore:
     """Score the records of one task with the model as it is now.
 
     Multiple choice: `acc` takes the choice of the highest log-probability, `acc_norm` the one of
@@ -58,8 +81,7 @@ def score_task(
     `perplexity` is exp(-mean log-probability of a target).
 
     Returns:
-        `metric` (name of the headline), `score`, `ci95`, `chance`, `records`, `acc`, and
-        `acc_norm` or `perplexity`.
+        Hits under the headline metric; further scores are `acc`, and `acc_norm` or `perplexity`.
     """
     records = task.records
     scores = iter(score_continuations(lm, task.continuations, batch_size=batch_size, track=track))
@@ -67,18 +89,13 @@ def score_task(
     if records[0].answer is None:
         accuracy = [float(score.greedy) for (score,) in grouped]
         extra = {"perplexity": perplexity(-mean([score.logprob for (score,) in grouped]))}
-        return _result("acc", accuracy, 0.0, seed, {"acc": mean(accuracy), **extra})
+        return TaskScore("acc", accuracy, 0.0, {"acc": mean(accuracy), **extra})
 
     plain, normalised = _choice_hits(records, grouped)
     metric = "acc" if records[0].partial or _labels(records) else "acc_norm"
     chance = mean([1 / len(record.prompts) for record in records])
     both = {"acc": mean(plain), "acc_norm": mean(normalised)}
-    return _result(metric, plain if metric == "acc" else normalised, chance, seed, both)
-
-
-def retention(score: float, original: float, chance: float) -> float | None:
-    """Share of the original's score above chance that is kept; None where it has none."""
-    return (score - chance) / (original - chance) if original > chance else None
+    return TaskScore(metric, plain if metric == "acc" else normalised, chance, both)
 
 
 def _continuation(encode: Encoder, context: str, text: str, record: Record) -> Continuation:
@@ -108,16 +125,3 @@ def _choice_hits(
 def _labels(records: Sequence[Record]) -> bool:
     choices = {tuple(text for _, text in record.prompts) for record in records}
     return len(records) > 1 and len(choices) == 1
-
-
-def _result(
-    metric: str, hits: list[float], chance: float, seed: int, scores: dict[str, float]
-) -> dict[str, Any]:
-    return {
-        "metric": metric,
-        "score": mean(hits),
-        "ci95": bootstrap_interval(hits, seed),
-        "chance": chance,
-        "records": len(hits),
-        **scores,
-    }

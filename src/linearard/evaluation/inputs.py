@@ -1,0 +1,86 @@
+"""Everything that an evaluation reads, put together before the model is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from linearard.errors import DataError
+from linearard.evaluation.config import EvaluationConfig
+from linearard.evaluation.continuations import Encoder
+from linearard.evaluation.generation import generation_prompts
+from linearard.evaluation.passkey import passkey_prompts
+from linearard.evaluation.prompts import Prompt
+from linearard.evaluation.retrieval import retrieval_prompts
+from linearard.evaluation.task_files import read_tasks
+from linearard.evaluation.tasks import Task, encode_task
+from linearard.evaluation.windows import cut_windows
+
+
+class EvaluationInputs:
+    """Everything read, cut, encoded and checked.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        documents: held-out token ids, int64 [tokens] each.
+        config: what to measure.
+        texts: what `read_texts` gave for the same configuration.
+
+    Raises:
+        DataError: documents too short, task files broken, a prompt length too short, or a text
+            that the configuration names and `texts` lacks.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        documents: Sequence[Tensor],
+        config: EvaluationConfig,
+        texts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.texts = dict(texts or {})
+        if missing := config.texts.keys() - self.texts.keys():
+            raise DataError(
+                expected=f"windows of the texts {', '.join(config.texts)}",
+                got=f"none of {', '.join(sorted(missing))}",
+                fix="Give what `read_texts` returns, or leave texts out.",
+            )
+        self.perplexity = {
+            window: cut_windows(documents, window, config.perplexity_tokens)
+            for window in config.perplexity_windows
+        }
+        self.agreement = (
+            cut_windows(documents, config.agreement_window, config.agreement_tokens)
+            if config.agreement_window
+            else None
+        )
+        self.generation = (
+            generation_prompts(
+                tokenizer, documents, config.generation_prompts, config.generation_prompt_tokens
+            )
+            if config.generation_prompts
+            else None
+        )
+        self.tasks: dict[str, Task] = {}
+        if config.tasks_dir is not None:
+            encode = Encoder(tokenizer)
+            tasks = read_tasks(config.tasks_dir, config.task_limit, config.task_split)
+            self.tasks = {name: encode_task(encode, records) for name, records in tasks.items()}
+        self.passkey: list[Prompt] = passkey_prompts(
+            tokenizer,
+            config.passkey_lengths,
+            config.passkey_depths,
+            config.passkey_repeats,
+            config.seed,
+        )
+        self.retrieval: dict[str, list[Prompt]] = retrieval_prompts(
+            tokenizer,
+            documents,
+            config.retrieval_tasks,
+            config.retrieval_lengths,
+            config.retrieval_depths,
+            config.retrieval_repeats,
+            config.seed,
+        )
