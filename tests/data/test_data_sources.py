@@ -49,6 +49,14 @@ def test_every_kind_of_file(tmp_path):
     assert documents(tmp_path, max_documents=2) == ["one\ntwo", "# three"]
 
 
+def test_source_code_and_manuals_are_plain_text(tmp_path):
+    (tmp_path / "a.py").write_text('"""One."""\n')
+    (tmp_path / "b.RST").write_text("Two\n===\n")
+    (tmp_path / "__init__.py").touch()  # marks a package: no mistake, and no document
+    assert documents(tmp_path) == ['"""One."""\n', "Two\n===\n"]
+    assert documents(tmp_path / "*.py") == ['"""One."""\n']
+
+
 def test_text_column(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"content": "one"}))
@@ -115,6 +123,7 @@ BAD_FILES = {
     "latin.txt": (b"caf\xe9", r"byte 0xe9 at offset 3 of .*latin\.txt"),
     "latin.jsonl": (b'{"text": "a"}\n{"text": "\xff"}', r"byte 0xff at offset 24 of"),
     "empty.txt": (b"", r"the empty file .*empty\.txt"),
+    "blank.rst": (b"", r"the empty file .*blank\.rst"),
     "blank.md": (b" \n", r"the empty file .*blank\.md"),
     "blank.jsonl": (b"\n\n", r"the empty file"),
     "key.jsonl": (b'{"text": "a"}\n{"body": 1}', r"key\.jsonl:2, got keys body\..*`text_column`"),

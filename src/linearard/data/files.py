@@ -12,7 +12,7 @@ from pathlib import Path
 
 from linearard.errors import DataError
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".jsonl.gz", ".parquet")
 _KINDS = ", ".join(SUFFIXES)
 
 
@@ -52,7 +52,8 @@ def _is_text(path: Path) -> bool:
 def read_file(path: Path, column: str) -> Iterator[str]:
     """Yield the documents of one file: the whole of a text file, or one for each line or row.
 
-    Raises DataError when the file is empty, cannot be decoded, or lacks the column.
+    Raises DataError when the file is empty, cannot be decoded, or lacks the column. An empty Python
+    file is no mistake (it marks a package) and has no document.
     """
     name = path.name.lower()
     try:
@@ -72,7 +73,7 @@ def read_file(path: Path, column: str) -> Iterator[str]:
             got=f"{path}: {error}",
             fix="Check the file's permissions, or write it again if it is damaged.",
         ) from error
-    if empty:
+    if empty and not name.endswith(".py"):
         raise DataError(
             expected="text in every file",
             got=f"the empty file {path}",
