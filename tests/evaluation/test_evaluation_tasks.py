@@ -5,8 +5,8 @@ import torch
 
 from linearard.errors import DataError
 from linearard.evaluation.continuations import Continuation, Encoder, score_continuations
-from linearard.evaluation.task_files import read_tasks
 from linearard.evaluation.retention import retention
+from linearard.evaluation.task_files import read_tasks
 from linearard.evaluation.tasks import encode_task, score_task
 from linearard.model import ChunkedCausalLM
 

@@ -12,17 +12,23 @@ from random import Random
 
 NEEDLES = 4  # of a puzzle that hides several
 HOPS = 3  # variables in a chain, each set from the one before
+# fmt: off
 OBJECTS = (
-    "lantern anchor violin saddle kettle compass ladder mirror hammer blanket carriage telescope "
-    "basket candle drum envelope fountain glove helmet inkwell jacket kite lock medal needle "
-    "orchard parcel quilt ribbon statue trumpet umbrella vase wagon barrel bell bridge button "
-    "cabinet chimney clock cradle curtain door feather fiddle gate harness"
-).split()
+    "lantern", "anchor", "violin", "saddle", "kettle", "compass", "ladder", "mirror", "hammer",
+    "blanket", "carriage", "telescope", "basket", "candle", "drum", "envelope", "fountain",
+    "glove", "helmet", "inkwell", "jacket", "kite", "lock", "medal", "needle", "orchard",
+    "parcel", "quilt", "ribbon", "statue", "trumpet", "umbrella", "vase", "wagon", "barrel",
+    "bell", "bridge", "button", "cabinet", "chimney", "clock", "cradle", "curtain", "door",
+    "feather", "fiddle", "gate", "harness",
+)
 WORDS = (
-    "maple thunder copper winter pepper silver falcon granite harbor ivory juniper kingdom lemon "
-    "marble nectar olive pebble quartz raven saffron timber velvet walnut amber birch cedar "
-    "dragon ember frost ginger hazel island jasper meadow orange pearl river salt tiger valley"
-).split()
+    "maple", "thunder", "copper", "winter", "pepper", "silver", "falcon", "granite", "harbor",
+    "ivory", "juniper", "kingdom", "lemon", "marble", "nectar", "olive", "pebble", "quartz",
+    "raven", "saffron", "timber", "velvet", "walnut", "amber", "birch", "cedar", "dragon",
+    "ember", "frost", "ginger", "hazel", "island", "jasper", "meadow", "orange", "pearl",
+    "river", "salt", "tiger", "valley",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
