@@ -17,6 +17,7 @@ LEVELS = [
     {"model"},
     {"distill", "data"},
     {"train", "evaluation", "export"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

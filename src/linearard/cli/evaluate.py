@@ -36,10 +36,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load, measure, report."""
-    from linearard.cli.pipeline import check_evaluation, measure, validation_documents
+    from linearard.cli.pipeline import check_evaluation, measure
     from linearard.errors import CheckpointError
-    from linearard.evaluation import EvaluationConfig
+    from linearard.evaluation import EvaluationConfig, prepare_inputs, read_texts
     from linearard.model import RestorableModel, load_tokenizer, load_weights
+    from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+    from linearard.sweep import validation_documents
     from linearard.train import RESULT_FILE, open_checkpoint
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
@@ -53,8 +55,18 @@ def run(args: argparse.Namespace) -> None:
     config = check_evaluation(recipe) or EvaluationConfig()
     tokenizer = load_tokenizer(recipe.model)
     documents = validation_documents(recipe.data, tokenizer, config)
+    texts = read_texts(config, recipe.data, tokenizer, progress=not args.quiet)
+    inputs = prepare_inputs(tokenizer, (ORIGINAL, STRETCHED, RESTORED), documents, config, texts)
     restorable = RestorableModel.load(
         recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
     )
     load_weights(restorable, folder)
-    measure(restorable, documents, config, output, recipe=recipe.source, progress=not args.quiet)
+    measure(
+        restorable,
+        documents,
+        config,
+        output,
+        recipe=recipe.source,
+        inputs=inputs,
+        progress=not args.quiet,
+    )

@@ -1,4 +1,4 @@
-"""The command line: `linearard demo | train | evaluate | export`.
+"""The command line: `linearard demo | train | evaluate | export | sweep`.
 
 Every subcommand lives in its own file with `add_parser(subparsers)`; this one dispatches and turns user
 errors into one message and exit code 2.
@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 
-from linearard.cli import demo, evaluate, export, train
+from linearard.cli import demo, evaluate, export, sweep, train
 from linearard.errors import RecipeError, UserError
 
 _DESCRIPTION = """\
@@ -22,6 +22,7 @@ Stretch a language model's context with RoPE scaling, and get its short-text abi
   linearard train smollm2-135m-64k            a recipe: by name, or your own YAML file
   linearard evaluate runs/smollm2-135m-64k    original, stretched and restored side by side
   linearard export runs/smollm2-135m-64k exported/
+  linearard sweep arms.yaml                   many variants of a recipe, and a table of them
 """
 #: Parts of a recipe that can be replaced whole; all other overrides have a dot in their name.
 _WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed")
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, train, evaluate, export):
+    for command in (demo, train, evaluate, export, sweep):
         subparser = command.add_parser(subparsers)
         subparser.add_argument("--quiet", action="store_true", help="no progress bars")
         subparser.add_argument(
@@ -48,7 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (0, or 2 for anything the user can mend)."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 1 where runs of a sweep failed, or 2 for anything the user can mend.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     # Other libraries' deprecations are ours to handle, not the user's to read.
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -62,17 +67,16 @@ def main(argv: list[str] | None = None) -> int:
         args.overrides = overrides
         if args.quiet or not _speaks():
             _silence_libraries()
-        args.run(args)
+        return args.run(args) or 0
     except UserError as error:
         if "--debug" in argv:
             raise
         _complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        resumable = argv[:1] in (["train"], ["demo"])
+        resumable = argv[:1] in (["train"], ["demo"], ["sweep"])
         _complain("interrupted" + ("; go on with --resume" if resumable else ""))
         return 130
-    return 0
 
 
 def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:

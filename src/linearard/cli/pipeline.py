@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from linearard.data import DataConfig, token_documents
 from linearard.distill import relation_profile
 from linearard.evaluation import (
     EvaluationConfig,
@@ -16,9 +15,11 @@ from linearard.evaluation import (
     comparison_table,
     evaluate,
     prepare_inputs,
+    read_texts,
     write_report,
 )
 from linearard.model import RestorableModel, write_json
+from linearard.sweep import validation_documents
 from linearard.train import (
     REPORT_FILE,
     RESULT_FILE,
@@ -47,7 +48,8 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
         if config is not None and is_main_process():
             # Read before training, so that missing text is not found out after it.
             documents = validation_documents(recipe.data, run.tokenizer, config)
-            inputs = prepare_inputs(run.tokenizer, run.views, documents, config)
+            texts = read_texts(config, recipe.data, run.tokenizer, progress=progress)
+            inputs = prepare_inputs(run.tokenizer, run.views, documents, config, texts)
         result = run.train()
         for name, summary in result.summaries.items():
             say(
@@ -67,20 +69,6 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
                 inputs=inputs,
                 progress=progress,
             )
-
-
-def validation_documents(
-    data: DataConfig, tokenizer: Any, config: EvaluationConfig
-) -> list[Tensor]:
-    """Held-out documents, token ids `[tokens]` each, long enough for the shortest window."""
-    windows = [*config.perplexity_windows, config.agreement_window]
-    return token_documents(
-        data,
-        tokenizer,
-        split="validation",
-        limit_tokens=None,
-        min_tokens=min((w for w in windows if w), default=1),
-    )
 
 
 def measure(

@@ -1,0 +1,233 @@
+"""One process's bench: the base model, tokenizer and evaluation inputs once, runs one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import gc
+import json
+import shutil
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearard.errors import CheckpointError, RecipeError, UserError
+from linearard.evaluation import EvaluationConfig, EvaluationInputs, prepare_inputs
+from linearard.model import (
+    ModelConfig,
+    RestorableModel,
+    load_config,
+    load_model,
+    load_tokenizer,
+    write_json,
+)
+from linearard.rope import check_scaling
+from linearard.sweep.folder import VIEWS, Task
+from linearard.sweep.inputs import validation_documents
+from linearard.sweep.plan import Job, naming_arm
+from linearard.sweep.views import measure_views
+from linearard.train import RESULT_FILE, Recipe, build_section, prepare_run
+from linearard.train.folder import FINAL, claim_folder
+
+_UNTRAINED = ["original", "stretched"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        job: what was run.
+        seconds: how long it took.
+        message: why it failed; empty if it did not.
+        broken: whether the process should not run anything else.
+    """
+
+    job: Job
+    seconds: float = 0.0
+    message: str = ""
+    broken: bool = False
+
+
+@dataclass
+class _Prepared:
+    """What is evaluated on, the same for every run with one evaluation."""
+
+    documents: list[Tensor]
+    inputs: EvaluationInputs
+
+
+class Bench:
+    """Runs the jobs of a sweep in this process.
+
+    Args:
+        folder: of the sweep.
+        keep_checkpoints: leave checkpoints and final weights on disk.
+    """
+
+    def __init__(self, folder: Path, keep_checkpoints: bool) -> None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a bar for every loaded model would drown the runs' lines
+        self._folder, self._keep = folder, keep_checkpoints
+        self._tokenizers: dict[str, Any] = {}
+        self._prepared: dict[str, _Prepared] = {}
+        self._base: tuple[ModelConfig, Any] | None = None
+
+    def check(self, job: Job, *, progress: bool) -> None:
+        """Refuse whatever can be refused without weights; nothing is left on disk but cached tokens.
+
+        Args:
+            job: a run.
+            progress: show a bar while tokenising.
+
+        Raises:
+            UserError: something in the arm's recipe cannot work.
+        """
+        recipe = job.recipe
+        with naming_arm(job.arm):
+            views = _UNTRAINED
+            if job.trains:
+                with tempfile.TemporaryDirectory() as place:
+                    elsewhere = dataclasses.replace(recipe, output_dir=place)
+                    run = prepare_run(elsewhere, progress=progress)
+                    run.claim.close()
+                views = run.views
+            else:
+                check_scaling(recipe.rope, load_config(recipe.model))
+            config = _evaluation(recipe)
+            if job.trains and (unknown := [name for name in config.views if name not in views]):
+                raise RecipeError(
+                    expected=f"evaluation.views among {', '.join(views)}",
+                    got=", ".join(unknown),
+                    fix="Correct evaluation.views, or leave it out.",
+                )
+            self._inputs(recipe, config)
+
+    def attempt(self, task: Task) -> Outcome:
+        """Run a job to its result; a failure is noted in its folder and never raised."""
+        job, started = task.job, time.perf_counter()
+        message, trace = "", ""
+        try:
+            self._run(job, task.fresh)
+        except UserError as error:
+            # Not its advice, which is for a single run.
+            message = f"expected {error.expected}, got {error.got}"
+        except torch.OutOfMemoryError as error:
+            message = f"out of memory: {str(error).split('. ')[0]}"
+        except Exception as error:  # whatever it is, the other arms are worth having
+            lines = str(error).strip().splitlines() or [""]
+            message, trace = f"{type(error).__name__}: {lines[0]}", traceback.format_exc()
+        gc.collect()  # a model and its tap refer to each other
+        if torch.cuda.is_available() and not trace:
+            torch.cuda.empty_cache()
+        if message:
+            note_failure(job, message, trace)
+        return Outcome(job, time.perf_counter() - started, message, broken=bool(trace))
+
+    def _run(self, job: Job, fresh: bool) -> None:
+        started = time.perf_counter()
+        recipe, tokenizer = job.recipe, self._tokenizer(job.recipe.model)
+        again = {"resume": not fresh, "overwrite": fresh}
+        run = prepare_run(recipe, **again, progress=False) if job.trains else None
+        claim = run.claim if run else claim_folder(job.folder, recipe, **again)
+        with claim:
+            job.failure_note.unlink(missing_ok=True)
+            try:
+                restorable = self._restorable(recipe, tokenizer)
+                histories, summaries = {}, {}
+                if run:
+                    trained = run.train(restorable)
+                    histories, summaries = trained.histories, trained.summaries
+                config = _evaluation(recipe)
+                prepared = self._inputs(recipe, config)
+                result = measure_views(
+                    restorable,
+                    job,
+                    config,
+                    prepared.documents,
+                    prepared.inputs,
+                    self._folder / VIEWS,
+                )
+            finally:
+                if not self._keep:
+                    _remove_weights(job.folder)
+            result |= {
+                "training": histories,
+                "stages": summaries,
+                "sweep": {
+                    "arm": job.arm,
+                    "seed": job.seed,
+                    "view": job.view,
+                    "seconds": round(time.perf_counter() - started, 3),
+                },
+            }
+            write_json(job.folder / RESULT_FILE, result)  # last: it is what makes the run finished
+
+    def _restorable(self, recipe: Recipe, tokenizer: Any) -> RestorableModel:
+        """A copy of the base with the views and the adapter of a recipe, as a run of its own has it."""
+        from transformers import set_seed
+
+        if self._base is None or self._base[0] != recipe.model:
+            self._base = None  # never two of them in memory
+            self._base = recipe.model, load_model(recipe.model, tokenizer)[0]
+        set_seed(recipe.seed)  # LoRA's weights are drawn
+        model = copy.deepcopy(self._base[1])
+        return RestorableModel(
+            model, tokenizer, recipe.rope, recipe.adapter, name=recipe.model.name
+        )
+
+    def _tokenizer(self, model: ModelConfig) -> Any:
+        key = json.dumps([model.name, model.revision, model.gguf_file, model.trust_remote_code])
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(model)
+        return self._tokenizers[key]
+
+    def _inputs(self, recipe: Recipe, config: EvaluationConfig) -> _Prepared:
+        sections = [recipe.model, recipe.data, dataclasses.replace(config, views=[])]
+        key = json.dumps(list(map(dataclasses.asdict, sections)))
+        if key not in self._prepared:
+            tokenizer = self._tokenizer(recipe.model)
+            documents = validation_documents(recipe.data, tokenizer, config)
+            bare = dataclasses.replace(config, views=[])
+            inputs = prepare_inputs(tokenizer, _UNTRAINED, documents, bare)
+            self._prepared[key] = _Prepared(documents, inputs)
+        return self._prepared[key]
+
+
+def note_failure(job: Job, message: str, trace: str = "") -> None:
+    """Leave the reason of a failure where the result would be."""
+    with contextlib.suppress(OSError):
+        job.failure_note.parent.mkdir(parents=True, exist_ok=True)
+        note = {"message": message} | ({"traceback": trace} if trace else {})
+        write_json(job.failure_note, note)
+
+
+def _evaluation(recipe: Recipe) -> EvaluationConfig:
+    if not recipe.evaluation:
+        raise RecipeError(
+            expected="a section 'evaluation' in the recipe",
+            got="none",
+            fix="Add evaluation: to the base; a sweep compares its results.",
+        )
+    return build_section(EvaluationConfig, recipe.evaluation, "evaluation")
+
+
+def _remove_weights(folder: Path) -> None:
+    try:
+        for path in [folder / FINAL, *folder.glob("stage[0-9]*-*")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+    except OSError as error:
+        raise CheckpointError(
+            expected="weights that can be removed after the evaluation",
+            got=f"{folder}: {error.strerror or error}",
+            fix="Set keep_checkpoints to true, or choose another output_dir.",
+        ) from error

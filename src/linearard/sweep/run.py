@@ -1,0 +1,91 @@
+"""Run a sweep: check every arm, run what is left, write down what was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from linearard.errors import DeviceError, RecipeError
+from linearard.model import write_json
+from linearard.sweep.bench import Bench, Outcome
+from linearard.sweep.folder import Task, claimed, unfinished, write_text
+from linearard.sweep.page import render_page
+from linearard.sweep.plan import Sweep
+from linearard.sweep.results import Results, headline, read_results, table
+from linearard.sweep.workers import run_in_processes
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    workers: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> Results:
+    """Run every arm of a sweep with every seed; a run that fails does not end it.
+
+    Args:
+        sweep: from `load_sweep`.
+        workers: how many runs at a time. With one they happen in this process.
+        resume, overwrite: what may happen to an earlier sweep, see `unfinished`.
+        progress: show a bar while tokenising.
+        report: is told a line about each run.
+
+    Raises:
+        UserError: an arm cannot work, or the folder does not fit; nothing was trained.
+    """
+    _check_processes(sweep, workers)
+    tasks = unfinished(sweep, resume=resume, overwrite=overwrite)
+    bench = Bench(sweep.folder, sweep.keep_checkpoints)
+    checked = set()
+    for job in sweep.jobs:  # also the finished ones: half a sweep is no reason to go on with it
+        if job.arm not in checked:
+            bench.check(job, progress=progress)
+            checked.add(job.arm)
+    with claimed(sweep, keep=resume):
+        for number, outcome in enumerate(_outcomes(bench, sweep, tasks, workers), 1):
+            text = "failed" if outcome.message else headline(outcome.job)
+            report(f"[{number}/{len(tasks)}] {outcome.job}: {outcome.seconds:.1f} s, {text}")
+        return write_results(sweep)
+
+
+def write_results(sweep: Sweep) -> Results:
+    """Write `sweep.json`, `sweep.md` and `sweep.html` from the results that are there.
+
+    Raises:
+        CheckpointError: a result is broken.
+    """
+    results = read_results(sweep)
+    write_json(sweep.folder / "sweep.json", results.as_json())
+    write_text(sweep.folder / "sweep.md", table(results, style="github") + "\n")
+    write_text(sweep.folder / "sweep.html", render_page(sweep.folder.name, results))
+    return results
+
+
+def _outcomes(bench: Bench, sweep: Sweep, tasks: list[Task], workers: int) -> Iterator[Outcome]:
+    if workers > 1:
+        yield from run_in_processes(tasks, workers, sweep.folder, sweep.keep_checkpoints)
+    else:
+        yield from map(bench.attempt, tasks)
+
+
+def _check_processes(sweep: Sweep, workers: int) -> None:
+    if workers < 1:
+        raise RecipeError(
+            expected="at least one worker", got=str(workers), fix="Correct --workers."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeviceError(
+            expected="one process",
+            got="a distributed launcher",
+            fix="Start the sweep without it; --workers N starts processes.",
+        )
+    numbered = {job.recipe.model.device for job in sweep.jobs if ":" in job.recipe.model.device}
+    if workers > 1 and numbered:
+        raise DeviceError(
+            expected="model.device to be auto, cuda or cpu with several workers",
+            got=", ".join(sorted(numbered)),
+            fix="Leave the number out: each worker gets its own GPU.",
+        )

@@ -1,0 +1,100 @@
+"""Measure a run's views; those that no training changes are measured once for the whole sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from linearard.evaluation import EvaluationConfig, EvaluationInputs, evaluate
+from linearard.model import RestorableModel, write_json
+from linearard.sweep.plan import Job
+
+_UNTRAINED = ("original", "stretched")
+
+
+def measure_views(
+    restorable: RestorableModel,
+    job: Job,
+    config: EvaluationConfig,
+    documents: list[Tensor],
+    inputs: EvaluationInputs,
+    shared: Path,
+) -> dict[str, Any]:
+    """What `evaluate` gives, with the untrained views taken from `shared` where they are known.
+
+    Args:
+        restorable: the model of the run, after its training.
+        job: the run.
+        config: what to measure; `views` limits the views, but never leaves out the one that counts.
+        documents: held-out token ids, int64 `[tokens]` each.
+        inputs: made from them.
+        shared: folder of measured views, which other processes may use at the same time.
+
+    Returns:
+        A result with the views in order. Retention is absent: it pairs records of two views that
+        were measured together.
+    """
+
+    def measure(names: list[str]) -> dict[str, Any]:
+        return evaluate(
+            restorable.model,
+            restorable.tokenizer,
+            restorable.views(),
+            documents,
+            dataclasses.replace(config, views=names),
+            inputs=inputs,
+            progress=False,
+        )
+
+    available = list(restorable.views()) if job.trains else list(_UNTRAINED)
+    names = [n for n in available if not config.views or n in config.views or n == job.view]
+    trained = [name for name in names if name not in _UNTRAINED]
+    own = measure(trained) if trained else None
+    views: dict[str, Any] = {}
+    for name in names:
+        if name in trained:
+            views[name] = own["views"][name]
+        else:
+            key = _key(name, restorable, job, config, documents)
+            known = _once(shared / f"{name}-{key}.json", lambda name=name: measure([name]))
+            views[name] = known["views"][name]
+    result = own or known
+    result["views"] = views
+    result["meta"]["config"]["views"] = names
+    return result
+
+
+def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result in a file; measured, by one process while the others wait, if it is not there."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            write_json(path, measure())
+        return json.loads(path.read_text())
+
+
+def _key(
+    name: str,
+    restorable: RestorableModel,
+    job: Job,
+    config: EvaluationConfig,
+    documents: list[Tensor],
+) -> str:
+    """Hash of all that decides the result of an untrained view."""
+    model, data = dataclasses.asdict(job.recipe.model), dataclasses.asdict(job.recipe.data)
+    measured = dataclasses.asdict(dataclasses.replace(config, views=[]))
+    rope = job.recipe.rope if name == "stretched" else None
+    digest = hashlib.sha256(
+        json.dumps([restorable.fingerprint, model, data, measured, rope], sort_keys=True).encode()
+    )
+    for document in documents:
+        digest.update(document.numpy().tobytes() + b";")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,123 @@
+"""Several processes on one queue of runs: each holds its own bench, and may die without the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from linearard.sweep.folder import Task
+
+
+def run_in_processes(
+    tasks: Sequence[Task], workers: int, folder: Path, keep_checkpoints: bool
+) -> Iterator[Any]:
+    """Run tasks in `workers` processes; yields an `Outcome` for each as it ends.
+
+    Worker i sees the GPU i modulo their number alone. A worker that dies fails its run and is
+    replaced.
+
+    Args:
+        tasks: taken in this order.
+        workers: how many processes; not more are started than there are tasks.
+        folder, keep_checkpoints: see `Bench`.
+    """
+    from linearard.sweep.bench import Outcome, note_failure
+
+    waiting = deque(tasks)
+    busy: dict[Any, tuple[_Worker, Task]] = {}
+
+    def employ(worker: _Worker) -> None:
+        if waiting:
+            task = waiting.popleft()
+            busy[worker.line] = (worker, task)
+            worker.line.send(task)
+        else:
+            worker.dismiss()
+
+    try:
+        for index in range(min(workers, len(waiting))):
+            employ(_Worker(index, folder, keep_checkpoints))
+        while busy:
+            for line in connection.wait(list(busy)):
+                worker, task = busy.pop(line)
+                try:
+                    outcome = line.recv()
+                except EOFError:
+                    code = worker.end()
+                    message = f"the worker process ended with code {code}"
+                    note_failure(task.job, message)
+                    outcome = Outcome(task.job, message=message, broken=True)
+                yield outcome
+                if outcome.broken and waiting:
+                    worker.dismiss()
+                    worker = _Worker(worker.index, folder, keep_checkpoints)
+                employ(worker)
+    finally:
+        for worker, _ in busy.values():
+            worker.kill()
+
+
+class _Worker:
+    """A process and the line to it."""
+
+    def __init__(self, index: int, folder: Path, keep_checkpoints: bool) -> None:
+        context = get_context("spawn")  # a forked process cannot use CUDA
+        self.index = index
+        self.line, other = context.Pipe()
+        arguments = (other, index, folder, keep_checkpoints)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        other.close()  # so that the line ends when the process does
+
+    def dismiss(self) -> None:
+        """Let the process end after what it is doing."""
+        self.line.close()
+        self._process.join()
+
+    def end(self) -> int | None:
+        """Exit code of a process that has ended its line."""
+        self._process.join()
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """End the process now."""
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(line: Any, index: int, folder: Path, keep_checkpoints: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    _choose_gpu(index)
+    from linearard.sweep.bench import Bench
+
+    bench = Bench(folder, keep_checkpoints)
+    while True:
+        try:
+            task = line.recv()
+        except EOFError:
+            return
+        line.send(bench.attempt(task))
+
+
+def _end_with_parent() -> None:
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _choose_gpu(index: int) -> None:
+    """Leave one GPU visible; must come before CUDA is used."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index % count]
