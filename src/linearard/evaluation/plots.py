@@ -82,7 +82,7 @@ def position_plot(views: Views) -> str | None:
 
 def retention_plot(rows: Sequence[Row], views: Views) -> str | None:
     """What is left of the original on every share-like metric, as bars: original = 100 %."""
-    kept = {row.label: row.retained for row in rows if row.retained}
+    kept = [row for row in rows if row.retained]
     shown = [view for view in views if view != ORIGINAL]
     if not kept or not shown:
         return None
@@ -90,12 +90,15 @@ def retention_plot(rows: Sequence[Row], views: Views) -> str | None:
     with style():
         figure, (axes,) = _panels(1, height=0.9 + len(kept) * (0.25 + 0.18 * len(shown)))
         for index, view in enumerate(shown):
-            values = [100 * (bars.get(view) or 0) for bars in kept.values()]
+            values = [100 * row.retained.get(view, 0) for row in kept]
             y = [row + (index - (len(shown) - 1) / 2) * height for row in range(len(kept))]
             bars = axes.barh(y, values, height * 0.9, color=colour(view, views), label=_short(view))
             axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+            for at, row in zip(y, kept, strict=True):
+                if ends := row.retained_intervals.get(view):
+                    axes.plot([100 * end for end in ends], [at, at], color=INK, linewidth=1)
         axes.axvline(100, color=INK, linewidth=1)
-        axes.set_yticks(range(len(kept)), [_short(label, 30) for label in kept])
+        axes.set_yticks(range(len(kept)), [_short(row.label, 30) for row in kept])
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.set_xlabel("% of the original's score above chance")
@@ -106,15 +109,44 @@ def retention_plot(rows: Sequence[Row], views: Views) -> str | None:
 def passkey_plot(views: Views) -> str | None:
     """Heat maps of retrieval, one a view: length across, depth down."""
     cells = {view: part["passkey"]["cells"] for view, part in views.items() if "passkey" in part}
-    if not cells:
+    shares = {
+        view: {(cell["depth"], cell["length"]): cell["accuracy"] for cell in grid}
+        for view, grid in cells.items()
+    }
+    depths = sorted({depth for grid in shares.values() for depth, _ in grid})
+    rows = {depth: f"{depth:.0%}" for depth in depths}
+    return _heat_maps(shares, rows, "passkey", "depth of the key")
+
+
+def retrieval_plot(views: Views) -> str | None:
+    """Heat maps of retrieval from held-out text, one a view: length across, task down."""
+    shares = {
+        view: {
+            (task, int(length)): at["accuracy"]
+            for task, measured in part["retrieval"]["tasks"].items()
+            for length, at in measured["by_length"].items()
+        }
+        for view, part in views.items()
+        if "retrieval" in part
+    }
+    tasks = dict.fromkeys(task for grid in shares.values() for task, _ in grid)
+    return _heat_maps(shares, {task: _short(task) for task in tasks}, "retrieval", "")
+
+
+def _heat_maps(
+    shares: Mapping[str, Mapping[tuple[Any, int], float]],
+    rows: Mapping[Any, str],
+    name: str,
+    caption: str,
+) -> str | None:
+    """Shares by (row, length in tokens) of each view; `rows` are row to label."""
+    if not shares:
         return None
-    lengths = sorted({cell["length"] for grid in cells.values() for cell in grid})
-    depths = sorted({cell["depth"] for grid in cells.values() for cell in grid})
+    lengths = sorted({length for grid in shares.values() for _, length in grid})
     with style():
-        figure, panels = _panels(len(cells), height=1.1 + 0.34 * len(depths))
-        for axes, (view, grid) in zip(panels, cells.items(), strict=True):
-            share = {(cell["depth"], cell["length"]): cell["accuracy"] for cell in grid}
-            values = [[share.get((d, n), math.nan) for n in lengths] for d in depths]
+        figure, panels = _panels(len(shares), height=1.1 + 0.34 * len(rows))
+        for axes, (view, grid) in zip(panels, shares.items(), strict=True):
+            values = [[grid.get((row, n), math.nan) for n in lengths] for row in rows]
             axes.pcolormesh(values, cmap=_heat(), vmin=0, vmax=1)
             for row, line in enumerate(values):
                 for column, value in enumerate(line):
@@ -130,13 +162,13 @@ def passkey_plot(views: Views) -> str | None:
                         )
             axes.set_title(_short(view))
             axes.set_xticks([i + 0.5 for i in range(len(lengths))], [_tokens(n) for n in lengths])
-            axes.set_yticks([i + 0.5 for i in range(len(depths))], [f"{d:.0%}" for d in depths])
+            axes.set_yticks([i + 0.5 for i in range(len(rows))], list(rows.values()))
             axes.invert_yaxis()
             axes.grid(False)
             axes.tick_params(length=0)
             axes.set_xlabel("prompt (tokens)")
-        panels[0].set_ylabel("depth of the key")
-        return to_svg(figure, "passkey")
+        panels[0].set_ylabel(caption)
+        return to_svg(figure, name)
 
 
 def training_plot(training: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,10 @@ def render_report(result: Mapping[str, Any], *, recipe: Mapping[str, Any] | None
         views=list(views),
         colours={view: plots.colour(view, views) for view in views},
         cards=_cards(rows),
-        rows=[_cells(row, list(views)) for row in rows],
+        groups=[
+            (group, [_cells(row, list(views)) for row in members])
+            for group, members in groupby(rows, key=lambda row: row.group)
+        ],
         recovered=any(row.recovered is not None for row in rows),
         sections=_sections(result, rows),
         details={
@@ -63,7 +67,8 @@ def _sections(result: Mapping[str, Any], rows: list[Row]) -> list[dict[str, Any]
     drawn = [
         (
             "What is left of the original",
-            "Scores as a share of the original model's, above chance where chance is known.",
+            "Scores as a share of the original model's, above chance where chance is known; "
+            "lines are paired 95 % intervals.",
             plots.retention_plot(rows, views),
         ),
         (
@@ -85,6 +90,11 @@ def _sections(result: Mapping[str, Any], rows: list[Row]) -> list[dict[str, Any]
             "Pass-key retrieval",
             "Percent of prompts in which the hidden number is given back, every token right.",
             plots.passkey_plot(views),
+        ),
+        (
+            "Retrieval from held-out text",
+            "Percent of prompts answered, by what is hidden and asked for; all depths together.",
+            plots.retrieval_plot(views),
         ),
         (
             "Relations before and after",
@@ -124,10 +134,11 @@ def _cards(rows: list[Row]) -> list[dict[str, str]]:
 
 
 def _headlines(rows: list[Row]) -> list[Row]:
-    """Agreement, the shortest perplexity, the tasks taken together, and retrieval."""
-    chosen = [row for row in rows if row.kind == "kl" or row.label == "top-1 agreement"]
-    chosen += [row for row in rows if row.kind == "perplexity"][:1]
-    return chosen + [row for row in rows if row.label == "pass key"]
+    """Agreement, the shortest perplexity, the tasks taken together, and the shortest pass key."""
+    chosen = [row for row in rows if row.label in ("KL to original (nats)", "top-1 agreement")]
+    chosen += [row for row in rows if row.label.startswith("perplexity")][:1]
+    chosen += [row for row in rows if row.label == "task average"]
+    return chosen + [row for row in rows if row.label.startswith("pass key")][:1]
 
 
 def _cells(row: Row, views: list[str]) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 
 LEAST_PERPLEXITY_GAP = 0.01  # nats; below it a share of the gap says nothing
+LEAST_RETRIEVAL = 0.5  # what the original must find for a share of it to say something
+RETRIEVAL = "retrieval"  # a group
 
 
 @dataclass(frozen=True)
@@ -18,57 +20,120 @@ class Row:
 
     Attributes:
         label: what a reader sees.
-        kind: "perplexity", "kl" or "share" (a number from 0 to 1).
+        group: what the metrics beside it have in common.
+        kind: "perplexity", "kl", "share" (from 0 to 1), "ratio" (1 is as good as the original) or
+            "rate" (from 0 to 1, of something unwanted).
         values: view to value; a view without one is absent.
         intervals: view to its 95 % interval, [low, high] or None.
         retained: of a share, view to the part of the original's value that is left; above
-            chance where chance is known. Empty for other kinds.
+            chance where chance is known. Empty for other kinds, and for retrieval of which the
+            original itself finds less than half.
+        retained_intervals: view to the 95 % interval of that, where there is one.
         recovered: the share of the gap between stretched and original that restored closes;
             for perplexity on the log scale. None where there is no gap to speak of.
     """
 
     label: str
+    group: str
     kind: str
     values: dict[str, float]
     intervals: dict[str, list[float] | None]
     retained: dict[str, float]
+    retained_intervals: dict[str, list[float]]
     recovered: float | None
 
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller value is the better one."""
-        return self.kind != "share"
+        return self.kind not in ("share", "ratio")
+
+
+class _Rows(list[Row]):
+    """Rows in the making."""
+
+    group = ""
+
+    def add(
+        self, label: str, kind: str, parts: Mapping[str, Any], value: str, interval: str = ""
+    ) -> None:
+        """A row of the `value` in each view's part, and of its interval."""
+        values = {view: part[value] for view, part in parts.items() if part[value] is not None}
+        intervals = {view: parts[view].get(interval or f"{value}_ci95") for view in values}
+        retained = _retained(parts, values, self.group) if kind == "share" else {}
+        bounds = {view: parts[view].get("retention_ci95") for view in retained}
+        self.append(
+            Row(
+                label,
+                self.group,
+                kind,
+                values,
+                intervals,
+                retained,
+                {view: ends for view, ends in bounds.items() if ends},
+                _recovered(kind, values, intervals),
+            )
+        )
 
 
 def summarise(result: Mapping[str, Any]) -> list[Row]:
     """The rows of a result of `evaluate`, in reading order."""
     views: Mapping[str, Mapping[str, Any]] = result["views"]
-    rows: list[Row] = []
+    rows = _Rows()
 
-    def add(label: str, kind: str, parts: Mapping[str, Any], value: str, interval: str) -> None:
-        values = {view: part[value] for view, part in parts.items() if part[value] is not None}
-        intervals = {view: parts[view].get(interval) for view in values}
-        retained = _retained(parts, values) if kind == "share" else {}
-        recovered = _recovered(kind, values, intervals)
-        rows.append(Row(label, kind, values, intervals, retained, recovered))
-
-    agreement = {view: part["agreement"] for view, part in views.items() if "agreement" in part}
-    if agreement:
-        if ORIGINAL in views:  # by definition
-            agreement = {ORIGINAL: {"kl": 0.0, "top1": 1.0}, **agreement}
-        add("KL to original (nats)", "kl", agreement, "kl", "kl_ci95")
-        add("top-1 agreement", "share", agreement, "top1", "top1_ci95")
+    rows.group = "held-out text"
+    if agreement := _agreement(views, lambda part: part):
+        rows.add("KL to original (nats)", "kl", agreement, "kl")
+        rows.add("top-1 agreement", "share", agreement, "top1")
     for window in _keys(views, "perplexity"):
         parts = {view: part["perplexity"][window] for view, part in views.items()}
-        add(f"perplexity, {int(window):,} tokens", "perplexity", parts, "ppl", "ppl_ci95")
+        rows.add(f"perplexity, {int(window):,} tokens", "perplexity", parts, "ppl")
+
+    rows.group = "other text"
+    for text in _keys(views, "texts"):
+        parts = {view: part["texts"][text] for view, part in views.items()}
+        if agreement := _agreement(views, lambda part, text=text: part["texts"][text]):
+            rows.add(f"{text}: KL to original (nats)", "kl", agreement, "kl")
+        rows.add(f"{text}: perplexity", "perplexity", parts, "ppl")
+
+    rows.group = "tasks"
     for task in _keys(views, "tasks"):
         parts = {view: part["tasks"][task] for view, part in views.items()}
         metric = next(iter(parts.values()))["metric"]
-        add(f"{task} ({metric})", "share", parts, "score", "ci95")
-    passkey = {view: part["passkey"] for view, part in views.items() if "passkey" in part}
-    if passkey:
-        add("pass key", "share", passkey, "accuracy", "ci95")
-    return rows
+        rows.add(f"{task} ({metric})", "share", parts, "score", "ci95")
+    averages = {v: part["task_average"] for v, part in views.items() if "task_average" in part}
+    if averages and all(average["tasks"] > 1 for average in averages.values()):
+        rows.add("task average", "share", averages, "score", "ci95")
+        if all("raw_retention" in average for average in averages.values()):
+            rows.add("task average / original's", "ratio", averages, "raw_retention")
+
+    rows.group = RETRIEVAL
+    for section, name in (("passkey", "pass key"), ("retrieval", "retrieval")):
+        parts = {view: part[section] for view, part in views.items() if section in part}
+        lengths = [part.get("by_length", {}) for part in parts.values()]
+        shown = [n for n in lengths[0] if all(n in part for part in lengths)] if lengths else []
+        if parts and len(shown) < 2:
+            rows.add(name, "share", parts, "accuracy", "ci95")
+            continue
+        for n in shown:
+            at = {view: part["by_length"][n] for view, part in parts.items()}
+            rows.add(f"{name}, {int(n):,} tokens", "share", at, "accuracy", "ci95")
+
+    rows.group = "free generation"
+    generated = {view: part["generation"] for view, part in views.items() if "generation" in part}
+    if generated:
+        rows.add("repeated 4-grams", "rate", generated, "repeated_4grams")
+        rows.add("outputs that end in a loop", "rate", generated, "loops")
+    return list(rows)
+
+
+def _agreement(
+    views: Mapping[str, Mapping[str, Any]], where: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The parts of agreement, found by `where` in each view; the original's is by definition."""
+    found = {v: where(part)["agreement"] for v, part in views.items() if "agreement" in where(part)}
+    if not found or ORIGINAL not in views:
+        return found
+    return {ORIGINAL: {"kl": 0.0, "top1": 1.0}, **found}
 
 
 def _keys(views: Mapping[str, Mapping[str, Any]], section: str) -> list[str]:
@@ -77,8 +142,10 @@ def _keys(views: Mapping[str, Mapping[str, Any]], section: str) -> list[str]:
     return [key for key in (sections[0] if sections else {}) if all(key in s for s in sections)]
 
 
-def _retained(parts: Mapping[str, Any], values: dict[str, float]) -> dict[str, float]:
+def _retained(parts: Mapping[str, Any], values: dict[str, float], group: str) -> dict[str, float]:
     original = values.get(ORIGINAL)
+    if group == RETRIEVAL and (original or 0) < LEAST_RETRIEVAL:
+        return {}
     shares = {
         view: parts[view].get("retention", value / original if original else None)
         for view, value in values.items()
@@ -95,6 +162,12 @@ def _recovered(
     if kind == "perplexity":
         original, stretched, restored = map(math.log, (original, stretched, restored))
         if stretched - original < LEAST_PERPLEXITY_GAP:
+            return None
+    elif kind == "ratio":
+        return None
+    elif kind == "rate":
+        interval = intervals[ORIGINAL]
+        if stretched <= (interval[1] if interval else original):
             return None
     elif kind == "share":
         # Without a loss outside the original's own interval there is nothing to recover.
