@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: each half of the cases in a process of its own.
+"""The Triton kernels without a GPU: each part of the cases in a process of its own.
 
 The interpreter must be chosen before triton is first imported, and must not leak into others.
 """
@@ -13,9 +13,17 @@ import pytest
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-@pytest.mark.parametrize("cases", ["self", "not self"])
-def test_kernels_in_the_interpreter(cases):
-    path = Path(__file__).with_name("interpreted_cases.py")
+@pytest.mark.parametrize(
+    ("file", "cases"),
+    [
+        ("interpreted_cases.py", "self"),
+        ("interpreted_cases.py", "not self"),
+        ("interpreted_options.py", "random"),
+        ("interpreted_options.py", "not random"),
+    ],
+)
+def test_kernels_in_the_interpreter(file, cases):
+    path = Path(__file__).with_name(file)
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "-k", cases, str(path)],

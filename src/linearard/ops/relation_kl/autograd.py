@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from linearard.ops.relation_kl.visibility import Visibility
+
 
 class Implementation(Protocol):
     """What a linear-memory implementation provides; ``k`` is None for a self-relation (k = q).
 
-    ``q`` [B, H, N, D], ``k`` [B, Hkv, N, D], ``valid`` bool [B, N] or None. Tokens that are not
-    valid hold zeros. A ``lse`` is opaque to the caller and comes back to ``backward`` as it was.
+    ``q`` [B, H, N, D], ``k`` [B, Hkv, N, D], none of them 0. Tokens that are not valid hold zeros.
+    A ``lse`` is opaque to the caller and comes back to ``backward`` as it was.
     """
 
     def forward(
@@ -22,8 +24,7 @@ class Implementation(Protocol):
         k_t: Tensor | None,
         q_s: Tensor,
         k_s: Tensor | None,
-        valid: Tensor | None,
-        causal: bool,
+        visible: Visibility,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """KL of every row, and the logsumexp of the teacher's and the student's rows."""
@@ -38,8 +39,7 @@ class Implementation(Protocol):
         k_t: Tensor | None,
         q_s: Tensor,
         k_s: Tensor | None,
-        valid: Tensor | None,
-        causal: bool,
+        visible: Visibility,
         scale: float,
         needs: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -51,19 +51,20 @@ class LinearMemoryRows(torch.autograd.Function):
     """KL of every row [B, H, N] through an :class:`Implementation`."""
 
     @staticmethod
-    def forward(ctx, implementation, q_t, k_t, q_s, k_s, valid, causal, scale):
+    def forward(ctx, implementation, q_t, k_t, q_s, k_s, visible, scale):
         """See :class:`Implementation`."""
-        rows, lse_t, lse_s = implementation.forward(q_t, k_t, q_s, k_s, valid, causal, scale)
-        ctx.save_for_backward(lse_t, lse_s, q_t, k_t, q_s, k_s, valid)
-        ctx.implementation, ctx.causal, ctx.scale = implementation, causal, scale
+        rows, lse_t, lse_s = implementation.forward(q_t, k_t, q_s, k_s, visible, scale)
+        ctx.save_for_backward(lse_t, lse_s, q_t, k_t, q_s, k_s, visible.cu_seqlens, visible.valid)
+        ctx.visible = visible._replace(cu_seqlens=None, valid=None)
+        ctx.implementation, ctx.scale = implementation, scale
         return rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         """Gradients reach the student only."""
+        *operands, cu_seqlens, valid = ctx.saved_tensors
+        visible = ctx.visible._replace(cu_seqlens=cu_seqlens, valid=valid)
         needs = (ctx.needs_input_grad[3], ctx.needs_input_grad[4])
-        grad_q, grad_k = ctx.implementation.backward(
-            grad, *ctx.saved_tensors, ctx.causal, ctx.scale, needs
-        )
-        return None, None, None, grad_q, grad_k, None, None, None
+        grad_q, grad_k = ctx.implementation.backward(grad, *operands, visible, ctx.scale, needs)
+        return None, None, None, grad_q, grad_k, None, None

@@ -7,10 +7,13 @@ use the symmetry of the scores: one block of ``P_s - P_t`` gives both parts of t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from linearard.ops.relation_kl.visibility import Visibility
 
 _HIDDEN = -1e30  # finite, so that 0 * (hidden - hidden) is 0
 _ROWS = 64
@@ -19,13 +22,14 @@ _BLOCK_ACCELERATOR = 1 << 24
 
 
 class _Block(NamedTuple):
-    """Rows ``i0:i1`` of key-value heads ``h0:h1`` of one sequence, and the columns ``:j1``."""
+    """Rows ``i0:i1`` of key-value heads ``h0:h1`` of one sequence, and the columns ``j0:j1``."""
 
     batch: int
     h0: int
     h1: int
     i0: int
     i1: int
+    j0: int
     j1: int
 
     def column(self, x: Tensor) -> Tensor:
@@ -49,37 +53,53 @@ class _Model:
 
     def keys(self, block: _Block) -> Tensor:
         """[heads, columns, D]."""
-        return self.k[block.batch, block.h0 : block.h1, : block.j1].to(self.dtype)
+        return self.k[block.batch, block.h0 : block.h1, block.j0 : block.j1].to(self.dtype)
 
     def scores(self, block: _Block, scale: float) -> Tensor:
         """[heads, G * rows, columns], to the bit the same in forward and backward."""
         return torch.bmm(self.queries(block), self.keys(block).mT).mul_(scale)
 
-    def blocks(self, causal: bool) -> Iterator[_Block]:
-        """All rows, in a fixed order."""
+    def blocks(self, visible: Visibility) -> Iterator[_Block]:
+        """All rows, in a fixed order; none but columns that some row of the block sees."""
         batch, kv_heads, _, tokens, _ = self.q.shape
+        edges = [0, tokens]
+        if visible.cu_seqlens is not None:
+            edges = [0, *visible.cu_seqlens.tolist(), tokens]
+        longest = max(end - start for start, end in pairwise(edges))
+        reach = tokens if visible.window is None else visible.window - 1
+        width = min(longest, _ROWS + (1 if visible.causal else 2) * reach)
+
         budget = _BLOCK_CPU if self.q.device.type == "cpu" else _BLOCK_ACCELERATOR
-        rows = max(1, min(_ROWS, tokens, budget // (self.group * tokens)))
-        heads = max(1, min(kv_heads, budget // (self.group * rows * tokens)))
+        rows = max(1, min(_ROWS, longest, budget // (self.group * width)))
+        heads = max(1, min(kv_heads, budget // (self.group * rows * width)))
         for b in range(batch):
             for h0 in range(0, kv_heads, heads):
-                for i0 in range(0, tokens, rows):
-                    i1 = min(i0 + rows, tokens)
-                    j1 = i1 if causal else tokens
-                    yield _Block(b, h0, min(h0 + heads, kv_heads), i0, i1, j1)
+                h1 = min(h0 + heads, kv_heads)
+                for start, end in pairwise(edges):
+                    for i0 in range(start, end, rows):
+                        i1 = min(i0 + rows, end)
+                        j0 = max(start, i0 - reach)
+                        j1 = i1 if visible.causal else min(end, i1 + reach)
+                        yield _Block(b, h0, h1, i0, i1, j0, j1)
 
 
-def _hide(scores: Tensor, block: _Block, valid: Tensor | None, causal: bool, fill: float) -> None:
+def _hide(scores: Tensor, block: _Block, visible: Visibility, fill: float) -> None:
     """Fill what the rows of the block cannot see; ``scores`` [heads, G * rows, columns]."""
-    if causal:
-        rows = block.i1 - block.i0
-        above = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu_(1)
-        scores.unflatten(1, (-1, rows))[..., block.i0 :].masked_fill_(above, fill)
-    if valid is not None:
-        scores.masked_fill_(~valid[block.batch, : block.j1], fill)
+    rows, columns = block.i1 - block.i0, block.j1 - block.j0
+    own = block.i0 - block.j0  # the column of the first row's own token
+    by_row = scores.unflatten(1, (-1, rows))
+    everything = scores.new_ones((), dtype=torch.bool).expand(rows, columns)
+    if visible.causal:
+        by_row[..., own:].masked_fill_(everything[:, own:].triu(1), fill)
+    if visible.window is not None:
+        by_row.masked_fill_(everything.tril(own - visible.window), fill)
+        if not visible.causal:
+            by_row.masked_fill_(everything.triu(own + visible.window), fill)
+    if visible.valid is not None:
+        scores.masked_fill_(~visible.valid[block.batch, block.j0 : block.j1], fill)
 
 
-def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
+def forward(q_t, k_t, q_s, k_s, visible, scale):
     """KL [B, H, N] and logsumexps [2, B, H, N]; see ``autograd.Implementation``.
 
     A logsumexp is a sum of two numbers: rounded to one, it would shift all probabilities of a
@@ -91,12 +111,12 @@ def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
     rows = torch.empty(heads_of, dtype=student.dtype, device=q_s.device)
     shift, log_sum = (rows.new_empty(2, *heads_of) for _ in range(2))  # teacher, student
 
-    for block in student.blocks(causal):
+    for block in student.blocks(visible):
         here = (block.batch, slice(block.h0, block.h1), slice(None), slice(block.i0, block.i1))
         shifted, total = [], []
         for index, model in enumerate((teacher, student)):
             scores = model.scores(block, scale)
-            _hide(scores, block, valid, causal, _HIDDEN)
+            _hide(scores, block, visible, _HIDDEN)
             largest = scores.amax(-1, keepdim=True)
             shifted.append(scores.sub_(largest))
             p = scores.exp()
@@ -111,15 +131,16 @@ def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
 
     high = shift + log_sum
     low = log_sum - (high - shift)
-    if valid is not None:
-        rows.masked_fill_(~valid[:, None, None], 0.0)
+    if visible.valid is not None:
+        gone = ~visible.valid[:, None, None]
+        rows.masked_fill_(gone, 0.0)
         # exp(-inf) = 0: rows that do not count add nothing to a gradient
-        high.masked_fill_(~valid[:, None, None], torch.inf)
+        high.masked_fill_(gone, torch.inf)
     lse = torch.stack((high, low), 1).flatten(3, 4)
     return rows.flatten(1, 2), lse[0], lse[1]
 
 
-def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, valid, causal, scale, needs):
+def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, visible, scale, needs):
     """Gradients of the student; see ``autograd.Implementation``."""
     teacher, student = _Model(q_t, k_t), _Model(q_s, k_s)
     shape = (-1, student.group)
@@ -132,19 +153,19 @@ def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, valid, causal, scale, needs
     else:
         grad_k = torch.zeros(k_s.shape, dtype=student.dtype, device=q_s.device)
 
-    for block in student.blocks(causal):
+    for block in student.blocks(visible):
         here = (block.batch, slice(block.h0, block.h1), slice(None), slice(block.i0, block.i1))
         weight, p_t = (
             model.scores(block, scale).sub_(block.column(lse[0])).sub_(block.column(lse[1])).exp_()
             for model, lse in ((student, lse_s), (teacher, lse_t))
         )
         weight.sub_(p_t).mul_(block.column(grad))
-        _hide(weight, block, valid, causal, 0.0)
+        _hide(weight, block, visible, 0.0)
         if self_relation or needs[0]:
             part = torch.bmm(weight, student.keys(block)).mul_(scale)
             grad_q[here] += part.unflatten(1, (student.group, -1))
         if self_relation or needs[1]:
-            columns = grad_k[block.batch, block.h0 : block.h1, : block.j1]
+            columns = grad_k[block.batch, block.h0 : block.h1, block.j0 : block.j1]
             columns.baddbmm_(weight.mT, student.queries(block), alpha=scale)
     grad_q = grad_q.flatten(1, 2).to(q_s.dtype)
     return grad_q, None if self_relation else grad_k.to(k_s.dtype)

@@ -23,8 +23,8 @@ from linearard.ops.relation_kl.triton.tiles import (
     place,
     precision,
     row_major,
+    seen_operands,
     tma_fits,
-    valid_operands,
 )
 
 
@@ -36,19 +36,23 @@ def _sweep(
     k_s,
     at_t,
     at_s,
-    valid_base,
+    flags_base,
     state,
     rows,
+    seen_from,
+    seen_to,
     low,
     high,
     tokens,
     c,
+    hidden,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr,
     EDGE: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    BANDED: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -63,12 +67,16 @@ def _sweep(
             columns = start + tl.arange(0, COLUMNS)
             seen = (columns < tokens)[None, :]
             if HAS_VALID:
-                flags = tl.load(valid_base + columns, mask=columns < tokens, other=0)
+                flags = tl.load(flags_base + columns, mask=columns < tokens, other=0)
                 seen = (flags != 0)[None, :]
             if CAUSAL:
                 seen = seen & (columns[None, :] <= rows[:, None])
-            raw_t = tl.where(seen, raw_t, -1e30)  # finite: hidden - hidden is 0
-            raw_s = tl.where(seen, raw_s, -1e30)
+            if BANDED:
+                seen = seen & (columns[None, :] >= seen_from[:, None])
+                if not CAUSAL:
+                    seen = seen & (columns[None, :] < seen_to[:, None])
+            raw_t = tl.where(seen, raw_t, hidden)
+            raw_s = tl.where(seen, raw_s, hidden)
         new_t = tl.maximum(max_t, tl.max(raw_t, 1) * c)
         new_s = tl.maximum(max_s, tl.max(raw_s, 1) * c)
         exponent_t = raw_t * c - new_t[:, None]
@@ -97,14 +105,16 @@ def _store_lse(lse, at, shift, log_sum, counts, inside, length):
     tl.store(lse + length + at, tl.where(counts, low, 0.0), mask=inside)
 
 
-@triton.jit
+# the heads' counts enter no address that their alignment would widen: not a kernel for each
+@triton.jit(do_not_specialize_on_alignment=["heads", "group", "together"])
 def _forward_kernel(
     q_t,
     k_t,
     q_s,
     k_s,
-    valid,
+    flags,
     bounds,
+    spans,
     kl,
     lse_t,
     lse_s,
@@ -131,6 +141,7 @@ def _forward_kernel(
     COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    BANDED: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -157,30 +168,59 @@ def _forward_kernel(
         inner = first // COLUMNS * COLUMNS
     else:
         inner = tokens // COLUMNS * COLUMNS
+    inside = rows < tokens
+    seen_from = 0
+    seen_to = tokens
+    if BANDED:
+        last = tl.minimum(first + ROWS, tokens) - 1
+        low = tl.load(spans + first) // COLUMNS * COLUMNS
+        whole = tl.cdiv(tl.load(spans + last), COLUMNS) * COLUMNS  # all rows see from here on
+        seen_from = tl.load(spans + rows, mask=inside, other=0)
+        if not CAUSAL:
+            inner = tl.load(spans + tokens + first) // COLUMNS * COLUMNS
+            high = tl.load(spans + tokens + last)
+            seen_to = tl.load(spans + tokens + rows, mask=inside, other=0)
     if HAS_VALID:
-        valid += b * tokens
-        low = tl.load(bounds + 2 * b) // COLUMNS * COLUMNS
-        last = tl.load(bounds + 2 * b + 1)
-        high = tl.where(first < last, tl.minimum(high, last), 0)
+        flags += b * tokens
+        low = tl.maximum(low, tl.load(bounds + 2 * b) // COLUMNS * COLUMNS)
+        end = tl.load(bounds + 2 * b + 1)
+        high = tl.where(first < end, tl.minimum(high, end), 0)
         inner = low
 
-    least = tl.full([ROWS], -1e30, tl.float32)
+    # `hidden` in units of the exponent is -1e30, far below `least`: a tile of which a row sees
+    # nothing adds exactly 0 to it, and nothing infinite comes near a difference
+    hidden = -1e30 / tl.maximum(c, 1e-6)
+    least = tl.full([ROWS], -1e20, tl.float32)
     zero = tl.zeros([ROWS], tl.float32)
     state = (least, zero, least, zero, zero)
     if not HAS_VALID:
+        if BANDED:
+            state = _sweep(
+                tile_t, tile_s, k_t, k_s, at_t, at_s, flags, state, rows, seen_from, seen_to,
+                low, tl.minimum(whole, inner), tokens, c, hidden,
+                DIM, WIDTH, COLUMNS, CAUSAL, True, HAS_VALID, BANDED, TMA, PRECISION,
+            )  # fmt: skip
+            low = whole
         state = _sweep(
-            tile_t, tile_s, k_t, k_s, at_t, at_s, valid, state, rows, low, inner, tokens, c,
-            DIM, WIDTH, COLUMNS, CAUSAL, False, HAS_VALID, TMA, PRECISION,
+            tile_t, tile_s, k_t, k_s, at_t, at_s, flags, state, rows, seen_from, seen_to,
+            low, inner, tokens, c, hidden,
+            DIM, WIDTH, COLUMNS, CAUSAL, False, HAS_VALID, BANDED, TMA, PRECISION,
         )  # fmt: skip
     max_t, sum_t, max_s, sum_s, cross = _sweep(
-        tile_t, tile_s, k_t, k_s, at_t, at_s, valid, state, rows, inner, high, tokens, c,
-        DIM, WIDTH, COLUMNS, CAUSAL, True, HAS_VALID, TMA, PRECISION,
+        tile_t, tile_s, k_t, k_s, at_t, at_s, flags, state, rows, seen_from, seen_to,
+        inner, high, tokens, c, hidden,
+        DIM, WIDTH, COLUMNS, CAUSAL, True, HAS_VALID, BANDED, TMA, PRECISION,
     )  # fmt: skip
 
-    inside = rows < tokens
-    counts = inside
+    # a row that sees one column is 0, and so is its gradient: exactly, so not left to rounding
     if HAS_VALID:
-        counts = tl.load(valid + rows, mask=inside, other=0) != 0
+        counts = tl.load(flags + rows, mask=inside, other=0) == 2
+    elif CAUSAL:
+        counts = inside & (rows > seen_from)
+    elif BANDED:
+        counts = inside & (seen_to - seen_from > 1)
+    else:
+        counts = inside & (rows < (tokens > 1) * tokens)
     sum_t = tl.where(counts, sum_t, 1.0)
     sum_s = tl.where(counts, sum_s, 1.0)
     max_t = tl.where(counts, max_t, 0.0)
@@ -193,7 +233,7 @@ def _forward_kernel(
     _store_lse(lse_s, at, max_s, tl.log2(sum_s), counts, inside, length)
 
 
-def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
+def forward(q_t, k_t, q_s, k_s, visible, scale):
     """KL [B, H, N] and base-2 logsumexps [2, B, H, N], float32; see ``autograd.Implementation``."""
     q_t, q_s = row_major(q_t, q_s)
     k_t, k_s = (q_t, q_s) if k_s is None else row_major(k_t, k_s)
@@ -208,7 +248,7 @@ def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
             descriptor(k_t, tile.columns) if tma else k_t,
             q_s,
             descriptor(k_s, tile.columns) if tma else k_s,
-            *valid_operands(valid),
+            *seen_operands(visible, tokens, q_s.device),
             kl,
             lse_t,
             lse_s,
@@ -225,8 +265,9 @@ def forward(q_t, k_t, q_s, k_s, valid, causal, scale):
             WIDTH=padded(head_dim),
             ROWS=tile.rows,
             COLUMNS=tile.columns,
-            CAUSAL=causal,
-            HAS_VALID=valid is not None,
+            CAUSAL=visible.causal,
+            HAS_VALID=visible.valid is not None,
+            BANDED=visible.banded,
             TMA=tma,
             PRECISION=precision(q_s),
             num_warps=tile.warps,

@@ -11,7 +11,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from linearard.ops.relation_kl.visibility import Visibility
+
 LOG2_E = 1.4426950408889634
+_LARGEST_TILE = 128  # tokens
 _CACHE_BYTES = 32 << 20  # of the 50 MB second-level cache
 
 
@@ -85,8 +88,14 @@ def _fit(table: dict[int, Tile], x: Tensor) -> Tile:
 
 
 def row_major(*operands: Tensor) -> list[Tensor]:
-    """The operands with head_dim contiguous: copied only where it is not."""
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in operands]
+    """The operands as the kernels address them: copied only where they cannot.
+
+    head_dim is contiguous. Offsets within a tile are 32-bit, all others 64-bit.
+    """
+    return [
+        x if x.stride(-1) == 1 and x.stride(-2) * _LARGEST_TILE < 2**31 else x.contiguous()
+        for x in operands
+    ]
 
 
 def precision(x: Tensor) -> str:
@@ -122,14 +131,33 @@ def heads_together(x: Tensor) -> int:
     return max(1, _CACHE_BYTES // (2 * tokens * head_dim * x.element_size()))
 
 
-def valid_operands(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """``valid`` [B, N] as bytes, and [B, 2]: the first valid token and one past the last."""
-    if valid is None:
-        return None, None
-    tokens = torch.arange(valid.shape[1], device=valid.device, dtype=torch.int32)
-    first = tokens.masked_fill(~valid, valid.shape[1]).amin(1)
-    last = (tokens + 1).masked_fill(~valid, 0).amax(1)
-    return valid.contiguous().view(torch.uint8), torch.stack((first, last), 1)
+def seen_operands(
+    visible: Visibility, tokens: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What the kernels know of :class:`Visibility`, causality aside; None where all is seen.
+
+    Returns:
+        flags uint8 [B, N]: 0 invalid, 1 a column only (its row sees one column, so it is 0 and has
+        no gradient), 2 a row that counts; bounds int32 [B, 2]: the first valid token and one past
+        the last; spans int32 [2, N] of :meth:`Visibility.spans`.
+    """
+    spans = visible.spans(tokens, device) if visible.banded else None
+    if visible.valid is None:
+        return None, None, spans
+    valid = visible.valid
+    at = torch.arange(tokens, device=device, dtype=torch.int32)
+    first = at.masked_fill(~valid, tokens).amin(1)
+    last = (at + 1).masked_fill(~valid, 0).amax(1)
+    before = torch.nn.functional.pad(valid.cumsum(1, dtype=torch.int32), (1, 0))
+    end = before[:, 1:] if visible.causal else before[:, -1:]
+    if spans is not None:
+        end = end if visible.causal else before[:, spans[1]]
+        before = before[:, spans[0]]
+        columns = end - before
+    else:
+        columns = end
+    flags = valid.to(torch.uint8) + (valid & (columns > 1)).to(torch.uint8)
+    return flags, torch.stack((first, last), 1), spans
 
 
 @triton.jit

@@ -1,0 +1,271 @@
+"""Backward: the scores again, a tile at a time, and one product of their weights with the tokens.
+
+One kernel serves the three gradients. Its program owns ROWS tokens of ``a`` and walks over the
+tokens of ``b``; the weight of a pair is ``g (P_s - P_t)`` of the row that the pair belongs to:
+
+    ROW   a are queries, b keys: the logsumexp of a's token      -> dq
+    COL   a are keys, b queries: the logsumexp of b's token      -> dk, over the heads of a group
+    both  a = b, a self-relation: S_ij = S_ji, so the tile below the diagonal gives the row part
+          of a's tokens, and the tile above it their column part -> dx
+
+No program writes what another one writes, so the result does not depend on their order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from linearard.ops.relation_kl.triton.tiles import load_tokens, place
+
+
+@triton.jit
+def _probability(raw, c, lse, lost, PRECISION: tl.constexpr):
+    exponent = raw * c - lse
+    if PRECISION == "ieee":  # half precision has larger errors than what the rounding lost
+        exponent -= lost
+    return tl.exp2(exponent)
+
+
+@triton.jit
+def _load_lse(base, at, length, inside, MASKED: tl.constexpr):
+    """The two parts of the logsumexps at ``at``; outside, probabilities become 0."""
+    if MASKED:
+        lse = tl.load(base + at, mask=inside, other=float("inf"))
+        lost = tl.load(base + length + at, mask=inside, other=0.0)
+    else:
+        lse = tl.load(base + at)
+        lost = tl.load(base + length + at)
+    return lse, lost
+
+
+@triton.jit
+def _sweep(
+    total,
+    own,
+    b_t,
+    b_s,
+    at_t,
+    at_s,
+    flags_base,
+    stats,
+    row_stats,
+    seen,
+    low,
+    high,
+    tokens,
+    c,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROW: tl.constexpr,
+    COL: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    EDGE: tl.constexpr,
+    BAND: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add columns low ... high to ``total`` [ROWS, WIDTH].
+
+    DIAGONAL: some pairs see one way; BAND: some pairs are outside window or document.
+    """
+    a_t, a_s = own
+    lse_t_base, lse_s_base, grad_base, length = stats
+    rows, seen_from, seen_to = seen
+    lse_t_row, lost_t_row, lse_s_row, lost_s_row, grad_row = row_stats
+    for start in range(low, high, COLUMNS):
+        tile_t = load_tokens(b_t, at_t, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
+        tile_s = load_tokens(b_s, at_s, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
+        columns = start + tl.arange(0, COLUMNS)
+        raw_t = tl.dot(a_t, tl.trans(tile_t), input_precision=PRECISION)  # [ROWS, COLUMNS]
+        raw_s = tl.dot(a_s, tl.trans(tile_s), input_precision=PRECISION)
+        if ROW:
+            p_s = _probability(raw_s, c, lse_s_row[:, None], lost_s_row[:, None], PRECISION)
+            p_t = _probability(raw_t, c, lse_t_row[:, None], lost_t_row[:, None], PRECISION)
+            weight = (p_s - p_t) * grad_row[:, None]
+            if DIAGONAL or EDGE or HAS_VALID:
+                keep = (columns < tokens)[None, :]
+                if HAS_VALID:
+                    flags = tl.load(flags_base + columns, mask=columns < tokens, other=0)
+                    keep = (flags != 0)[None, :]
+                if DIAGONAL:
+                    keep = keep & (columns[None, :] <= rows[:, None])
+                weight = tl.where(keep, weight, 0.0)
+        if COL:
+            inside = columns < tokens
+            lse_t, lost_t = _load_lse(lse_t_base, columns, length, inside, EDGE)
+            lse_s, lost_s = _load_lse(lse_s_base, columns, length, inside, EDGE)
+            if EDGE:
+                grad = tl.load(grad_base + columns, mask=inside, other=0.0)
+            else:
+                grad = tl.load(grad_base + columns)
+            p_s = _probability(raw_s, c, lse_s[None, :], lost_s[None, :], PRECISION)
+            p_t = _probability(raw_t, c, lse_t[None, :], lost_t[None, :], PRECISION)
+            part = (p_s - p_t) * grad[None, :]
+            if DIAGONAL:
+                part = tl.where(columns[None, :] >= rows[:, None], part, 0.0)
+            if ROW:
+                weight += part
+            else:
+                weight = part
+        if BAND:
+            keep = columns[None, :] >= seen_from[:, None]
+            keep = keep & (columns[None, :] < seen_to[:, None])
+            weight = tl.where(keep, weight, 0.0)
+        total = tl.dot(weight.to(tile_s.dtype), tile_s, total, input_precision=PRECISION)
+    return total
+
+
+# the heads' counts enter no address that their alignment would widen: not a kernel for each
+@triton.jit(do_not_specialize_on_alignment=["a_heads", "b_heads", "together"])
+def backward_kernel(
+    a_t,
+    a_s,
+    b_t,
+    b_s,
+    out,
+    lse_t,
+    lse_s,
+    grad,
+    flags,
+    bounds,
+    spans,
+    a_t_b,
+    a_t_h,
+    a_t_n,
+    a_s_b,
+    a_s_h,
+    a_s_n,
+    b_t_b,
+    b_t_h,
+    b_t_n,
+    b_s_b,
+    b_s_h,
+    b_s_n,
+    tokens,
+    a_heads,
+    b_heads,
+    together,
+    c,
+    scale,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ROW: tl.constexpr,
+    COL: tl.constexpr,
+    EVEN: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    BANDED: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: the gradient of ROWS tokens of one head of ``a``."""
+    blocks = tl.cdiv(tokens, ROWS)
+    all_heads = tl.num_programs(0) // blocks
+    head, block = place(blocks, all_heads, together)  # head of B * a_heads
+    length = all_heads.to(tl.int64) * tokens  # of one part of a logsumexp
+    if ROW:  # long rows first (with both parts all are equally long)
+        block = blocks - 1 - block
+    else:
+        length *= b_heads // a_heads
+    first = block * ROWS
+    head = head.to(tl.int64)
+    b = head // a_heads
+    h = head % a_heads
+    rows = first + tl.arange(0, ROWS)
+    inside = rows < tokens
+    at = (b, h, a_t_b, a_t_h, a_t_n)
+    own_t = load_tokens(a_t, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    at = (b, h, a_s_b, a_s_h, a_s_n)
+    own_s = load_tokens(a_s, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    if ROW:
+        at = head * tokens + rows
+        lse_t_row, lost_t_row = _load_lse(lse_t, at, length, inside, True)
+        lse_s_row, lost_s_row = _load_lse(lse_s, at, length, inside, True)
+        grad_row = tl.load(grad + at, mask=inside, other=0.0)
+        row_stats = (lse_t_row, lost_t_row, lse_s_row, lost_s_row, grad_row)
+        repeats = 1
+    else:
+        row_stats = (0, 0, 0, 0, 0)
+        repeats = b_heads // a_heads
+
+    low = 0
+    high = tokens
+    seen_from = 0
+    seen_to = tokens
+    if BANDED:  # token a and token b see each other only within the span of a, one way or both
+        last = tl.minimum(first + ROWS, tokens) - 1
+        low = tl.load(spans + first) // COLUMNS * COLUMNS
+        high = tl.load(spans + tokens + last)
+        seen_from = tl.load(spans + rows, mask=inside, other=0)
+        seen_to = tl.load(spans + tokens + rows, mask=inside, other=0)
+    if HAS_VALID:
+        flags += b * tokens
+        start = tl.load(bounds + 2 * b) // COLUMNS * COLUMNS
+        end = tl.load(bounds + 2 * b + 1)
+        low = tl.maximum(low, start)
+        high = tl.where((first < end) & (first + ROWS > start), tl.minimum(high, end), 0)
+    near = low  # tiles from here on, up to `far`, lie within the spans of all rows
+    far = high
+    if BANDED:
+        near = tl.maximum(low, tl.cdiv(tl.load(spans + last), COLUMNS) * COLUMNS)
+        far = tl.minimum(high, tl.load(spans + tokens + first) // COLUMNS * COLUMNS)
+    diagonal = first // COLUMNS * COLUMNS  # the tiles that the diagonal crosses, to `beyond`
+    beyond = tl.cdiv(first + ROWS, COLUMNS) * COLUMNS
+
+    own = (own_t, own_s)
+    seen = (rows, seen_from, seen_to)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
+    for repeat in range(0, repeats):
+        b_head = h // (a_heads // b_heads) if ROW else h * repeats + repeat
+        at_t = (b, b_head, b_t_b, b_t_h, b_t_n)
+        at_s = (b, b_head, b_s_b, b_s_h, b_s_n)
+        base = (b * b_heads + b_head) * tokens
+        stats = (lse_t + base, lse_s + base, grad + base, length)
+        if CAUSAL:
+            if ROW:
+                if BANDED:
+                    total = _sweep(
+                        total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                        low, tl.minimum(near, tl.minimum(diagonal, high)), tokens, c,
+                        DIM, WIDTH, COLUMNS,
+                        True, False, False, False, True, HAS_VALID, TMA, PRECISION,
+                    )  # fmt: skip
+                total = _sweep(
+                    total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                    near, tl.minimum(diagonal, high), tokens, c, DIM, WIDTH, COLUMNS,
+                    True, False, False, False, False, HAS_VALID, TMA, PRECISION,
+                )  # fmt: skip
+            total = _sweep(
+                total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                tl.maximum(diagonal, low), tl.minimum(beyond, high), tokens, c,
+                DIM, WIDTH, COLUMNS, ROW, COL, True, True, BANDED, HAS_VALID, TMA, PRECISION,
+            )  # fmt: skip
+            if COL:
+                total = _sweep(
+                    total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                    tl.maximum(beyond, low), far, tokens, c, DIM, WIDTH, COLUMNS,
+                    False, True, False, not EVEN, False, HAS_VALID, TMA, PRECISION,
+                )  # fmt: skip
+                if BANDED:
+                    total = _sweep(
+                        total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                        tl.maximum(far, tl.maximum(beyond, low)), high, tokens, c,
+                        DIM, WIDTH, COLUMNS,
+                        False, True, False, True, True, HAS_VALID, TMA, PRECISION,
+                    )  # fmt: skip
+        else:
+            total = _sweep(
+                total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                low, high, tokens, c, DIM, WIDTH, COLUMNS,
+                ROW, COL, False, not EVEN, BANDED, HAS_VALID, TMA, PRECISION,
+            )  # fmt: skip
+
+    dim = tl.arange(0, WIDTH)
+    at = (head * tokens + rows)[:, None] * DIM + dim[None, :]
+    keep = inside[:, None] & (dim < DIM)[None, :]
+    tl.store(out + at, (total * scale).to(out.dtype.element_ty), mask=keep)

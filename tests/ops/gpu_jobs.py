@@ -1,0 +1,144 @@
+"""What the GPU tests do, as functions that a process of its own can run.
+
+Most of the time goes into compiling kernels, so test_relation_kl_gpu.py spreads these over processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import random
+from unittest import mock
+
+import torch
+from random_cases import compile_classes, draw_case
+from relation_oracle import Case, check, check_identical, draw
+
+from linearard.ops.relation_kl import attention_kl, relation_kl
+
+CALLS = 1000
+CLASSES = compile_classes(40)
+KERNELS = "linearard.ops.relation_kl.triton"
+
+
+def random_calls(index: int, pointers: bool = False) -> int:
+    """Calls of a class, each repeated 20 times; a few, with ``pointers`` alone. How many calls."""
+    kind, rng = CLASSES[index], random.Random(index)
+    calls = 4 if pointers else CALLS // len(CLASSES)
+    modules = [importlib.import_module(f"{KERNELS}.{name}") for name in ("forward", "backward")]
+    with contextlib.ExitStack() as stack:
+        for module in modules * pointers:
+            stack.enter_context(mock.patch.object(module, "tma_fits", lambda *operands: False))
+        for _ in range(calls):
+            case = draw_case(kind, rng)
+            try:
+                check(case, "triton", getattr(torch, kind.dtype), "cuda", repeats=20)
+            except AssertionError as problem:
+                raise AssertionError(f"{kind}: {case!r}: {problem}") from problem
+    return calls
+
+
+def larger_calls():
+    """Lengths of many tiles, the benchmark's head_dims."""
+    check(Case(1271, 128, heads=3), "triton", torch.bfloat16, "cuda", 5)
+    check(Case(2048, 64, heads=3, window=500), "triton", torch.bfloat16, "cuda", 5)
+    documents = (700, 0, 1, 300, 1047)
+    check(Case(2048, 64, heads=3, documents=documents), "triton", torch.bfloat16, "cuda", 5)
+
+
+def identical_models():
+    """Exactly nothing, whatever limits the rows."""
+    for kv_heads in (None, 2):
+        for limits in (
+            {},
+            {"window": 30},
+            {"documents": (100, 101), "amplitude": 40.0},
+            {"window": 17, "amplitude": 0.01},
+        ):
+            case = Case(201, 64, heads=4, kv_heads=kv_heads, **limits)
+            check_identical(case, "triton", torch.bfloat16, "cuda")
+
+
+def long_runs_agree_to_the_bit():
+    q_t, _, q_s, _, _ = draw(Case(4096, 128, heads=8), torch.bfloat16, "cuda")
+    grads = []
+    for _ in range(20):
+        x = q_s.clone().requires_grad_()
+        loss = relation_kl(q_t, x)
+        grads.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+    for other in grads[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
+
+
+def more_heads_than_a_grid_dimension_holds():
+    teacher = torch.randn(2, 40000, 3, 16, device="cuda", dtype=torch.bfloat16)
+    student = torch.randn_like(teacher).requires_grad_()
+    rows = relation_kl(teacher, student, reduction="none")
+    last = relation_kl(teacher[1:, -1:], student[1:, -1:], reduction="none")
+    assert torch.equal(rows[1, -1], last[0, 0])
+    rows.sum().backward()
+    assert torch.isfinite(student.grad).all() and (student.grad[1, -1, 1:] != 0).any()
+
+
+def more_elements_than_32_bits_count():
+    """2.2e9 elements: the last heads must be what they are alone, values and gradients."""
+    shape = (2, 4200, 2048, 128)
+    teacher = torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_()
+    student = torch.empty_like(teacher).normal_().requires_grad_()
+    assert teacher.numel() > 2**31
+    options = {"window": 64, "reduction": "none"}
+    rows = relation_kl(teacher, student, **options)
+    (gradient,) = torch.autograd.grad(rows.sum(), student)
+    own = student.detach()[1:, -3:].clone().requires_grad_()
+    few = relation_kl(teacher[1:, -3:].clone(), own, **options)
+    (few_gradient,) = torch.autograd.grad(few.sum(), own)
+    assert torch.equal(rows[1, -3:], few[0]) and torch.equal(gradient[1, -3:], few_gradient[0])
+    assert (few_gradient != 0).any()
+
+
+def nothing_is_copied_to_the_host():
+    """Boundaries, lengths and masks that lie on the GPU are read there: no call waits for it."""
+    q_t, k_t, q_s, k_s, valid = draw(
+        Case(257, 64, heads=4, kv_heads=2, padding="holes"), torch.bfloat16, "cuda"
+    )
+    weights = torch.rand(1, 1, 257, device="cuda")
+    edges = torch.tensor([0, 100, 100, 257], device="cuda", dtype=torch.int32)
+
+    def run():
+        leaves = [x.detach().requires_grad_() for x in (q_s, k_s)]
+        attention_kl(
+            q_t, k_t, *leaves, cu_seqlens=edges, mask=valid, window=64, row_weights=weights
+        ).backward()
+
+    run()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def default_choice():
+    case = Case(67, 64)
+    for dtype, same_as in ((torch.bfloat16, "triton"), (torch.float64, "chunked")):
+        q_t, k_t, q_s, k_s, _ = draw(case, dtype, "cuda")
+        chosen = attention_kl(q_t, k_t, q_s, k_s)
+        assert torch.equal(chosen, attention_kl(q_t, k_t, q_s, k_s, implementation=same_as))
+
+
+def chunked_on_a_gpu():
+    check(Case(401, 80, heads=4, kv_heads=2, padding="right", batch=2), "chunked", device="cuda")
+    check(Case(401, 64, padding="holes"), "chunked", torch.bfloat16, "cuda")
+    check(Case(401, 64, documents=(200, 0, 201), window=77), "chunked", device="cuda")
+
+
+SINGLE_JOBS = (
+    larger_calls,
+    identical_models,
+    long_runs_agree_to_the_bit,
+    more_heads_than_a_grid_dimension_holds,
+    more_elements_than_32_bits_count,
+    nothing_is_copied_to_the_host,
+    default_choice,
+    chunked_on_a_gpu,
+)

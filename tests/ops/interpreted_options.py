@@ -1,0 +1,159 @@
+"""Window, documents, weights and edges in the Triton kernels on CPU tensors.
+
+Run by test_relation_kl_interpreted.py with TRITON_INTERPRET=1.
+"""
+
+import math
+import random
+import sys
+
+import pytest
+import torch
+from random_cases import compile_classes, draw_case
+from relation_oracle import Case, check, check_identical, draw
+
+from linearard.ops.relation_kl import attention_kl, relation_kl
+
+# the probability of a hidden pair may overflow; it is replaced, not multiplied
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
+
+OPTIONS = [
+    Case(70, 16, heads=1, batch=2, window=9),
+    Case(131, 16, heads=1, window=40),
+    Case(67, 24, heads=2, kv_heads=1, window=33, padding="holes"),
+    Case(67, 16, heads=1, causal=False, window=5),
+    Case(100, 40, heads=2, kv_heads=1, causal=False, window=35),
+    Case(100, 16, heads=1, documents=(0, 33, 1, 0, 30, 36, 0)),
+    Case(100, 16, heads=2, kv_heads=1, documents=(10, 64, 26), causal=False),
+    Case(96, 16, heads=1, documents=(50, 46), window=20, padding="left", weights=(True,) * 3),
+    Case(67, 64, heads=1, amplitude=40.0),
+    Case(67, 64, heads=2, kv_heads=1, amplitude=40.0, window=40, causal=False),
+    Case(40, 16, heads=2, batch=2, padding="all"),
+    Case(1, 16, heads=1, causal=False),
+    Case(33, 16, heads=1, window=1),
+]
+
+
+def through_descriptors(monkeypatch):
+    for name in ("forward", "backward"):
+        module = sys.modules[f"linearard.ops.relation_kl.triton.{name}"]
+        monkeypatch.setattr(module, "tma_fits", lambda *operands: True)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+def test_options(case):
+    check(case, "triton")
+
+
+@pytest.mark.parametrize("case", [OPTIONS[1], OPTIONS[4], OPTIONS[7]], ids=str)
+def test_options_through_tensor_descriptors(case, monkeypatch):
+    through_descriptors(monkeypatch)
+    check(case, "triton")
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in compile_classes() if k.dtype != "bfloat16" and k.head_dim <= 128], ids=str
+)
+def test_random_calls(kind, monkeypatch):
+    if kind.index % 2:
+        through_descriptors(monkeypatch)
+    rng = random.Random(kind.index)
+    case = draw_case(kind, rng, largest=70)
+    fewer = {"heads": 1} if kind.kv_heads is None else {"heads": 2, "kv_heads": 1}
+    check(
+        Case(**{**vars(case), "batch": min(case.batch, 2), **fewer}),
+        "triton",
+        getattr(torch, kind.dtype),
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [None, 1])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(67, 24, batch=2),
+        Case(40, 16, window=7, causal=False),
+        Case(67, 16, documents=(30, 37), window=20),
+        Case(67, 16, padding="holes", amplitude=40.0),
+    ],
+    ids=str,
+)
+def test_identical_models_cost_nothing(case, kv_heads):
+    check_identical(Case(**{**vars(case), "kv_heads": kv_heads}), "triton")
+
+
+def test_options_nothing_is_computed_outside_the_window(monkeypatch):
+    """Loads of a tile are counted: four times the tokens, four times the tiles."""
+    counts = []
+
+    def tiles(tokens, **limits):
+        q_t, _, q_s, _, _ = draw(Case(tokens, 16, heads=1), torch.float32, "cpu")
+        loaded.clear()
+        loss = relation_kl(q_t, q_s.requires_grad_(), implementation="triton", **limits)
+        forward = len(loaded)
+        loss.backward()
+        return forward, len(loaded) - forward
+
+    loaded = []
+    for name in ("forward", "backward_kernel"):
+        module = sys.modules[f"linearard.ops.relation_kl.triton.{name}"]
+        original = module.load_tokens
+
+        def counting(*args, original=original, **kwargs):
+            loaded.append(args[2])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, "load_tokens", counting)
+    # tiles of 32 x 32: two models, each block its own rows and the tiles of its columns
+    assert tiles(128) == (2 * (4 + 10), 2 * (4 + 16))
+    for tokens in (128, 512):
+        blocks = tokens // 32
+        windowed = tiles(tokens, window=32)
+        assert windowed == (2 * (2 * blocks + blocks - 1), 2 * (2 * blocks + 2 * (blocks - 1)))
+        counts.append(windowed)
+        packed = tiles(tokens, cu_seqlens=list(range(0, tokens + 1, 32)))
+        assert packed == (2 * 2 * blocks, 2 * 2 * blocks)
+
+
+def test_options_offsets_beyond_32_bits():
+    """Views into one lazily filled buffer of 13 GB; only the tokens in use take memory."""
+    far = 2**31 + 16
+    near_32 = 2**24 - 16  # of a token: the largest step that tiles of 128 tokens address
+    layouts = {
+        "batch": ((2, 1, 40, 16), (far, 640, 16, 1)),
+        "head": ((1, 2, 40, 16), (640, far, 16, 1)),
+        "token": ((1, 1, 200, 16), (640, 16, near_32, 1)),
+        "copied": ((1, 1, 40, 16), (640, 16, 2**26, 1)),
+    }
+    for shape, strides in layouts.values():
+        plain = draw(Case(shape[2], 16, heads=shape[1], batch=shape[0]), torch.float16, "cpu")
+        expected, gradients = [], []
+        for spread in (False, True):
+            operands = []
+            for x in plain[:4:2]:
+                if spread:
+                    size = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+                    x = torch.empty(size, dtype=x.dtype).as_strided(shape, strides).copy_(x)
+                operands.append(x)
+            student = operands[1].detach().requires_grad_()
+            rows = relation_kl(operands[0], student, reduction="none", implementation="triton")
+            expected.append(rows.detach())
+            gradients.append(torch.autograd.grad(rows.sum(), student)[0])
+        assert torch.equal(*expected) and torch.equal(*gradients)
+
+
+def test_options_nan_in_padding_and_upstream_goes_nowhere():
+    q_t, k_t, q_s, k_s, valid = draw(
+        Case(40, 16, heads=2, kv_heads=1, batch=2, padding="all"), torch.float32, "cpu"
+    )
+    gone = ~valid[:, None, :, None]
+    operands = [x.masked_fill(gone, math.nan) for x in (q_t, k_t, q_s, k_s)]
+    leaves = [x.requires_grad_() for x in operands[2:]]
+    loss = attention_kl(*operands, mask=valid, window=7, implementation="triton")
+    loss.backward()
+    assert math.isfinite(loss.item()) and loss.item() > 0
+    for x in leaves:
+        assert (x.grad[0] == 0).all() and torch.isfinite(x.grad).all() and (x.grad[1] != 0).any()
