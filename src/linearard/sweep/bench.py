@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from linearard.errors import CheckpointError, RecipeError, UserError
-from linearard.evaluation import EvaluationConfig, EvaluationInputs, prepare_inputs
+from linearard.evaluation import (
+    EvaluationConfig,
+    EvaluationInputs,
+    prepare_inputs,
+    read_texts,
+)
 from linearard.model import (
     ModelConfig,
     RestorableModel,
@@ -197,7 +202,8 @@ class Bench:
             tokenizer = self._tokenizer(recipe.model)
             documents = validation_documents(recipe.data, tokenizer, config)
             bare = dataclasses.replace(config, views=[])
-            inputs = prepare_inputs(tokenizer, _UNTRAINED, documents, bare)
+            texts = read_texts(config, recipe.data, tokenizer)
+            inputs = prepare_inputs(tokenizer, _UNTRAINED, documents, bare, texts)
             self._prepared[key] = _Prepared(documents, inputs)
         return self._prepared[key]
 

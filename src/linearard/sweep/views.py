@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from linearard.evaluation import EvaluationConfig, EvaluationInputs, evaluate
+from linearard.evaluation.retention import retention
 from linearard.model import RestorableModel, write_json
 from linearard.sweep.plan import Job
 
@@ -37,8 +38,8 @@ def measure_views(
         shared: folder of measured views, which other processes may use at the same time.
 
     Returns:
-        A result with the views in order. Retention is absent: it pairs records of two views that
-        were measured together.
+        A result with the views in order. What they keep of the original's task scores is there
+        without intervals, which pair the records of views measured together.
     """
 
     def measure(names: list[str]) -> dict[str, Any]:
@@ -61,13 +62,32 @@ def measure_views(
         if name in trained:
             views[name] = own["views"][name]
         else:
-            key = _key(name, restorable, job, config, documents)
+            texts = [*documents, *inputs.texts.values()]
+            key = _key(name, restorable, job, config, texts)
             known = _once(shared / f"{name}-{key}.json", lambda name=name: measure([name]))
             views[name] = known["views"][name]
+    _compare_with_original(views)
     result = own or known
     result["views"] = views
     result["meta"]["config"]["views"] = names
     return result
+
+
+def _compare_with_original(views: dict[str, Any]) -> None:
+    if "task_average" not in views.get("original", {}):
+        return
+    original = _task_parts(views["original"])
+    for view in views.values():
+        for key, part in _task_parts(view).items():
+            reference = original[key]["score"]
+            for name, chance in (("retention", part["chance"]), ("raw_retention", 0.0)):
+                part[name] = retention(part["score"], reference, chance)
+                part.pop(f"{name}_ci95", None)
+
+
+def _task_parts(view: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The results on single tasks, and their average under an empty name."""
+    return {**view["tasks"], "": view["task_average"]}
 
 
 def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -86,7 +106,7 @@ def _key(
     restorable: RestorableModel,
     job: Job,
     config: EvaluationConfig,
-    documents: list[Tensor],
+    texts: list[Tensor],
 ) -> str:
     """Hash of all that decides the result of an untrained view."""
     model, data = dataclasses.asdict(job.recipe.model), dataclasses.asdict(job.recipe.data)
@@ -95,6 +115,6 @@ def _key(
     digest = hashlib.sha256(
         json.dumps([restorable.fingerprint, model, data, measured, rope], sort_keys=True).encode()
     )
-    for document in documents:
-        digest.update(document.numpy().tobytes() + b";")
+    for text in texts:
+        digest.update(text.numpy().tobytes() + b";")
     return digest.hexdigest()[:16]
