@@ -12,13 +12,24 @@ PARTS = {
     "far": {
         "window": 24,
         "sequences": 3,
-        "objective": {"relations": {}, "logit_weight": 1, "hidden_weight": 1, "skip_positions": True},
+        "objective": {
+            "relations": {},
+            "logit_weight": 1,
+            "hidden_weight": 1,
+            "skip_positions": True,
+        },
         "data": {"recall": 0.3},
     },
     "long": {
         "window": 96,
         "sequences": 3,
-        "objective": {"relations": {}, "logit_weight": 1, "teacher_window": 16, "lm_weight": 0.5},
+        "objective": {
+            "relations": {},
+            "logit_weight": 1,
+            "teacher_window": 16,
+            "recall_weight": 0.5,
+        },
+        "data": {"recall": 0.2},
     },
 }
 
@@ -43,7 +54,7 @@ def test_parts_alternate_and_are_logged_apart(tmp_path, base_folder):
     wanted = {
         "s": {"short/relation_qk", "short/relation_v"},
         "f": {"far/logit_kl", "far/hidden"},
-        "l": {"long/logit_kl", "long/lm"},
+        "l": {"long/logit_kl", "long/recall"},
     }
     for part, entry in zip(read, entries, strict=True):
         assert terms(entry) == wanted[part]
@@ -63,9 +74,7 @@ def test_a_step_can_mix_parts(tmp_path, base_folder, capsys):
 def test_recomputation_changes_nothing(tmp_path, base_folder):
     finals = [
         small_run.final_bytes(
-            small_run.train(
-                several(tmp_path / str(on), base_folder, gradient_checkpointing=on)
-            )
+            small_run.train(several(tmp_path / str(on), base_folder, gradient_checkpointing=on))
         )
         for on in (False, True)
     ]

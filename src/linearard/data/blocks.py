@@ -20,7 +20,8 @@ _SURPLUS = 4  # from a hub stream, shuffle among this many times the blocks that
 class BlockDataset(torch.utils.data.Dataset):
     """Blocks of one size, cut from a memory-mapped stream of tokens.
 
-    An item is {"input_ids": LongTensor [block_size]}. It pickles as a path, not as its data.
+    An item is {"input_ids": LongTensor [block_size]}; with `recall` also {"repeated": BoolTensor
+    [block_size]}, the tokens that looking back foretells. It pickles as a path, not as its data.
 
     Args:
         stream: the documents.
@@ -55,9 +56,18 @@ class BlockDataset(torch.utils.data.Dataset):
         text = self._stream.ids[start : start + self._size - len(self._begin)].astype(np.int64)
         if self._joint is not None:
             text[text == self._stream.end_mark] = self._joint
-        if self._recall:
-            text = recall_passages(text, self._recall, seed=int(start))
-        return {"input_ids": torch.from_numpy(np.concatenate((self._begin, text)).astype(np.int64))}
+        if not self._recall:
+            return {"input_ids": self._with_beginning(text)}
+        text, repeated = recall_passages(text, self._recall, seed=int(start))
+        return {
+            "input_ids": self._with_beginning(text),
+            "repeated": torch.cat(
+                (torch.zeros(len(self._begin), dtype=torch.bool), torch.from_numpy(repeated))
+            ),
+        }
+
+    def _with_beginning(self, text: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate((self._begin, text)).astype(np.int64))
 
     def __reduce__(self):
         stream = TokenStream(self._stream.path)

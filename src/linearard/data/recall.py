@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 _LENGTHS = (8, 64)  # tokens of a passage
+_CUE = 4  # tokens of a repetition before it can be known as one
 _SHUFFLED = 0.5  # share of passages whose tokens are put in random order, in both places
 
 
-def recall_passages(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
+def recall_passages(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A copy of `ids` in which about `share` of the tokens repeat a passage that stood earlier.
 
     Sources lie anywhere before their repetition, so distances run up to the window. In half of the
@@ -19,8 +20,13 @@ def recall_passages(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
         ids: token ids [tokens].
         share: of the tokens, from 0 to 0.5.
         seed: the same seed, the same passages.
+
+    Returns:
+        The tokens, and which of them looking back foretells: bool [tokens], true in a repetition but
+        for its first tokens, which only show that it is one.
     """
     ids, tokens = ids.copy(), len(ids)
+    repeated = np.zeros(tokens, bool)
     chance = np.random.default_rng(seed)
     shortest, longest = _LENGTHS
     passages = round(share * tokens / np.mean(_LENGTHS))
@@ -33,4 +39,5 @@ def recall_passages(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
             passage = chance.permutation(passage)
             ids[source : source + length] = passage
         ids[place : place + length] = passage
-    return ids
+        repeated[place : place + length] = np.arange(length) >= _CUE
+    return ids, repeated

@@ -49,6 +49,11 @@ class ObjectiveConfig:
         "window; the teacher reads it as it is.",
     )
     lm_weight: float = described(0.0, "Weight of the next-token cross-entropy.")
+    recall_weight: float = described(
+        0.0,
+        "Weight of the next-token cross-entropy on repeated passages alone (`data.recall`), which "
+        "logit KL then leaves out: for windows in which the teacher cannot see so far back.",
+    )
     implementation: str | None = described(
         None, "Relation KL: reference, chunked or triton; null: the fastest for the device."
     )
@@ -67,7 +72,7 @@ class ObjectiveConfig:
                     f"Did you mean {close[0]!r}?" if close else "",
                 )
             _check_weight(f"relations.{name}", weight)
-        for name in ("logit_weight", "hidden_weight", "lm_weight"):
+        for name in ("logit_weight", "hidden_weight", "lm_weight", "recall_weight"):
             _check_weight(name, getattr(self, name))
         if self.normalisation not in ("own", "paper"):
             _refuse("normalisation", "own or paper", self.normalisation)
@@ -88,7 +93,7 @@ class ObjectiveConfig:
                 )
         if not isinstance(self.skip_positions, bool):
             _refuse("skip_positions", "true or false", self.skip_positions)
-        if self.skip_positions and (self.lm_weight or not self.needs_teacher):
+        if self.skip_positions and (self.lm_weight or self.recall_weight or not self.needs_teacher):
             _refuse(
                 "skip_positions",
                 "false beside a language-model loss, or without a teacher",
@@ -111,11 +116,11 @@ class ObjectiveConfig:
                 _refuse("layer_weights", f"{len(layers)} weights, one a layer", weights)
             if not sum(weights) > 0:
                 _refuse("layer_weights", "weights with a positive sum", weights)
-        if not (self.needs_teacher or self.lm_weight):
+        if not (self.needs_teacher or self.needs_output):
             raise RecipeError(
                 expected="an objective with at least one weight above 0",
                 got="none",
-                fix="Set relations, logit_weight, hidden_weight or lm_weight of the objective.",
+                fix="Set relations, or one of the weights of the objective.",
             )
 
     @property
@@ -131,7 +136,7 @@ class ObjectiveConfig:
     @property
     def needs_output(self) -> bool:
         """Whether any term reads the model's output distributions."""
-        return self.logit_weight > 0 or self.lm_weight > 0
+        return self.logit_weight > 0 or self.lm_weight > 0 or self.recall_weight > 0
 
     @property
     def needs_native_window(self) -> bool:
@@ -143,7 +148,8 @@ class ObjectiveConfig:
         """Weight of each active term, by the name that logs have for it."""
         weights = {f"relation_{name}": w for name, w in self.active_relations.items()}
         weights |= {"logit_kl": self.logit_weight, "hidden": self.hidden_weight}
-        return {name: w for name, w in (weights | {"lm": self.lm_weight}).items() if w}
+        weights |= {"lm": self.lm_weight, "recall": self.recall_weight}
+        return {name: w for name, w in weights.items() if w}
 
     def weights_by_layer(self, num_layers: int) -> dict[int, float]:
         """Normalised weight of each counted layer.

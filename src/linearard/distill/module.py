@@ -50,22 +50,28 @@ class RestorationModule(nn.Module):
             self._check_output(language_model)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, part: str = ""
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        repeated: Tensor | None = None,
+        part: str = "",
     ) -> dict[str, Tensor]:
         """Loss of a batch.
 
         Args:
             input_ids: int64 `[batch, tokens]`.
             attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None: no padding.
+            repeated: bool `[batch, tokens]`, for a recall term: tokens that repeat earlier ones.
             part: which of several objectives; the batch is of one part.
 
         Returns:
             `loss` (scalar with gradient) and each term, unweighted and detached, in nats (the hidden
-            term: relative): `relation_q` …, `logit_kl`, `hidden`, `lm`, after `part/` if there is one.
+            term: relative): `relation_q` …, `logit_kl`, `hidden`, `lm`, `recall`; with `part/` before
+            them if there is one.
         """
         objective = self._objectives[part]
         self._choose_recomputed_layers(objective)
-        terms, _ = objective.terms(input_ids, attention_mask)
+        terms, _ = objective.terms(input_ids, attention_mask, repeated)
         if not (self.training and self._recomputes):
             self.restorable.tap.observe(None)
         weights = objective.config.weights

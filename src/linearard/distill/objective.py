@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from linearard.distill.config import ObjectiveConfig
 from linearard.distill.hidden import hidden_distance
@@ -41,7 +42,7 @@ class Objective:
         self._teacher_window = config.teacher_window or restorable.rope.native_window // 2 * 2
 
     def terms(
-        self, input_ids: Tensor, attention_mask: Tensor | None
+        self, input_ids: Tensor, attention_mask: Tensor | None, repeated: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, dict[int, Tensor]]]:
         """Each term, unweighted, with gradient; and the relation terms by relation and layer.
 
@@ -50,6 +51,7 @@ class Objective:
         Args:
             input_ids: int64 `[batch, tokens]`.
             attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None.
+            repeated: bool `[batch, tokens]`, tokens that repeat earlier ones; for the recall term.
         """
         config, restorable = self.config, self._restorable
         mask = None if attention_mask is None else attention_mask.bool()
@@ -78,13 +80,20 @@ class Objective:
         if watch is not None:
             terms |= {f"relation_{name}": term for name, term in watch.terms.items()}
         if config.logit_weight:
+            told = mask
+            if config.recall_weight:  # the distribution that foretells a repeated token is not told
+                told = functional.pad(~repeated[:, 1:], (0, 1), value=True)
+                told = told if mask is None else told & mask
             terms["logit_kl"] = output_kl(
-                self._language_model, teacher_output, output, config.logit_positions, mask
+                self._language_model, teacher_output, output, config.logit_positions, told
             )
         if self._compared:
             terms["hidden"] = hidden_distance(teacher_hidden, student_hidden, mask)
         if config.lm_weight:
             terms["lm"] = next_token_loss(self._language_model, output, input_ids, mask)
+        if config.recall_weight:
+            wanted = repeated if mask is None else repeated & mask
+            terms["recall"] = next_token_loss(self._language_model, output, input_ids, wanted)
         return terms, {} if watch is None else watch.by_layer
 
     @torch.no_grad()

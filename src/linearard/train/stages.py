@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from linearard.data import DataConfig
 from linearard.errors import RecipeError, UserError
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.config import PartConfig, RestorationConfig
@@ -44,6 +46,7 @@ def stage_arguments(
             for part, config_of_part in stages[name].all_parts.items():
                 where = f"stages.{name}.parts.{part}" if part else f"stages.{name}"
                 _check_part(where, config_of_part, native, target, config.num_hidden_layers)
+                _check_recall(where, config_of_part, recipe.data)
     return stages
 
 
@@ -68,6 +71,15 @@ def _check_part(where: str, part: PartConfig, native: int, target: int, num_laye
         )
     objective.weights_by_layer(num_layers)
     objective.compared_layers(num_layers)
+
+
+def _check_recall(where: str, part: PartConfig, data: DataConfig) -> None:
+    if part.objective.recall_weight and not dataclasses.replace(data, **part.data).recall:
+        raise RecipeError(
+            expected=f"repeated passages in the text of {where}, for objective.recall_weight",
+            got="data.recall of 0",
+            fix=f"Set {where}.data.recall, for instance to 0.1.",
+        )
 
 
 def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:

@@ -246,7 +246,7 @@ class LiveProgress(ProgressCallback):
         shown = {"loss": f"{logs['loss']:.4f}"}
         for name, value in logs.items():
             part, _, term = name.rpartition("/")
-            if term.startswith("relation_") or term in ("lm", "logit_kl", "hidden"):
+            if term.startswith("relation_") or term in ("lm", "logit_kl", "hidden", "recall"):
                 term = term.removeprefix("relation_")
                 shown[f"{part}/{term}" if part else term] = f"{value:.3f}"
         shown["tok/s"] = f"{logs.get('tokens_per_second', 0):,.0f}"

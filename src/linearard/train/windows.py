@@ -48,7 +48,7 @@ class StageWindows(Dataset):
 class InterleavedParts(Dataset):
     """Batches of several parts, spread evenly over the stage.
 
-    An item is a whole batch of one part: `{"input_ids": int64 [batch, window], "part": name,
+    An item is a whole batch of one part: `{"input_ids": int64 [batch, window], …, "part": name,
     "block": int64 [batch]}`; windows are numbered through all parts.
 
     Args:
@@ -87,9 +87,10 @@ class InterleavedParts(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         name, first = self._order[index]
         blocks, size = self._parts[name]
-        rows = [blocks[first + row]["input_ids"] for row in range(size)]
+        rows = [blocks[first + row] for row in range(size)]
+        batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
         numbers = self._offsets[name] + first + torch.arange(size)
-        return {"input_ids": torch.stack(rows), "part": name, "block": numbers}
+        return {**batch, "part": name, "block": numbers}
 
     def window(self, number: int) -> Tensor:
         """Tokens of the window of this number, int64 `[window]`."""
