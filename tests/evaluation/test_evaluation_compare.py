@@ -24,6 +24,13 @@ def config(tmp_path):
         passkey_depths=[0.0, 1.0],
         passkey_repeats=1,
         tasks_dir=tmp_path,
+        retrieval_lengths=[300],
+        retrieval_tasks=["single", "variables"],
+        retrieval_depths=[0.5],
+        retrieval_repeats=1,
+        generation_prompts=3,
+        generation_tokens=64,
+        generation_prompt_tokens=8,
     )
 
 
@@ -60,6 +67,9 @@ def test_every_view_is_measured_with_everything(model, tokenizer, make_views, do
         assert list(view["perplexity"]) == ["16", "64"]
         assert view["passkey"]["prompts"] == 2
         assert set(view["tasks"]) == {"quiz", "words"}
+        assert view["task_average"]["tasks"] == 2 and "raw_retention" in view["task_average"]
+        assert set(view["retrieval"]["tasks"]) == {"single", "variables"}
+        assert (view["generation"]["outputs"], view["generation"]["tokens"]) == (3, 64)
         assert ("agreement" in view) is (name != "original")
     assert result["relations"] == {"restored": {"q": [0.1, pytest.approx(0.2)]}}
     assert result["training"] == training
@@ -160,7 +170,8 @@ def test_a_special_output_stage_is_refused(model, tokenizer, make_views, documen
 def test_broken_weights_give_no_number_and_no_crash(
     model, tokenizer, make_views, documents, config
 ):
-    config.passkey_lengths, config.tasks_dir = [], None
+    config.passkey_lengths, config.tasks_dir, config.retrieval_lengths = [], None, []
+    config.generation_prompts = 0
     result = evaluate(model, tokenizer, make_views(model), documents, config, progress=False)
     assert math.isfinite(result["views"]["original"]["perplexity"]["16"]["ppl"])
     model.lm_head.weight.data[:] *= 1e5  # too sure of itself: exp(loss) overflows
@@ -185,6 +196,19 @@ def test_broken_weights_give_no_number_and_no_crash(
         ("passkey_depths", [[0.5]]),
         ("passkey_repeats", 0),
         ("task_limit", -1),
+        ("task_split", "half"),
+        ("task_split", []),
+        ("texts", ["code"]),
+        ("texts", {"code": 3}),
+        ("texts", {"": "x.py"}),
+        ("texts_tokens", 0),
+        ("retrieval_lengths", [1]),
+        ("retrieval_tasks", ["singel"]),
+        ("retrieval_depths", [2]),
+        ("retrieval_repeats", 0),
+        ("generation_prompts", -1),
+        ("generation_tokens", 63),
+        ("generation_prompt_tokens", 1),
         ("batch_size", 0),
         ("seed", 1.5),
         ("views", "restored"),
@@ -193,6 +217,12 @@ def test_broken_weights_give_no_number_and_no_crash(
 def test_the_configuration_checks_itself(field, value):
     with pytest.raises(RecipeError, match=field):
         EvaluationConfig(**{field: value})
+
+
+def test_what_is_new_costs_nothing_unless_asked_for():
+    config = EvaluationConfig()
+    assert not (config.texts or config.retrieval_lengths or config.generation_prompts)
+    assert config.task_split == "all"
 
 
 def test_every_field_is_described():

@@ -68,3 +68,14 @@ def test_impossible_prompts_are_refused(other_tokenizers):
         passkey_prompts(other_tokenizers["byte level"], [20], [0.5], repeats=1, seed=0)
     with pytest.raises(DataError, match="loses it"):
         passkey_prompts(other_tokenizers["without digits"], [300], [0.5], repeats=1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["byte level", "start token", "word level"])
+def test_pieces_give_the_tokens_of_the_whole_text(other_tokenizers, name):
+    """These tokenizers merge nothing over the end of a sentence, as those of models do."""
+    tokenizer = other_tokenizers[name]
+    start = [0] if name == "start token" else []
+    for prompt in passkey_prompts(tokenizer, [401, 900], [0.0, 0.3, 1.0], repeats=1, seed=3):
+        text = tokenizer.decode(prompt.continuation.ids[len(start) :])
+        whole = tokenizer(text, add_special_tokens=False).input_ids
+        assert prompt.continuation.ids == start + whole

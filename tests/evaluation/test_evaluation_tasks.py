@@ -5,7 +5,6 @@ import torch
 
 from linearard.errors import DataError
 from linearard.evaluation.continuations import Continuation, Encoder, score_continuations
-from linearard.evaluation.retention import retention
 from linearard.evaluation.task_files import read_tasks
 from linearard.evaluation.tasks import encode_task, score_task
 from linearard.model import ChunkedCausalLM
@@ -143,6 +142,18 @@ def test_limit_reads_the_first_records_alone(read):
         read([*LABELS, "{broken"])
 
 
+def test_halves_are_disjoint_and_complete(read):
+    records = [{"context": f"Line {i}", "target": "a"} for i in range(7)]
+    halves = {split: read(records, split=split, limit=6) for split in ("all", "selection", "test")}
+    numbers = {
+        split: [int(record.where.rpartition(":")[2]) for record in part]
+        for split, part in halves.items()
+    }
+    assert numbers == {"all": [1, 2, 3, 4, 5, 6], "selection": [1, 3, 5], "test": [2, 4, 6]}
+    with pytest.raises(DataError, match=r"for two halves in .*quiz\.jsonl, got one record"):
+        read(records, split="test", limit=1)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -181,9 +192,3 @@ def test_a_record_without_context_needs_a_start_token(other_tokenizers, read):
         encode_task(Encoder(other_tokenizers["byte level"]), records)
     (item,) = encode_task(Encoder(other_tokenizers["start token"]), records).continuations
     assert item.start == 1
-
-
-def test_retention_is_above_chance():
-    assert retention(0.4, original=0.5, chance=0.25) == pytest.approx(0.6)
-    assert retention(0.2, original=0.5, chance=0.25) < 0
-    assert retention(0.5, original=0.25, chance=0.25) is None

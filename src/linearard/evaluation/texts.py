@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +28,8 @@ def read_texts(
 
     Args:
         config: `texts`, `texts_tokens` and `agreement_window` are read.
-        data: what the model is trained on; its cache and ways of reading are used.
+        data: what the model is trained on; its cache and ways of reading are used, but no limit
+            or change that is meant for training.
         tokenizer: a fast tokenizer of `transformers`.
         progress: show a bar while tokenising.
 
@@ -42,8 +42,18 @@ def read_texts(
     count = max(1, config.texts_tokens // max(config.agreement_window, 1))
     texts = {}
     for name, source in config.texts.items():
-        # As validation text, so that what is trained on is refused.
-        held_out = replace(data, validation=source, validation_split=data.split, pack=True)
+        # As validation text, so that what is trained on is refused; without what training adds.
+        held_out = DataConfig(
+            train=data.train,
+            validation=source,
+            text_column=data.text_column,
+            split=data.split,
+            validation_split=data.split,
+            streaming=data.streaming,
+            pack=True,
+            cache_dir=data.cache_dir,
+            seed=data.seed,
+        )
         try:
             blocks = token_blocks(
                 held_out,

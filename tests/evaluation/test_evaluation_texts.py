@@ -1,0 +1,119 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from linearard.data import DataConfig
+from linearard.errors import DataError, RecipeError
+from linearard.evaluation import EvaluationConfig, evaluate, read_texts
+
+WINDOW = 48
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Training text, and a folder of source files each shorter than a window."""
+    (tmp_path / "train.txt").write_text("Rain had fallen in the night. " * 40)
+    (tmp_path / "code").mkdir()
+    for number in range(60):
+        (tmp_path / "code" / f"{number:02}.py").write_text(f"x{number} = {number}\n")
+    (tmp_path / "code" / "__init__.py").touch()
+    (tmp_path / "notes.rst").write_text("The clock in the square had stopped. " * 30)
+    return DataConfig(train=str(tmp_path / "train.txt"), cache_dir=str(tmp_path / "cache"))
+
+
+def settings(tmp_path, **options):
+    texts = {"code": str(tmp_path / "code"), "notes": str(tmp_path / "notes.rst")}
+    return EvaluationConfig(
+        **{
+            "perplexity_windows": [],
+            "passkey_lengths": [],
+            "agreement_window": WINDOW,
+            "agreement_tokens": 2 * WINDOW,
+            "texts": texts,
+            "texts_tokens": 5 * WINDOW,
+            **options,
+        }
+    )
+
+
+def test_short_files_are_joined_into_windows(sources, tmp_path, byte_tokenizer):
+    texts = read_texts(settings(tmp_path), sources, byte_tokenizer)
+    assert {name: tuple(windows.shape) for name, windows in texts.items()} == {
+        "code": (5, WINDOW),
+        "notes": (5, WINDOW),
+    }
+    end, start = byte_tokenizer.eos_token_id, byte_tokenizer.bos_token_id
+    assert (texts["code"][:, 0] == start).all() and (texts["code"][:, 1:] == end).any()
+    for window in texts["code"]:
+        files = byte_tokenizer.decode(window[1:]).split("</s>")
+        assert all(line.startswith("x") and line.endswith("\n") for line in files[1:-1])
+    assert len({tuple(window.tolist()) for window in texts["code"]}) == 5
+    again = read_texts(settings(tmp_path), sources, byte_tokenizer)
+    assert all(torch.equal(again[name], texts[name]) for name in texts)
+
+
+def test_what_training_adds_is_not_read(sources, tmp_path, byte_tokenizer):
+    plain = read_texts(settings(tmp_path), sources, byte_tokenizer)
+    changed = replace(sources, recall=0.3, max_documents=1, pack=True)
+    again = read_texts(settings(tmp_path), changed, byte_tokenizer)
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+
+def test_trained_missing_and_short_text_is_refused_by_name(sources, tmp_path, byte_tokenizer):
+    def refused(source, match, **options):
+        with pytest.raises(DataError, match=match) as error:
+            read_texts(
+                settings(tmp_path, texts={"mine": source}, **options), sources, byte_tokenizer
+            )
+        assert "evaluation.texts.mine" in str(error.value)
+
+    refused(sources.train, "not trained on")
+    refused(str(tmp_path / "absent.py"), "an existing file")
+    refused(str(tmp_path / "code"), "texts_tokens", texts_tokens=100_000)
+
+
+def test_texts_need_a_window():
+    with pytest.raises(RecipeError, match="agreement_window of at least 2"):
+        EvaluationConfig(texts={"code": "x.py"}, agreement_window=0)
+
+
+def reference(model, views, windows):
+    """Float64: nats per token of each view, and the KL from the original per token."""
+    log_p = {}
+    for name, view in views.items():
+        with view(), torch.no_grad():
+            log_p[name] = model(windows).logits.double().log_softmax(-1)
+    nll = {
+        name: -p[:, :-1].gather(2, windows[:, 1:, None]).mean().item() for name, p in log_p.items()
+    }
+    first = log_p["original"]
+    kl = {name: (first.exp() * (first - p)).sum(-1).mean().item() for name, p in log_p.items()}
+    return nll, kl
+
+
+def test_every_view_is_measured_on_every_text(
+    model, byte_tokenizer, make_views, documents, sources, tmp_path
+):
+    config = settings(tmp_path)
+    texts = read_texts(config, sources, byte_tokenizer)
+    views = make_views(model)
+    result = evaluate(model, byte_tokenizer, views, documents, config, texts=texts, progress=False)
+    for text, windows in texts.items():
+        nll, kl = reference(model, views, windows)
+        for name, part in result["views"].items():
+            measured = part["texts"][text]
+            assert measured["ppl"] == pytest.approx(torch.tensor(nll[name]).exp().item(), rel=1e-4)
+            assert measured["tokens"] == 5 * (WINDOW - 1) and measured["ppl_ci95"]
+            assert ("agreement" in measured) is (name != "original")
+            if name != "original":
+                assert measured["agreement"]["kl"] == pytest.approx(kl[name], rel=1e-4)
+                assert set(measured["agreement"]) == {
+                    "kl", "kl_ci95", "top1", "top1_ci95", "windows", "tokens",
+                }  # fmt: skip
+
+
+def test_a_named_text_must_be_given(model, tokenizer, make_views, documents, tmp_path):
+    model.forward = model.model.forward = None
+    with pytest.raises(DataError, match="read_texts"):
+        evaluate(model, tokenizer, make_views(model), documents, settings(tmp_path))
