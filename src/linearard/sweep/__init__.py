@@ -2,7 +2,7 @@
 
 from linearard.sweep.inputs import validation_documents
 from linearard.sweep.plan import Job, Sweep, SweepFile, load_sweep
-from linearard.sweep.results import Results, read_results, table
+from linearard.sweep.results import Results, failures, read_results, table
 from linearard.sweep.run import run_sweep, write_results
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Results",
     "Sweep",
     "SweepFile",
+    "failures",
     "load_sweep",
     "read_results",
     "run_sweep",

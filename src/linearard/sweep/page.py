@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from linearard.evaluation.svg import INK, style, to_svg
-from linearard.sweep.results import Arm, Results, cells
+from linearard.sweep.results import Arm, Results, cells, failures
 
 
 def render_page(title: str, results: Results) -> str:
@@ -28,7 +29,7 @@ def render_page(title: str, results: Results) -> str:
         title=title,
         headers=headers,
         lines=lines,
-        failures=[(str(job), message) for job, message in results.failures],
+        failures=failures(results),
         missing=[str(job) for job in results.missing],
         plots=[svg for svg in _plots(results) if svg],
     )
@@ -36,12 +37,13 @@ def render_page(title: str, results: Results) -> str:
 
 def _plots(results: Results) -> list[str | None]:
     """KL over perplexity at the shortest and at the longest window."""
-    kl = next((name for name, kind in results.kinds.items() if kind == "kl"), None)
-    windows = [name for name, kind in results.kinds.items() if kind == "perplexity"]
+    metrics = results.metrics.values()
+    kl = next((row for row in metrics if row.kind == "kl"), None)
     if kl is None:
         return []
+    windows = [r.label for r in metrics if r.kind == "perplexity" and r.group == kl.group]
     chosen = dict.fromkeys([*windows[:1], *windows[-1:]])
-    return [_scatter(results.arms, name, kl, f"plot{i}") for i, name in enumerate(chosen)]
+    return [_scatter(results.arms, x, kl.label, f"plot{i}") for i, x in enumerate(chosen)]
 
 
 def _scatter(arms: list[Arm], x: str, y: str, name: str) -> str | None:
@@ -67,13 +69,21 @@ def _scatter(arms: list[Arm], x: str, y: str, name: str) -> str | None:
             axes.scatter(across, up, s=14, color=colour, alpha=0.5, linewidths=0)
             axes.scatter(*middle, s=60, color=colour, edgecolors=INK, linewidths=0.6)
             axes.annotate(str(number), middle, (6, 4), textcoords="offset points", fontsize=9)
-        for axis, scale in ((0, axes.set_xscale), (1, axes.set_yscale)):
-            values = [point[axis] for found in points.values() for point in found]
-            if max(values) > 5 * min(values):
-                scale("log")
+        for index, axis in enumerate((axes.xaxis, axes.yaxis)):
+            _log_if_wide(axis, [point[index] for found in points.values() for point in found])
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         return to_svg(figure, name)
+
+
+def _log_if_wide(axis: Any, values: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if max(values) > 5 * min(values):
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _positive(*values: Any) -> bool:

@@ -45,14 +45,14 @@ class Results:
 
     Attributes:
         arms: as given.
-        kinds: metric label to `Row.kind`, in reading order.
+        metrics: by label, in reading order, a row of one of the runs: what kind it is of.
         original: metrics of the original model; empty if no run measured it.
         failures: runs that failed, with their messages.
         missing: runs that have neither result nor failure.
     """
 
     arms: list[Arm]
-    kinds: dict[str, str]
+    metrics: dict[str, Row]
     original: dict[str, float]
     failures: list[tuple[Job, str]]
     missing: list[Job]
@@ -86,8 +86,8 @@ def read_results(sweep: Sweep) -> Results:
             result = _read(job, job.folder / RESULT_FILE)
             metrics = summarise(result)
             arm.rows.append(_flat(job, result, metrics))
-            results.kinds |= {row.label: row.kind for row in metrics}
             for row in metrics:
+                results.metrics.setdefault(row.label, row)
                 if "original" in row.values:
                     results.original.setdefault(row.label, row.values["original"])
         elif job.failure_note.is_file():
@@ -110,16 +110,19 @@ def headline(job: Job) -> str:
 
 def cells(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headers and lines of the table: number, arm, runs, tokens, seconds, then each metric."""
-    headers = ["#", "arm", "runs", "tokens", "s", *results.kinds]
+    headers = ["#", "arm", "runs", "tokens", "s", *results.metrics]
     lines = []
     if results.original:
-        figures = [_text(kind, _one(results.original, n)) for n, kind in results.kinds.items()]
+        figures = [
+            _text(metric, [results.original[name]] if name in results.original else [])
+            for name, metric in results.metrics.items()
+        ]
         lines.append(["", "original", "", "", "", *figures])
     for number, arm in enumerate(results.arms, 1):
         done = len(arm.rows)
         runs = str(done) if done == arm.planned else f"{done} of {arm.planned}"
         tokens, seconds = arm.values("tokens"), arm.values("seconds")
-        figures = [_text(kind, arm.values(name)) for name, kind in results.kinds.items()]
+        figures = [_text(metric, arm.values(name)) for name, metric in results.metrics.items()]
         lines.append(
             [
                 str(number),
@@ -159,6 +162,11 @@ def table(results: Results, *, width: int | None = None, style: str = "simple") 
     return text
 
 
+def failures(results: Results) -> list[str]:
+    """A line for each run that failed."""
+    return [f"failed: {job}: {message}" for job, message in results.failures]
+
+
 def _flat(job: Job, result: dict[str, Any], metrics: list[Row]) -> dict[str, Any]:
     stages = result.get("stages", {}).values()
     return {
@@ -172,15 +180,11 @@ def _flat(job: Job, result: dict[str, Any], metrics: list[Row]) -> dict[str, Any
     }
 
 
-def _one(values: dict[str, float], name: str) -> list[float]:
-    return [values[name]] if name in values else []
-
-
-def _text(kind: str, values: list[float]) -> str:
+def _text(metric: Row, values: list[float]) -> str:
     """Mean, and standard deviation over seeds (n - 1) where there are several."""
     if not values:
         return MISSING
-    mean = format_number(kind, statistics.fmean(values))
+    mean = format_number(metric.kind, statistics.fmean(values))
     if len(values) == 1:
         return mean
     decimals = len(mean.partition(".")[2])

@@ -11,7 +11,7 @@ from linearard.sweep.bench import Bench, Outcome
 from linearard.sweep.folder import Task, claimed, unfinished, write_text
 from linearard.sweep.page import render_page
 from linearard.sweep.plan import Sweep
-from linearard.sweep.results import Results, headline, read_results, table
+from linearard.sweep.results import Results, failures, headline, read_results, table
 from linearard.sweep.workers import run_in_processes
 
 
@@ -59,7 +59,8 @@ def write_results(sweep: Sweep) -> Results:
     """
     results = read_results(sweep)
     write_json(sweep.folder / "sweep.json", results.as_json())
-    write_text(sweep.folder / "sweep.md", table(results, style="github") + "\n")
+    text = "\n".join([table(results, style="github"), "", *failures(results)])
+    write_text(sweep.folder / "sweep.md", text.rstrip() + "\n")
     write_text(sweep.folder / "sweep.html", render_page(sweep.folder.name, results))
     return results
 

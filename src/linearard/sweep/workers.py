@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -37,7 +38,8 @@ def run_in_processes(
         if waiting:
             task = waiting.popleft()
             busy[worker.line] = (worker, task)
-            worker.line.send(task)
+            with contextlib.suppress(OSError):  # it died: found out when its answer is read
+                worker.line.send(task)
         else:
             worker.dismiss()
 
@@ -49,7 +51,7 @@ def run_in_processes(
                 worker, task = busy.pop(line)
                 try:
                     outcome = line.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     code = worker.end()
                     message = f"the worker process ended with code {code}"
                     note_failure(task.job, message)
