@@ -33,6 +33,51 @@ def view(kl, ppl, score, passkey):
     )
 
 
+def share(accuracy):
+    return {"accuracy": accuracy, "ci95": [accuracy - 0.1, accuracy + 0.1], "prompts": 20}
+
+
+def extended(part, ppl, kl, kept, found, loops):
+    """A view with everything that an evaluation can measure."""
+    at = {n: share(found / (i + 1)) for i, n in enumerate(("2048", "32768"))}
+    part["passkey"]["by_length"] = at
+    part["retrieval"] = {
+        **share(found),
+        "by_length": at,
+        "tasks": {task: {**share(found), "by_length": at} for task in ("single", "variables")},
+    }
+    part["tasks"]["arc_easy"]["retention_ci95"] = [kept - 0.1, kept + 0.1]
+    part["tasks"]["boolq"] = part["tasks"]["arc_easy"]
+    part["task_average"] = {
+        "score": 0.25 + kept / 4,
+        "ci95": [0.2 + kept / 4, 0.3 + kept / 4],
+        "tasks": 2,
+        "retention": kept,
+        "retention_ci95": [kept - 0.1, kept + 0.1],
+        "raw_retention": (1 + kept) / 2,
+        "raw_retention_ci95": [(1 + kept) / 2 - 0.05, (1 + kept) / 2 + 0.05],
+    }
+    part["texts"] = {"code": {"ppl": ppl, "ppl_ci95": [ppl - 1, ppl + 1]}}
+    if kl:
+        part["texts"]["code"]["agreement"] = {"kl": kl, "kl_ci95": None, "top1": 0.5}
+    part["generation"] = {
+        "repeated_4grams": loops / 2,
+        "repeated_4grams_ci95": [loops / 2, loops],
+        "loops": loops,
+        "loops_ci95": [loops - 0.1, loops + 0.1],
+    }
+
+
+@pytest.fixture
+def whole(result):
+    """A result with everything."""
+    views = result["views"]
+    extended(views["original"], 5.0, None, 1.0, 0.8, 0.2)
+    extended(views["stretched"], 50.0, 3.0, 0.1, 0.0, 0.9)
+    extended(views["restored"], 6.0, 0.3, 0.9, 0.6, 0.3)
+    return result
+
+
 @pytest.fixture
 def result():
     return {
@@ -82,6 +127,49 @@ def test_the_table_has_a_row_a_metric_and_a_column_a_view(result):
     assert kl.split()[-5:] == ["0.0000", "2.000", "0.5000", "75.0", "%"]
     del result["views"]["restored"]
     assert comparison_table(result).splitlines()[0].split() == ["original", "stretched"]
+
+
+def test_rows_of_everything(whole):
+    rows = {row.label: row for row in summarise(whole)}
+    assert [*dict.fromkeys(row.group for row in rows.values())] == [
+        "held-out text", "other text", "tasks", "retrieval", "free generation",
+    ]  # fmt: skip
+    assert rows["code: KL to original (nats)"].values == {
+        "original": 0, "stretched": 3.0, "restored": 0.3,
+    }  # fmt: skip
+    assert rows["code: perplexity"].recovered == pytest.approx(math.log(50 / 6) / math.log(10))
+    assert rows["pass key, 2,048 tokens"].values["restored"] == 0.6
+    assert rows["pass key, 32,768 tokens"].values["restored"] == 0.3
+    assert rows["retrieval, 2,048 tokens"].retained["restored"] == pytest.approx(0.75)
+    assert rows["retrieval, 32,768 tokens"].retained == {}  # the original finds too little
+    average = rows["task average"]
+    assert average.retained["restored"] == 0.9
+    assert average.retained_intervals["restored"] == [0.8, 1.0]
+    assert rows["task average / original's"].values["restored"] == pytest.approx(0.95)
+    loops = rows["outputs that end in a loop"]
+    assert loops.lower_is_better and loops.recovered == pytest.approx(0.6 / 0.7)
+    whole["views"]["stretched"]["generation"] |= {"loops": 0.25}  # inside the original's interval
+    loops = {row.label: row for row in summarise(whole)}["outputs that end in a loop"]
+    assert loops.recovered is None
+
+
+def test_the_page_of_everything(whole):
+    html = render_report(whole)
+    tags = parse(html)
+    assert tags.tags.count("svg") == 7 and len(set(tags.ids)) == len(tags.ids)
+    for shown in ("Retrieval from held-out text", "free generation", "task average", "variables"):
+        assert shown in tags.text
+    assert render_report(json.loads(json.dumps(whole))) == html
+
+
+def test_a_view_that_lacks_a_length_or_a_section_is_no_trouble(whole):
+    restored = whole["views"]["restored"]
+    del restored["passkey"], restored["texts"], restored["generation"]
+    rows = {row.label: row for row in summarise(whole)}
+    assert "restored" not in rows["pass key, 2,048 tokens"].values
+    assert not any(label.startswith("code") for label in rows)
+    assert comparison_table(whole)
+    render_report(whole)
 
 
 def test_the_table_of_nothing_is_empty_but_works():
