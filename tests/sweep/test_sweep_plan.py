@@ -1,6 +1,8 @@
 """What a sweep file means, and what is refused before anything is loaded."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -203,6 +205,17 @@ class TestFile:
         found = sources(sweep_file(arms=arms))
         assert found["two"]["rope"] == YARN and found["two"]["adapter"]["r"] == 2
         assert found["one"]["rope"] == base["rope"]
+
+    def test_the_example_of_the_documentation(self, tmp_path, base, monkeypatch):
+        page = (Path(__file__).parents[2] / "docs" / "SWEEP.md").read_text()
+        (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        (tmp_path / "sweep.yaml").write_text(example)
+        small_run.write_recipe(base, tmp_path / "my-mixed-recipe.yaml")
+        monkeypatch.chdir(tmp_path)
+        jobs = load_sweep("sweep.yaml").jobs
+        assert {job.arm for job in jobs if not job.trains} == {"yarn-untrained"}
+        assert "learning_rate=0.001,r=64" in {job.arm for job in jobs}
+        assert all("cpt" not in job.recipe.stages for job in jobs)
 
     @pytest.mark.parametrize(
         ("fields", "words"),

@@ -116,6 +116,12 @@ class Bench:
                 )
             self._inputs(recipe, config)
 
+    def close(self) -> None:
+        """Let go of the base model."""
+        self._base = None
+        gc.unfreeze()
+        gc.collect()
+
     def attempt(self, task: Task) -> Outcome:
         """Run a job to its result; a failure is noted in its folder and never raised."""
         job, started = task.job, time.perf_counter()
@@ -181,8 +187,11 @@ class Bench:
         from transformers import set_seed
 
         if self._base is None or self._base[0] != recipe.model:
-            self._base = None  # never two of them in memory
+            self.close()  # never two of them in memory
             self._base = recipe.model, load_model(recipe.model, tokenizer)[0]
+            # Every stage and run collects garbage, which takes up to a second with all that the
+            # libraries hold; what is here now will stay.
+            gc.freeze()
         set_seed(recipe.seed)  # LoRA's weights are drawn
         model = copy.deepcopy(self._base[1])
         return RestorableModel(

@@ -68,8 +68,11 @@ def write_results(sweep: Sweep) -> Results:
 def _outcomes(bench: Bench, sweep: Sweep, tasks: list[Task], workers: int) -> Iterator[Outcome]:
     if workers > 1:
         yield from run_in_processes(tasks, workers, sweep.folder, sweep.keep_checkpoints)
-    else:
+        return
+    try:
         yield from map(bench.attempt, tasks)
+    finally:
+        bench.close()
 
 
 def _check_processes(sweep: Sweep, workers: int) -> None:
