@@ -19,6 +19,7 @@ Views = Mapping[str, Mapping[str, Any]]
 COLOURS = {ORIGINAL: "#8b93a1", STRETCHED: "#e2603a", RESTORED: "#1f9e89"}
 OTHER_COLOURS = ("#5b7fd6", "#b07aa1", "#c9a227", "#7a9a3b")
 COLUMNS = 4  # panels side by side
+WIDEST = (-50, 160)  # per cent that are shown: a score near chance has intervals without end
 
 
 def perplexity_plot(views: Views) -> str | None:
@@ -92,15 +93,18 @@ def retention_plot(rows: Sequence[Row], views: Views) -> str | None:
         for index, view in enumerate(shown):
             values = [100 * row.retained.get(view, 0) for row in kept]
             y = [row + (index - (len(shown) - 1) / 2) * height for row in range(len(kept))]
-            bars = axes.barh(y, values, height * 0.9, color=colour(view, views), label=_short(view))
-            axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-            for at, row in zip(y, kept, strict=True):
-                if ends := row.retained_intervals.get(view):
-                    axes.plot([100 * end for end in ends], [at, at], color=INK, linewidth=1)
+            axes.barh(y, values, height * 0.9, color=colour(view, views), label=_short(view))
+            for at, value, row in zip(y, values, kept, strict=True):
+                ends = [100 * end for end in row.retained_intervals.get(view, ())]
+                axes.plot(ends, [at] * len(ends), color=INK, linewidth=1)
+                right = min(max(value, 0, *ends), WIDEST[1] - 10) + 1
+                axes.text(right, at, f"{value:.0f}", va="center", fontsize=8)
         axes.axvline(100, color=INK, linewidth=1)
         axes.set_yticks(range(len(kept)), [_short(row.label, 30) for row in kept])
         axes.invert_yaxis()
         axes.grid(False, axis="y")
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, WIDEST[0]), min(right, WIDEST[1]))
         axes.set_xlabel("% of the original's score above chance")
         _legend_above(axes)
         return to_svg(figure, "retention")
