@@ -61,6 +61,9 @@ class AttentionTap:
         model: a `transformers` decoder. Its attention implementation is wrapped in place; results do not
             change.
 
+    Attributes:
+        modules: the attention module of each layer.
+
     Raises:
         ModelError: the model's attention does not go through the `transformers` attention interface.
     """
@@ -70,11 +73,12 @@ class AttentionTap:
         base = _base_implementation(model)
         _register(base)
         model.set_attn_implementation(_PREFIX + base)
-        layers = set()
+        self.modules: dict[int, nn.Module] = {}
         for module in model.modules():
             if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling"):
                 setattr(module, _TAP, self)
-                layers.add(module.layer_idx)
+                self.modules[module.layer_idx] = module
+        layers = self.modules.keys()
         config = model.config.get_text_config()
         if not layers or config._attn_implementation != _PREFIX + base:
             raise ModelError(

@@ -21,6 +21,11 @@ class ObjectiveConfig:
         "Weight of each relation: q, k, v (self-relations of the paper) and qk (the causal attention "
         "distribution). Empty: no relation loss.",
     )
+    inputs: str = described(
+        "own",
+        "own: the student reads its own hidden states, gradients run through depth (the paper); "
+        "teacher: each student layer reads the teacher's, for little more than the teacher's forward.",
+    )
     layers: list[int] | None = described(None, "Layers whose relations count; null: all.")
     layer_weights: list[float] | None = described(
         None, "One weight per counted layer; null: equal. They are normalised to sum 1."
@@ -116,6 +121,20 @@ class ObjectiveConfig:
                 _refuse("layer_weights", f"{len(layers)} weights, one a layer", weights)
             if not sum(weights) > 0:
                 _refuse("layer_weights", "weights with a positive sum", weights)
+        if self.inputs not in ("own", "teacher"):
+            _refuse("inputs", "own or teacher", self.inputs)
+        if self.inputs == "teacher" and (
+            not self.active_relations
+            or self.needs_output
+            or self.hidden_weight
+            or self.skip_positions
+        ):
+            _refuse(
+                "inputs",
+                "own where other terms than relations count, or positions are skipped",
+                self.inputs,
+                "With the teacher's inputs, the student runs no further than its attention.",
+            )
         if not (self.needs_teacher or self.needs_output):
             raise RecipeError(
                 expected="an objective with at least one weight above 0",

@@ -71,19 +71,17 @@ class RestorationModule(nn.Module):
         """
         objective = self._objectives[part]
         self._choose_recomputed_layers(objective)
-        terms, _ = objective.terms(input_ids, attention_mask, repeated)
+        loss, terms, _ = objective(input_ids, attention_mask, repeated)
         if not (self.training and self._recomputes):
             self.restorable.tap.observe(None)
-        weights = objective.config.weights
-        loss = sum(weights[name] * term for name, term in terms.items())
         prefix = f"{part}/" if part else ""
-        return {"loss": loss} | {f"{prefix}{name}": term.detach() for name, term in terms.items()}
+        return {"loss": loss} | {f"{prefix}{name}": term for name, term in terms.items()}
 
     def relations_by_layer(self, input_ids: Tensor) -> dict[str, dict[int, Tensor]]:
         """Each relation's KL by layer on int64 `[batch, tokens]`, for the only objective there is."""
         (objective,) = self._objectives.values()
         try:
-            return objective.terms(input_ids, None)[1]
+            return objective(input_ids, None)[2]
         finally:
             self.restorable.tap.observe(None)
 

@@ -15,6 +15,7 @@ from linearard.distill.output import next_token_loss, output_kl
 from linearard.distill.relations import StudentRelations, TeacherRelations
 from linearard.distill.skipping import draw_skip
 from linearard.distill.teacher import windowed_hidden
+from linearard.distill.teacher_inputs import teacher_input_terms
 from linearard.model import ChunkedCausalLM, RestorableModel
 
 
@@ -41,10 +42,10 @@ class Objective:
         self.last_layer = None if runs_to_end else max(self._layers)
         self._teacher_window = config.teacher_window or restorable.rope.native_window // 2 * 2
 
-    def terms(
+    def __call__(
         self, input_ids: Tensor, attention_mask: Tensor | None, repeated: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, dict[int, Tensor]]]:
-        """Each term, unweighted, with gradient; and the relation terms by relation and layer.
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[int, Tensor]]]:
+        """The loss with gradient; each term, unweighted and detached; the relations' KL by layer.
 
         The attention is still observed afterwards, for a backward pass that recomputes layers.
 
@@ -54,6 +55,10 @@ class Objective:
             repeated: bool `[batch, tokens]`, tokens that repeat earlier ones; for the recall term.
         """
         config, restorable = self.config, self._restorable
+        if config.inputs == "teacher":
+            return teacher_input_terms(
+                config, self._layers, restorable, self._language_model, input_ids, attention_mask
+            )
         mask = None if attention_mask is None else attention_mask.bool()
         teacher_output, teacher_hidden, student = None, {}, None
         if config.needs_teacher:
@@ -94,7 +99,9 @@ class Objective:
         if config.recall_weight:
             wanted = repeated if mask is None else repeated & mask
             terms["recall"] = next_token_loss(self._language_model, output, input_ids, wanted)
-        return terms, {} if watch is None else watch.by_layer
+        loss = sum(config.weights[name] * term for name, term in terms.items())
+        detached = {name: term.detach() for name, term in terms.items()}
+        return loss, detached, {} if watch is None else watch.by_layer
 
     @torch.no_grad()
     def _teacher_pass(

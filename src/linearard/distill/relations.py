@@ -68,8 +68,8 @@ class StudentRelations:
         """
         index = attention.layer
         if index in self._layers:
-            for name in self._config.active_relations:
-                term = self._term(name, attention, self._teacher[index])
+            terms = relation_terms(self._config, attention, self._teacher[index], self._mask)
+            for name, term in terms.items():
                 if index not in self.by_layer[name]:
                     self.by_layer[name][index] = term.detach()
                     weighted = self._layers[index] * term
@@ -77,17 +77,33 @@ class StudentRelations:
         if self._stop and index == max(self._layers):
             raise StopForward
 
-    def _term(self, name: str, student: LayerAttention, teacher: Mapping[str, Tensor]) -> Tensor:
-        options = {
-            "causal": True,
-            "temperature": self._config.temperature,
-            "mask": self._mask,
-            "implementation": self._config.implementation,
-        }
-        # The operands arrive in their final precision; autocast must not lower it inside the loss.
-        with torch.autocast(student.query.device.type, enabled=False):
+
+def relation_terms(
+    config: ObjectiveConfig,
+    student: LayerAttention,
+    teacher: Mapping[str, Tensor],
+    mask: Tensor | None,
+) -> dict[str, Tensor]:
+    """One layer's relation KL by relation, each a scalar in nats.
+
+    Args:
+        config: which relations, at which temperature, normalised how.
+        student: the layer's operands, with gradient.
+        teacher: the teacher's `query`, `key` and `value`, as far as a relation reads them.
+        mask: bool `[batch, tokens]`, False for padding, or None.
+    """
+    options = {
+        "causal": True,
+        "temperature": config.temperature,
+        "mask": mask,
+        "implementation": config.implementation,
+    }
+    terms = {}
+    # The operands arrive in their final precision; autocast must not lower it inside the loss.
+    with torch.autocast(student.query.device.type, enabled=False):
+        for name in config.active_relations:
             if name == "qk":
-                return attention_kl(
+                terms[name] = attention_kl(
                     teacher["query"],
                     teacher["key"],
                     student.query,
@@ -95,9 +111,10 @@ class StudentRelations:
                     scale=student.scaling,
                     **options,
                 )
+                continue
             operand = {"q": "query", "k": "key", "v": "value"}[name]
             own = getattr(student, operand)
-            term = relation_kl(teacher[operand], own, **options)
-        if self._config.normalisation == "paper":
-            term = term * (own.shape[1] / student.query.shape[1])
-        return term
+            terms[name] = relation_kl(teacher[operand], own, **options)
+            if config.normalisation == "paper":
+                terms[name] = terms[name] * (own.shape[1] / student.query.shape[1])
+    return terms

@@ -88,6 +88,11 @@ class RopeViews:
             )
         self._rope_types = [_copy_rope_type(slot.module) for slot in self._slots]
         self._skip: tuple[int, int] | None = None
+        self._native_types = {
+            slot.layer_type
+            for slot in self._slots
+            if slot.layer_type not in (None, "full_attention")
+        }
         for module in {slot.module for slot in self._slots}:
             module.register_forward_pre_hook(self._move_positions, with_kwargs=True)
         self.activate("stretched")
@@ -111,7 +116,7 @@ class RopeViews:
     def skipping(self, start: int, distance: int) -> Iterator[None]:
         """Rotate every token from position `start` on as if it stood `distance` further.
 
-        Only the rotation knows: masks still see consecutive positions, so that no code takes the jump
+        Layers that keep native RoPE (sliding windows) keep their positions too. Only the rotation knows: masks still see consecutive positions, so that no code takes the jump
         for the border between two packed texts.
         """
         self._skip = (start, distance)
@@ -120,10 +125,37 @@ class RopeViews:
         finally:
             self._skip = None
 
+    @contextlib.contextmanager
+    def pairing(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+        """Form the stretched rotation beside each native one, in the native view.
+
+        Yields:
+            By `id` of a native cosine tensor that the model gets inside the block: cosine and sine of
+            the stretched view, for the same positions.
+        """
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        kept = []  # an id is only one's own as long as one lives
+
+        def pair(module: nn.Module, args: Any, kwargs: dict[str, Any], native: Any) -> None:
+            self.activate("stretched")
+            try:
+                found[id(native[0])] = module.forward(*args, **kwargs)
+            finally:
+                self.activate("native")
+            kept.append(native)
+
+        modules = {slot.module for slot in self._slots}
+        handles = [module.register_forward_hook(pair, with_kwargs=True) for module in modules]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _move_positions(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._skip is None:
+        if self._skip is None or kwargs.get("layer_type") in self._native_types:
             return None
         start, distance = self._skip
         if "position_ids" in kwargs:
