@@ -116,8 +116,9 @@ class RopeViews:
     def skipping(self, start: int, distance: int) -> Iterator[None]:
         """Rotate every token from position `start` on as if it stood `distance` further.
 
-        Layers that keep native RoPE (sliding windows) keep their positions too. Only the rotation knows: masks still see consecutive positions, so that no code takes the jump
-        for the border between two packed texts.
+        Layers that keep native RoPE (sliding windows) keep their positions too. Only the rotation
+        knows: masks still see consecutive positions, so that no code takes the jump for the border
+        between two packed texts.
         """
         self._skip = (start, distance)
         try:
@@ -155,7 +156,8 @@ class RopeViews:
     def _move_positions(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._skip is None or kwargs.get("layer_type") in self._native_types:
+        given = {*args[2:], kwargs.get("layer_type")}
+        if self._skip is None or given & self._native_types:
             return None
         start, distance = self._skip
         if "position_ids" in kwargs:
