@@ -246,6 +246,10 @@ class TestFile:
                 {"arms": {"a": {"stages": None, "rope": {"rope_type": "yarnn"}}}},
                 ["in arm 'a'", "yarnn"],
             ),
+            (
+                {"arms": {"a": {"stages": None, "model.device": "cuda:99"}}},
+                ["a CUDA device 'cuda:99' in arm 'a'"],
+            ),
             ({"arms": {"a": {"evaluation": None}}}, ["a section 'evaluation'", "in arm 'a'"]),
             ({"set": {"evaluation.views": ["restord"]}}, ["evaluation.views among original"]),
             ({"set": {"evaluation.tasks_dir": "nowhere"}}, ["nowhere", "in arm 'one'"]),

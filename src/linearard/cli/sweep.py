@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Check, train, evaluate, tabulate."""
     from linearard.cli.pipeline import say
-    from linearard.sweep import load_sweep, run_sweep, table, write_results
+    from linearard.sweep import failures, load_sweep, run_sweep, table, write_results
 
     named = {"output_dir": json.dumps(args.output_dir)} if args.output_dir else {}
     sweep = load_sweep(args.file, args.overrides | named)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             report=(lambda line: None) if args.quiet else say,
         )
     print(table(results, width=shutil.get_terminal_size((160, 24)).columns))
-    for job, message in results.failures:
-        say(f"failed: {job}: {message}")
+    for line in failures(results):
+        say(line)
     say(f"results: {sweep.folder / 'sweep.html'}")
     return 1 if results.failures else 0

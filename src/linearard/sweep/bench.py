@@ -31,6 +31,8 @@ from linearard.model import (
     load_config,
     load_model,
     load_tokenizer,
+    resolve_device,
+    resolve_dtype,
     write_json,
 )
 from linearard.rope import check_scaling
@@ -106,6 +108,7 @@ class Bench:
                     run.claim.close()
                 views = run.views
             else:
+                resolve_dtype(recipe.model.dtype, resolve_device(recipe.model.device))
                 check_scaling(recipe.rope, load_config(recipe.model))
             config = _evaluation(recipe)
             if job.trains and (unknown := [name for name in config.views if name not in views]):

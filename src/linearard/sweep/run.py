@@ -39,11 +39,8 @@ def run_sweep(
     _check_processes(sweep, workers)
     tasks = unfinished(sweep, resume=resume, overwrite=overwrite)
     bench = Bench(sweep.folder, sweep.keep_checkpoints)
-    checked = set()
-    for job in sweep.jobs:  # also the finished ones: half a sweep is no reason to go on with it
-        if job.arm not in checked:
-            bench.check(job, progress=progress)
-            checked.add(job.arm)
+    for job in {task.job.arm: task.job for task in tasks}.values():
+        bench.check(job, progress=progress)
     with claimed(sweep, keep=resume):
         for number, outcome in enumerate(_outcomes(bench, sweep, tasks, workers), 1):
             text = "failed" if outcome.message else headline(outcome.job)

@@ -73,9 +73,10 @@ class _Worker:
         context = get_context("spawn")  # a forked process cannot use CUDA
         self.index = index
         self.line, other = context.Pipe()
-        arguments = (other, index, folder, keep_checkpoints)
+        arguments = (other, folder, keep_checkpoints)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        with _one_gpu(index):
+            self._process.start()
         other.close()  # so that the line ends when the process does
 
     def dismiss(self) -> None:
@@ -94,11 +95,10 @@ class _Worker:
         self._process.join()
 
 
-def _serve(line: Any, index: int, folder: Path, keep_checkpoints: bool) -> None:
+def _serve(line: Any, folder: Path, keep_checkpoints: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    _choose_gpu(index)
     from linearard.sweep.bench import Bench
 
     bench = Bench(folder, keep_checkpoints)
@@ -115,11 +115,19 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _choose_gpu(index: int) -> None:
-    """Leave one GPU visible; must come before CUDA is used."""
+@contextlib.contextmanager
+def _one_gpu(index: int) -> Iterator[None]:
+    """Processes started inside see one GPU; set from within, it could come too late."""
     import torch
 
-    count = torch.cuda.device_count()
+    name, count = "CUDA_VISIBLE_DEVICES", torch.cuda.device_count()
+    before = os.environ.get(name)
     if count > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index % count]
+        visible = before or ",".join(map(str, range(count)))
+        os.environ[name] = visible.split(",")[index % count]
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
