@@ -181,10 +181,10 @@ def test_skipped_positions(architecture):
         relations={}, logit_weight=1.0, logit_positions=31, skip_positions=True
     )
     module = RestorationModule(restorable, objective)
-    torch.manual_seed(5)
+    torch.manual_seed(2)
     start, distance = draw_skip(31, restorable.rope.target_window)
-    assert 1 <= start < 31 and distance > 10
-    torch.manual_seed(5)
+    assert 8 <= start < 24 and distance > 10
+    torch.manual_seed(2)
     out = module(ids)
     positions = torch.arange(31)
     positions = positions + distance * (positions >= start)
