@@ -119,12 +119,12 @@ def test_options_nothing_is_computed_outside_the_window(monkeypatch):
 
 
 def test_options_offsets_beyond_32_bits():
-    """Views into one lazily filled buffer of 13 GB; only the tokens in use take memory."""
-    far = 2**31 + 16
+    """Views into lazily filled buffers of up to 9 GB; only the tokens in use take memory."""
+    half = 2**30 + 16  # twice this does not fit
     near_32 = 2**24 - 16  # of a token: the largest step that tiles of 128 tokens address
     layouts = {
-        "batch": ((2, 1, 40, 16), (far, 640, 16, 1)),
-        "head": ((1, 2, 40, 16), (640, far, 16, 1)),
+        "batch": ((3, 1, 40, 16), (half, 640, 16, 1)),
+        "head": ((1, 3, 40, 16), (640, half, 16, 1)),
         "token": ((1, 1, 200, 16), (640, 16, near_32, 1)),
         "copied": ((1, 1, 40, 16), (640, 16, 2**26, 1)),
     }

@@ -118,6 +118,27 @@ def dense_rows(q_t, k_t, q_s, k_s, seen, scale):
     return (torch.exp(teacher) * gap).sum(-1)
 
 
+def magnitudes(q_t, k_t, q_s, k_s, seen, scale, upstream):
+    """What the terms of rows, dq and dk add up to without their signs, in float64.
+
+    An error of ``eps`` in each probability moves the result by up to ``eps`` times this.
+    """
+    group = q_t.shape[1] // k_t.shape[1]
+    q_t, k_t, q_s, k_s = (x.detach().double() for x in (q_t, k_t, q_s, k_s))
+    k_t, k_s = (k.repeat_interleave(group, 1) for k in (k_t, k_s))
+
+    def log_p(q, k):
+        return torch.log_softmax(torch.where(seen, q @ k.mT * scale, -1e300), -1)
+
+    teacher, student = log_p(q_t, k_t), log_p(q_s, k_s)
+    p_t, p_s = (torch.where(seen, x.exp(), 0) for x in (teacher, student))
+    rows = (p_t * (1 + torch.where(seen, teacher - student, 0).abs())).sum(-1)
+    weight = (p_t + p_s) * upstream.double().abs()[..., None] * scale
+    dq = weight @ k_s.abs()
+    dk = (weight.mT @ q_s.abs()).unflatten(1, (-1, group)).sum(2)
+    return rows, dq, dk
+
+
 def draw(case: Case, dtype, device):
     """q_t, k_t, q_s, k_s in ``dtype`` (k is q for a self-relation) and valid [B, N]."""
     generator = torch.Generator().manual_seed(case.seed)
@@ -222,6 +243,13 @@ def check(case: Case, implementation: str, dtype=torch.float32, device="cpu", re
         return gradients(rows, upstream.to(kind), q, k)
 
     truth, plain = dense(torch.float64), dense(dtype)
+    largest_score = q_t.double().pow(2).sum(-1).amax().item() * case.scale
+    scaled = upstream if weights is None else upstream * weights
+    sizes = magnitudes(q_t, k_t, q_s, k_s, seen, case.scale, scaled)
+    if weights is not None:
+        sizes = (sizes[0] * weights, *sizes[1:])
+    if k_s is q_s:
+        sizes = (sizes[0], sizes[1] + sizes[2])
 
     gone = ~valid[:, None, :, None]
     hidden_row = ~valid[:, None].expand(upstream.shape)
@@ -257,9 +285,19 @@ def check(case: Case, implementation: str, dtype=torch.float32, device="cpu", re
     alone = (seen.sum(-1) == 1).expand(upstream.shape)
     assert (answer[0][alone] == 0).all(), "a row of one column is not exactly 0"
 
-    floor = 1e-12 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps
-    for name, x, p, t in zip(("rows", "dq", "dk"), answer, plain, truth, strict=False):
-        budget = 0.0 if (t == 0).all() else max(2 * error(p, t), floor)
+    for name, x, p, t, size in zip(("rows", "dq", "dk"), answer, plain, truth, sizes, strict=False):
+        # Where rows see few columns plain PyTorch rounds once or not at all, and with scores of
+        # 10,000, each off by its own rounding, which probabilities move is luck. No result is
+        # better than its probabilities: each is granted 2^-22, the error of a GPU's exp2, or a unit
+        # in the last place of the largest score.
+        budget = 0.0
+        if (t != 0).any():
+            floor = 8 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-12
+            budget = max(2 * error(p, t), floor)
+            if dtype == torch.float32:
+                units = max(2.0, largest_score if case.amplitude > 10 else 0.0)
+                unit = torch.finfo(dtype).eps * units * (size.norm() / t.norm()).item()
+                budget = max(budget, unit)
         assert error(x, t) <= budget, f"{name}: error {error(x, t):.2e}, budget {budget:.2e}"
     for _ in range(repeats):
         for first, other in zip(answer, run(), strict=True):
