@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import small_run
 from linearard.cli.main import main
 from linearard.sweep import load_sweep
 from linearard.sweep.folder import unfinished
-from linearard.sweep.workers import run_in_processes
+from linearard.sweep.workers import _one_gpu, run_in_processes
 
 EVALUATION = {
     "perplexity_windows": [32, 96],
@@ -277,7 +278,7 @@ class TestAgain:
         assert len(list(run.glob("stage2-cpt/checkpoint-*"))) == 2
 
 
-def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path):
+def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
     """Killed at its start; another takes its place, and the rest gives the bits of one process."""
     path = write_sweep(tmp_path, base, arms={"untrained": ARMS["untrained"], "yarn": ARMS["yarn"]})
     plan = load_sweep(path)
@@ -303,3 +304,21 @@ def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path):
             found = result(tmp_path / "out", job.arm, job.seed)
             assert found["views"] == result(out, job.arm, job.seed)["views"]
     assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""  # the others end without a word
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"), [(None, ["0", "1", "2", "0"]), ("4,6,7", ["4", "6", "7", "4"])]
+)
+def test_each_worker_sees_one_gpu(visible, seen, monkeypatch):
+    """In the environment it starts with; the first process keeps its own."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    name = "CUDA_VISIBLE_DEVICES"
+    monkeypatch.delenv(name, raising=False)
+    if visible:
+        monkeypatch.setenv(name, visible)
+    found = []
+    for index in range(4):
+        with _one_gpu(index):
+            found.append(os.environ[name])
+    assert found == seen and os.environ.get(name) == visible

@@ -106,6 +106,7 @@ def _serve(line: Any, folder: Path, keep_checkpoints: bool) -> None:
         try:
             task = line.recv()
         except EOFError:
+            bench.close()
             return
         line.send(bench.attempt(task))
 
