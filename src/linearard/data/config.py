@@ -30,8 +30,8 @@ class DataConfig:
 
     train: str = field(
         metadata={
-            "help": "Text to train on: a file, folder or glob of .txt, .md, .jsonl, .jsonl.gz or "
-            ".parquet; `pydoc` for the documentation of the installed Python; or a data set of "
+            "help": "Text to train on: a file, folder or glob of .txt, .md, .rst, .py, .jsonl, .jsonl.gz "
+            "or .parquet; `pydoc` for the documentation of the installed Python; or a data set of "
             "the Hugging Face hub, `owner/name` or `owner/name:config_name`."
         },
     )
@@ -86,7 +86,10 @@ class DataConfig:
             "folder ($XDG_CACHE_HOME or ~/.cache)."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the order of the blocks."})
+    seed: int = field(
+        default=0,
+        metadata={"help": "Seed of the order of the blocks; a run adds the recipe's own."},
+    )
 
     def __post_init__(self) -> None:
         for name in ("train", "text_column", "split", "validation_split"):

@@ -152,7 +152,8 @@ def prepare_run(
         blocks = {}
         bars = progress and is_main_process()
         for name, stage in stages.items():
-            blocks[name] = _stage_windows(recipe.data, stage, tokenizer, bars)
+            data = dataclasses.replace(recipe.data, seed=recipe.data.seed + recipe.seed)
+            blocks[name] = _stage_windows(data, stage, tokenizer, bars)
             _check_resumable(stage, blocks[name])
         return PreparedRun(recipe, tokenizer, stages, blocks, claim.pop_all())
 
