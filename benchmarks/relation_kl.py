@@ -15,7 +15,11 @@ Refuses to time what fails its check against float64 first. The file it writes:
         ratio_cudnn, ratio_flash  ms over theirs, below 1 where ours is faster; null without theirs
         tflops, gemm_fraction     at 6 u of necessary work, u = B H N^2 D; over gemm_tflops
         dense_peak_gib, peak_gib  memory above the operands, forward + backward
-    shapes are named DTYPE.dHEAD_DIM.tTOKENS, such as bf16.d128.t4096
+    limited: NAME -> window or documents, and
+        error, error_plain        as above
+        pairs                     pairs of tokens that see each other, over those of causal rows
+        ms, full_ms, ratio_full   p50 of forward_backward, that of the causal shape, and their ratio
+    shapes are named DTYPE.dHEAD_DIM.tTOKENS, such as bf16.d128.t4096; .wWINDOW or .pDOCUMENTS follow
 """
 
 from __future__ import annotations
@@ -35,13 +39,22 @@ from linearard.ops.relation_kl import relation_kl
 
 SHAPES = [(1, 32, 4096, 128), (1, 9, 8192, 64), (1, 32, 16384, 128)]
 LONG = (1, 32, 32768, 128)
+LIMITED_SHAPE = (1, 32, 16384, 128)
+WINDOWS = [1024, 4096]
+DOCUMENTS = [16]  # packed documents of one length
 DENSE_LIMIT = 64 << 30  # bytes that the dense formula may need
 
 
-def plain(teacher, student):
+def plain(teacher, student, window=None, cu_seqlens=None):
     """The formula in plain PyTorch, in the dtype of its operands."""
     tokens, head_dim = teacher.shape[2:]
     hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=teacher.device).triu(1)
+    at = torch.arange(tokens, device=teacher.device)
+    if window is not None:
+        hidden |= at[:, None] - at >= window
+    if cu_seqlens is not None:
+        document = torch.bucketize(at, cu_seqlens, right=True)
+        hidden |= document[:, None] != document
     log_t, log_s = (
         (x @ x.mT * head_dim**-0.5).masked_fill(hidden, torch.finfo(x.dtype).min).log_softmax(-1)
         for x in (teacher, student)
@@ -56,19 +69,19 @@ def operands(shape, dtype=torch.bfloat16):
     return teacher.to(dtype), student.to(dtype).requires_grad_()
 
 
-def gradient_error(loss, teacher, student, truth):
-    (gradient,) = torch.autograd.grad(loss(teacher, student), student)
+def gradient_error(loss, teacher, student, truth, limits):
+    (gradient,) = torch.autograd.grad(loss(teacher, student, **limits), student)
     return ((gradient.double() - truth).norm() / truth.norm()).item()
 
 
-def check(shape):
+def check(shape, **limits):
     """Errors of ours and of plain PyTorch; exits if ours is more than twice theirs."""
     batch, heads, tokens, head_dim = shape
     teacher, student = operands((batch, min(heads, 4), min(tokens, 2048), head_dim))
     exact = student.detach().double().requires_grad_()
-    (truth,) = torch.autograd.grad(plain(teacher.double(), exact), exact)
-    ours = gradient_error(relation_kl, teacher, student, truth)
-    theirs = gradient_error(plain, teacher, student, truth)
+    (truth,) = torch.autograd.grad(plain(teacher.double(), exact, **limits), exact)
+    ours = gradient_error(relation_kl, teacher, student, truth, limits)
+    theirs = gradient_error(plain, teacher, student, truth, limits)
     if not ours <= 2 * theirs:
         raise SystemExit(f"{shape}: error {ours:.1e}, plain PyTorch {theirs:.1e}: not timed")
     return ours, theirs
@@ -171,6 +184,42 @@ def measure(shape, gemm_tflops, rounds):
     return result
 
 
+def boundaries(tokens, documents):
+    return torch.linspace(0, tokens, documents + 1, device="cuda").to(torch.int32)
+
+
+def measure_limited(rounds):
+    """Windows and packed documents beside the causal shape that they narrow."""
+    tokens = LIMITED_SHAPE[2]
+    checked = min(tokens, 2048)
+    cases = {f"w{w}": ({"window": w // 8}, {"window": w}) for w in WINDOWS}
+    for n in DOCUMENTS:
+        cases[f"p{n}"] = tuple({"cu_seqlens": boundaries(t, n)} for t in (checked, tokens))
+    errors = {name: check(LIMITED_SHAPE, **small) for name, (small, _) in cases.items()}
+    teacher, student = operands(LIMITED_SHAPE)
+
+    def forward_backward(limits):
+        torch.autograd.grad(relation_kl(teacher, student, **limits), student)
+
+    candidates = {name: lambda x=limits: forward_backward(x) for name, (_, limits) in cases.items()}
+    candidates["full"] = lambda: forward_backward({})
+    times = interleaved(candidates, rounds, 2)
+    pairs = {f"w{w}": w * tokens - w * (w - 1) // 2 for w in WINDOWS}
+    pairs |= {f"p{n}": n * (tokens // n) * (tokens // n + 1) // 2 for n in DOCUMENTS}
+    full_ms = times["full"]["p50"]
+    return {
+        f"bf16.d{LIMITED_SHAPE[3]}.t{tokens}.{name}": {
+            "error": errors[name][0],
+            "error_plain": errors[name][1],
+            "pairs": round(pairs[name] / (tokens * (tokens + 1) // 2), 4),
+            "ms": times[name]["p50"],
+            "full_ms": full_ms,
+            "ratio_full": round(times[name]["p50"] / full_ms, 4),
+        }
+        for name in cases
+    }
+
+
 def gemm_rate():
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     ms = interleaved({"gemm": lambda: a @ b}, 10, 4)["gemm"]["p50"]
@@ -213,3 +262,6 @@ def main(arguments: list[str]) -> None:
         print("   ", {k: v["p50"] for k, v in row.items() if isinstance(v, dict)}, flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n")
+    results["limited"] = measure_limited(options.rounds)
+    print(results["limited"], flush=True)
+    options.out.write_text(json.dumps(results, indent=2) + "\n")

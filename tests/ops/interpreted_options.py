@@ -3,9 +3,9 @@
 Run by test_relation_kl_interpreted.py with TRITON_INTERPRET=1.
 """
 
+import importlib
 import math
 import random
-import sys
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ OPTIONS = [
 
 def through_descriptors(monkeypatch):
     for name in ("forward", "backward"):
-        module = sys.modules[f"linearard.ops.relation_kl.triton.{name}"]
+        module = importlib.import_module(f"linearard.ops.relation_kl.triton.{name}")
         monkeypatch.setattr(module, "tma_fits", lambda *operands: True)
 
 
@@ -99,7 +99,7 @@ def test_options_nothing_is_computed_outside_the_window(monkeypatch):
 
     loaded = []
     for name in ("forward", "backward_kernel"):
-        module = sys.modules[f"linearard.ops.relation_kl.triton.{name}"]
+        module = importlib.import_module(f"linearard.ops.relation_kl.triton.{name}")
         original = module.load_tokens
 
         def counting(*args, original=original, **kwargs):
