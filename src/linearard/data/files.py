@@ -12,7 +12,8 @@ from pathlib import Path
 
 from linearard.errors import DataError
 
-SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".jsonl.gz", ".parquet")
+PLAIN = (".txt", ".md", ".rst", ".py")
+SUFFIXES = (*PLAIN, ".jsonl", ".jsonl.gz", ".parquet")
 _KINDS = ", ".join(SUFFIXES)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from linearard.data.config import DataConfig, require
 from linearard.data.documentation import documentation_identity, read_documentation
-from linearard.data.files import find_files, read_file
+from linearard.data.files import PLAIN, find_files, read_file
 from linearard.data.hub import read_hub
 from linearard.errors import DataError
 
@@ -70,7 +70,7 @@ def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
 
 def _local_source(spec: str, files: list, column: str) -> Source:
     status = [(path, path.stat()) for path in files]
-    plain = all(path.suffix.lower() in (".txt", ".md") for path in files)
+    plain = all(path.suffix.lower() in PLAIN for path in files)
     return Source(
         spec,
         lambda: itertools.chain.from_iterable(read_file(path, column) for path in files),
