@@ -210,6 +210,7 @@ class TestFile:
         page = (Path(__file__).parents[2] / "docs" / "SWEEP.md").read_text()
         (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
         (tmp_path / "sweep.yaml").write_text(example)
+        base["stages"].pop("cpt")
         small_run.write_recipe(base, tmp_path / "my-mixed-recipe.yaml")
         monkeypatch.chdir(tmp_path)
         jobs = load_sweep("sweep.yaml").jobs

@@ -130,7 +130,8 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
     for arm, (base, changes) in _arms(file).items():
         with naming_arm(arm):
             source = load_recipe(base).source if isinstance(base, str) else base
-            recipes = [changed_recipe(source, [*common, changes], seed) for seed in file.seeds]
+            levels = common if base == file.base else [_of_stages(source, one) for one in common]
+            recipes = [changed_recipe(source, [*levels, changes], seed) for seed in file.seeds]
         for recipe in recipes if recipes[0].stages else recipes[:1]:  # untrained: no seed matters
             place = str(folder / arm / f"seed-{recipe.seed}")
             recipe.output_dir = recipe.source["output_dir"] = place
@@ -139,6 +140,17 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
             jobs.append(Job(arm, recipe))
     source = values | ({"command line": given} if given else {})
     return Sweep(folder, jobs, file.keep_checkpoints, source)
+
+
+def _of_stages(source: dict[str, Any], changes: Changes) -> Changes:
+    """Changes for all arms without those of stages that an arm's own base does not have."""
+    stages = source.get("stages") or {}
+    paths = {name: name.split(".") for name in changes}
+    return {
+        name: value
+        for name, value in changes.items()
+        if paths[name][0] != "stages" or len(paths[name]) == 1 or paths[name][1] in stages
+    }
 
 
 def _check(file: SweepFile, path: str | Path) -> None:
