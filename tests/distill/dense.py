@@ -16,10 +16,12 @@ def capture(restorable, view, ids, mask=None):
     return seen, output.logits
 
 
-def row_kl(q_t, k_t, q_s, k_s, scale, mask=None) -> Tensor:
+def row_kl(q_t, k_t, q_s, k_s, scale, mask=None, window=None) -> Tensor:
     """KL(teacher || student) of each row, [batch, heads, tokens]."""
     tokens = q_t.shape[-2]
     hidden = torch.ones(tokens, tokens).triu(1).bool()[None, None]
+    if window is not None:
+        hidden = hidden | torch.ones(tokens, tokens).tril(-window).bool()
     if mask is not None:
         hidden = hidden | ~mask.bool()[:, None, None, :]
 
@@ -69,6 +71,7 @@ def relation_terms(
                 *(x if i > 1 else x.detach() for i, x in enumerate(operands)),
                 scale / temperature,
                 mask,
+                s.sliding_window,
             )
             own = mean_over_valid(rows, mask)
             if (

@@ -96,6 +96,23 @@ def test_relation_loss_of_other_architectures(architecture, kind):
     dense.assert_same_gradients(dense.gradients(restorable, out["loss"]), expected, rtol=2e-4)
 
 
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3"])
+def test_relations_of_a_sliding_window(architecture):
+    """Layers of a sliding window compare what their attention sees, the others all there is."""
+    restorable = tiny.tiny_restorable(architecture)
+    tiny.perturb_adapter(restorable, size=0.1)
+    ids, mask = padded()
+    out = RestorationModule(restorable, ObjectiveConfig(relations=ALL))(ids, mask)
+    teacher, student, _, _ = student_and_teacher(restorable, ids, mask)
+    windows = {attention.sliding_window for attention in student}
+    assert windows == ({24, None} if architecture == "gemma3" else {24})
+    terms = dense.relation_terms(teacher, student, ALL, mask=mask)
+    loss = sum(w * terms[f"relation_{name}"] for name, w in ALL.items())
+    assert_close(out["loss"], loss)
+    expected = dense.gradients(restorable, loss)
+    dense.assert_same_gradients(dense.gradients(restorable, out["loss"]), expected, rtol=2e-4)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("positions", [7, 41, 1000])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])  # gemma2 caps its logits

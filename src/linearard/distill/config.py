@@ -139,7 +139,7 @@ class ObjectiveConfig:
             raise RecipeError(
                 expected="an objective with at least one weight above 0",
                 got="none",
-                fix="Set relations, logit_weight, hidden_weight, lm_weight or recall_weight of the objective.",
+                fix="Set relations, logit_weight, hidden_weight, lm_weight or recall_weight.",
             )
 
     @property

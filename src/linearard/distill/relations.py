@@ -94,6 +94,7 @@ def relation_terms(
     """
     options = {
         "causal": True,
+        "window": student.sliding_window,
         "temperature": config.temperature,
         "mask": mask,
         "implementation": config.implementation,

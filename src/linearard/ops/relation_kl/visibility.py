@@ -65,7 +65,7 @@ class Visibility(NamedTuple):
         first, end = torch.zeros_like(at), torch.full_like(at, tokens)
         if self.cu_seqlens is not None:
             edges = torch.nn.functional.pad(self.cu_seqlens, (1, 1))
-            edges[-1] = tokens
+            edges[-1:].fill_(tokens)  # by index it would wait for the device
             document = torch.searchsorted(edges, at, right=True).clamp(1, len(edges) - 1)
             first, end = edges[document - 1], edges[document]
         if self.window is not None:
