@@ -1,4 +1,4 @@
-"""Write `benchmarks/results/summary.json` and the README's tables from the result files.
+"""Write `benchmarks/results/summary.json` and the tables of README and docs from the result files.
 
     python -m benchmarks.summary            write
     python -m benchmarks.summary --check    exit 1 if what is written differs (used by the tests)
@@ -18,7 +18,8 @@ from typing import Any
 from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "RECIPES.md")
 SUMMARY = RESULTS / "summary.json"
 
 #: Run folder -> (key of its figures, stage whose tokens and seconds count, view), in README order.
@@ -68,7 +69,29 @@ def collect() -> dict[str, float]:
     path = RESULTS / "h200" / "relation_kl.json"
     if path.is_file():
         figures |= _kernel(json.loads(path.read_text()))
+    figures |= _selection()
     return {key: round(value, 6) for key, value in sorted(figures.items())}
+
+
+def _selection_arms() -> list[dict[str, Any]]:
+    path = RESULTS / "h200" / "selection-arms.json"
+    return json.loads(path.read_text())["arms"] if path.is_file() else []
+
+
+def _selection() -> dict[str, float]:
+    """Figures of the arms that recipes were chosen by, as `selection.GROUP.ARM.…`."""
+    figures = {}
+    for arm in _selection_arms():
+        key = f"selection.{arm['group']}.{arm['slug']}"
+        if arm["view"] != "original":
+            figures |= {f"{key}.kl": arm["kl"], f"{key}.top1": arm["top1"]}
+        parts = {"ppl": arm["perplexity"], "passkey": arm["passkey"]}
+        for part, by_length in parts.items():
+            figures |= {f"{key}.{part}_{_length(int(n))}": v for n, v in by_length.items()}
+        figures[f"{key}.lambada_openai"] = arm["tasks"]["lambada_openai"]
+        if arm["tokens"]:
+            figures[f"{key}.tokens"] = arm["tokens"]
+    return figures
 
 
 def _restoration(
@@ -141,8 +164,9 @@ def _kernel(result: dict[str, Any]) -> dict[str, float]:
 
 
 def tables(figures: dict[str, float]) -> dict[str, str]:
-    """The README's tables by marker name, in Markdown."""
-    return {
+    """The tables by marker name, in Markdown."""
+    groups = sorted({arm["group"] for arm in _selection_arms()})
+    return {f"selection-{group}": _selection_table(figures, group) for group in groups} | {
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
         "demo": _restoration_table(figures, "demo", "512", [], []),
         "kernel": _kernel_table(figures),
@@ -179,6 +203,29 @@ def _restoration_table(
     return _markdown(["SmolLM2-135M, x 8", *columns], rows)
 
 
+def _selection_table(figures: dict[str, float], group: str) -> str:
+    columns = {
+        "KL": ("kl", ".4f"),
+        "top-1": ("top1", ".3f"),
+        **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
+        **{f"pass key {n}": (f"passkey_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
+        "LAMBADA": ("lambada_openai", ".2f"),
+        "tokens": ("tokens", ",.0f"),
+    }
+    arms = [arm for arm in _selection_arms() if arm["group"] == group]
+    keys = [f"selection.{group}.{arm['slug']}" for arm in arms]
+    columns = {
+        title: (part, form)
+        for title, (part, form) in columns.items()
+        if any(f"{key}.{part}" in figures for key in keys)
+    }
+    rows = [
+        [arm["label"], *(_cell(figures.get(f"{key}.{p}"), form) for p, form in columns.values())]
+        for arm, key in zip(arms, keys, strict=True)
+    ]
+    return _markdown(["arm", *columns], rows)
+
+
 def _kernel_table(figures: dict[str, float]) -> str:
     names = {key.rpartition(".")[0] for key in figures if key.startswith("kernel.")}
     names = sorted(names, key=lambda name: figures[f"{name}.ms"])
@@ -208,12 +255,12 @@ def _markdown(headers: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, headers, tablefmt="github", colalign=right, disable_numparse=True)
 
 
-def render(readme: str, figures: dict[str, float]) -> str:
-    """The README with every `<!-- table:NAME -->` block filled anew."""
+def render(page: str, figures: dict[str, float]) -> str:
+    """The page with every `<!-- table:NAME -->` block filled anew."""
     for name, table in tables(figures).items():
         block = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
-        readme = block.sub(lambda match, t=table: f"{match[1]}{t}\n{match[2]}", readme)
-    return readme
+        page = block.sub(lambda match, t=table: f"{match[1]}{t}\n{match[2]}", page)
+    return page
 
 
 def main() -> int:
@@ -221,10 +268,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     args = parser.parse_args()
     figures = collect()
-    wanted = {
-        SUMMARY: json.dumps(figures, indent=1) + "\n",
-        README: render(README.read_text(), figures),
-    }
+    wanted = {page: render(page.read_text(), figures) for page in PAGES}
+    wanted[SUMMARY] = json.dumps(figures, indent=1) + "\n"
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if args.check:
