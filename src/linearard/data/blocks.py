@@ -148,7 +148,7 @@ def token_blocks(
             + ("." if config.pack else " or `pack: true`."),
         )
     starts = starts[np.random.default_rng(config.seed).permutation(len(starts))[:count]]
-    recall = f"recall {config.recall} " if config.recall else ""
+    recall = f"repeats {config.recall} " if config.recall else ""
     decides = f"{stream.content} {block_size} {begin} {joint} {recall}".encode()
     fingerprint = hashlib.sha256(decides + starts.astype("<i8").tobytes()).hexdigest()
     return BlockDataset(stream, starts, block_size, begin, joint, fingerprint, config.recall)

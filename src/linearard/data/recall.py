@@ -30,14 +30,18 @@ def recall_passages(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarra
     chance = np.random.default_rng(seed)
     shortest, longest = _LENGTHS
     passages = round(share * tokens / np.mean(_LENGTHS))
-    # From left to right, so that no repetition overwrites the source of an earlier one.
+    copies = []
     for place in np.sort(chance.integers(shortest, max(tokens - shortest, shortest + 1), passages)):
         length = min(int(chance.integers(shortest, longest + 1)), int(place), tokens - int(place))
         source = int(chance.integers(0, place - length + 1))
-        passage = ids[source : source + length].copy()
+        copies.append((source, int(place), length))
+        # Before anything is copied: later, it could change what an earlier passage repeats.
         if chance.random() < _SHUFFLED:
-            passage = chance.permutation(passage)
-            ids[source : source + length] = passage
-        ids[place : place + length] = passage
+            ids[source : source + length] = chance.permutation(ids[source : source + length])
+    # From left to right, so that no repetition overwrites the source of an earlier one.
+    for source, place, length in copies:
+        ids[place : place + length] = ids[source : source + length]
         repeated[place : place + length] = np.arange(length) >= _CUE
+        # What is left there of an earlier repetition has to be known anew.
+        repeated[place + length : place + length + _CUE] = False
     return ids, repeated

@@ -113,7 +113,8 @@ class _SumOverRows(torch.autograd.Function):
             loss, slope = chunk_loss(logits.detach(), part)
             total += loss
             if wanted:
-                (gradient[part],) = torch.autograd.grad(logits, leaf, slope)
+                with torch.autocast(rows.device.type, enabled=False):  # as in any backward pass
+                    (gradient[part],) = torch.autograd.grad(logits, leaf, slope)
         ctx.save_for_backward(gradient)
         return total
 

@@ -101,7 +101,9 @@ class _BesideTeacher:
         for name, term in terms.items():
             self.by_layer[name][layer] = term.detach()
         if self.parameters:
-            found = torch.autograd.grad(loss, self._own(module), allow_unused=True)
+            # As in any backward pass: the operations keep the precision of the forward pass.
+            with torch.autocast(loss.device.type, enabled=False):
+                found = torch.autograd.grad(loss, self._own(module), allow_unused=True)
             for parameter, gradient in zip(self._own(module), found, strict=True):
                 if gradient is not None:
                     self.gradients[id(parameter)] = gradient

@@ -1,0 +1,247 @@
+"""Time and memory of one training step by objective, beside the teacher's forward alone.
+
+    python -m benchmarks training_step --model smollm2-135m --out FILE.json
+    python -m benchmarks training_step --model llama2-7b --rank 1024 --tokens 4096 --batch 1 --out FILE.json
+
+Models have the exact shape and random weights; linear scaling by 8, LoRA on q, k, v. A step is
+forward, backward, clipping and AdamW. Each case is taken in turns with the teacher's forward; on a CPU
+the figures are for direction only. The file it writes:
+
+    device, torch, transformers, python, commit, date      where and when
+    model, tokens, batch, rank, parameters, trained        what; tokens of a sequence
+    cases: NAME -> ms and teacher_ms (the teacher's forward alone, in turns with it): {p20, p50, p80},
+        ratio_teacher (p50 over p50), tokens_per_second, and on a GPU peak_gib, weights included
+    profile: with --profile CASE, its kernels by time on the device: name, ms and calls of one step
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from linearard.distill import ObjectiveConfig, RestorationModule
+from linearard.model import AdapterConfig, RestorableModel
+
+MODELS: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100000.0,
+        "tie_word_embeddings": True,
+    },
+    "llama2-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    "llama3-8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    },
+    "tiny": {
+        "vocab_size": 1000,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+    },
+}
+SELF = {"q": 1.0, "k": 1.0, "v": 1.0}
+CASES: dict[str, dict[str, Any]] = {
+    "paper": {"relations": SELF},
+    "all": {"relations": SELF | {"qk": 1.0}},
+    "all+logit": {"relations": SELF | {"qk": 1.0}, "logit_weight": 1.0, "logit_positions": 10**9},
+    "logit": {"relations": {}, "logit_weight": 1.0, "logit_positions": 10**9},
+    "lm": {"relations": {}, "lm_weight": 1.0},
+    "teacher-inputs-qk": {"relations": {"qk": 1.0}, "inputs": "teacher"},
+    "teacher-inputs-qk-v": {"relations": {"qk": 1.0, "v": 1.0}, "inputs": "teacher"},
+}
+
+
+def build(name: str, rank: int, device: str) -> RestorableModel:
+    """The model with random weights, built where it will run."""
+    config = transformers.LlamaConfig(**MODELS[name])
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    adapter = AdapterConfig(r=rank, alpha=2.0 * rank, dropout=0.0)
+    restorable = RestorableModel(model, None, {"rope_type": "linear", "factor": 8}, adapter)
+    restorable.model.to(device)
+    return restorable
+
+
+def training_step(
+    restorable: RestorableModel, settings: dict[str, Any], ids: torch.Tensor, recompute: bool
+) -> Callable[[], None]:
+    """A function that makes one step of this objective."""
+    module = RestorationModule(restorable, ObjectiveConfig(**settings)).train()
+    if recompute:
+        module.gradient_checkpointing_enable()
+    parameters = restorable.adapter.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=ids.is_cuda)
+
+    def step() -> None:
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            loss = module(ids)["loss"]
+        loss.backward()
+        restorable.tap.observe(None)
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def timed(candidates: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, Any]:
+    """Milliseconds {p20, p50, p80} of each, in turns after two unmeasured rounds."""
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 2):
+        for name, run in candidates.items():
+            wait()
+            start = time.perf_counter()
+            run()
+            wait()
+            if turn >= 2:
+                times[name].append(1000 * (time.perf_counter() - start))
+    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return {
+        name: dict(
+            zip(
+                ("p20", "p50", "p80"),
+                (round(x, 3) for x in torch.tensor(t).double().quantile(at).tolist()),
+                strict=True,
+            )
+        )
+        for name, t in times.items()
+    }
+
+
+def peak_gib(run: Callable[[], None]) -> float:
+    """Most memory allocated during one run, weights included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+
+
+def profile(run: Callable[[], None], kernels: int = 40) -> list[dict[str, Any]]:
+    """The kernels of one step by time on the device."""
+    from torch.profiler import ProfilerActivity
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
+        run()
+        torch.cuda.synchronize()
+    events = [e for e in record.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda e: -e.self_device_time_total)
+    return [
+        {"name": e.key[:110], "ms": round(e.self_device_time_total / 1000, 3), "calls": e.count}
+        for e in events[:kernels]
+    ]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks training_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", choices=MODELS, default="smollm2-135m")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--profile", choices=CASES)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--commit", help="default: that of the working tree")
+    options = parser.parse_args(arguments)
+    commit = (
+        options.commit
+        or subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
+    device = options.device
+    restorable = build(options.model, options.rank, device)
+    vocabulary = restorable.config.vocab_size
+    ids = torch.randint(vocabulary, (options.batch, options.tokens), device=device)
+
+    def teacher() -> None:
+        with torch.no_grad(), restorable.view("original"):
+            restorable.model.get_decoder()(input_ids=ids, use_cache=False)
+
+    times, peaks, found = {}, {}, None
+    for name in options.cases:  # a case at a time: each holds an optimizer's state
+        step = training_step(restorable, CASES[name], ids, options.recompute)
+        times[name] = timed({"teacher": teacher, "step": step}, options.rounds, device)
+        if device == "cuda":
+            peaks[name] = peak_gib(step)
+        if name == options.profile and device == "cuda":
+            found = profile(step)
+        print(name, times[name], peaks.get(name, ""), flush=True)
+    count = options.batch * options.tokens
+    result = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+        "date": datetime.date.today().isoformat(),
+        "model": options.model,
+        "tokens": options.tokens,
+        "batch": options.batch,
+        "rank": options.rank,
+        "recompute": options.recompute,
+        "parameters": sum(p.numel() for p in restorable.model.parameters()),
+        "trained": sum(p.numel() for p in restorable.adapter.parameters()),
+        "cases": {
+            name: {
+                "ms": row["step"],
+                "teacher_ms": row["teacher"],
+                "ratio_teacher": round(row["step"]["p50"] / row["teacher"]["p50"], 3),
+                "tokens_per_second": round(1000 * count / row["step"]["p50"]),
+                "peak_gib": peaks.get(name),
+            }
+            for name, row in times.items()
+        },
+    }
+    if found is not None:
+        result["profile"] = {"case": options.profile, "kernels": found}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {options.out}")
