@@ -9,6 +9,7 @@ from torch import nn
 
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule
+from linearard.model import ChunkedCausalLM
 
 SELF = {"q": 1.0, "k": 1.0, "v": 1.0}
 ALL = SELF | {"qk": 1.0}
@@ -164,6 +165,32 @@ def test_nothing_observes_after_an_error():
     assert module.model.training  # although the teacher's pass failed
     handle.remove()
     step(module)
+
+
+def test_nothing_observes_after_an_error_behind_the_last_layer(monkeypatch):
+    module = module_for(**OUTPUT)
+    module.gradient_checkpointing_enable()
+
+    def fail(self, hidden):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ChunkedCausalLM, "logits", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        module(tiny.tokens())
+    assert module.restorable.tap._observer is None
+
+
+def test_the_observer_of_one_step_does_not_see_the_teacher_of_the_next():
+    """A caller's own loop with recomputation: nobody takes the observer away between two parts."""
+    restorable, ids = tiny.tiny_restorable(), tiny.tokens(2, 48)
+    tiny.perturb_adapter(restorable)
+    far = ObjectiveConfig(relations={}, logit_weight=1.0, teacher_window=16)
+    module = RestorationModule(restorable, {"near": ObjectiveConfig(relations=ALL), "far": far})
+    module.gradient_checkpointing_enable()
+    module.train()(ids, part="near")["loss"].backward()
+    assert restorable.tap._observer is not None
+    loss = module(ids, part="far")["loss"]
+    assert torch.equal(loss, RestorationModule(restorable, far)(ids)["loss"])
 
 
 def watch_queries(monkeypatch):

@@ -9,7 +9,7 @@ from linearard.data.recall import recall_passages
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.distill.skipping import draw_skip
 from linearard.distill.teacher import windowed_hidden
-from linearard.errors import RecipeError
+from linearard.errors import DataError, RecipeError
 from linearard.model import ChunkedCausalLM
 
 ALL = {"q": 1.0, "k": 0.5, "v": 2.0, "qk": 0.25}
@@ -153,21 +153,21 @@ def collected(model, ids, mask):
 
 @pytest.mark.parametrize(("tokens", "window"), [(40, 16), (41, 16), (16, 16), (5, 16), (47, 10)])
 def test_a_teacher_in_windows(tokens, window):
-    """Every position from a window that shows at least half of itself before it."""
+    """Every position from the window that shows the most before it: at least half of a window."""
     restorable = tiny.tiny_restorable()
     ids, half = tiny.tokens(2, tokens), window // 2
     language_model = ChunkedCausalLM(restorable.model)
+    last = max(tokens - window, 0)
     with torch.no_grad(), restorable.view("original"):
         got = windowed_hidden(language_model, ids, window)
         for position in range(tokens):
-            before = 0
-            for start in range(0, max(tokens - window, 0) + half, half):
-                start = min(start, max(tokens - window, 0))
-                if start <= position < start + window:
-                    exact = language_model.hidden(ids[:, start : start + window])
-                    if torch.allclose(exact[:, position - start], got[:, position], atol=1e-6):
-                        before = max(before, position - start)
-            assert before >= min(half, position), position
+            starts = [s for s in [*range(0, last, half), last] if s <= position < s + window]
+            start = min(starts)
+            assert position - start >= min(half, position)
+            exact = language_model.hidden(ids[:, start : start + window])
+            torch.testing.assert_close(
+                got[:, position], exact[:, position - start], rtol=0, atol=1e-6
+            )
 
 
 def test_logit_kl_with_a_teacher_in_windows():
@@ -260,6 +260,12 @@ def test_recall_takes_repeated_tokens_out_of_the_teachers_hands():
     loss = rows[told].mean() + 0.5 * recall
     expected = dense.gradients(restorable, loss)
     dense.assert_same_gradients(dense.gradients(restorable, out["loss"]), expected, rtol=2e-4)
+
+
+def test_recall_needs_to_be_told_what_repeats(restorable):
+    module = RestorationModule(restorable, ObjectiveConfig(relations={}, recall_weight=1.0))
+    with pytest.raises(DataError, match=r"data\.recall"):
+        module(tiny.tokens())
 
 
 @pytest.mark.parametrize(("share", "seed"), [(0.3, 4), (0.1, 1), (0.5, 2), (0.5, 3)])

@@ -68,12 +68,20 @@ class RestorationModule(nn.Module):
             `loss` (scalar with gradient) and each term, unweighted and detached, in nats (the hidden
             term: relative): `relation_q` …, `logit_kl`, `hidden`, `lm`, `recall`; with `part/` before
             them if there is one.
+
+        Raises:
+            DataError: a recall term, and a batch that does not say which tokens repeat earlier ones.
         """
-        objective = self._objectives[part]
+        objective, tap = self._objectives[part], self.restorable.tap
         self._choose_recomputed_layers(objective)
-        loss, terms, _ = objective(input_ids, attention_mask, repeated)
+        tap.observe(None)  # whoever waited for an earlier backward pass
+        try:
+            loss, terms, _ = objective(input_ids, attention_mask, repeated)
+        except BaseException:
+            tap.observe(None)
+            raise
         if not (self.training and self._recomputes):
-            self.restorable.tap.observe(None)
+            tap.observe(None)
         prefix = f"{part}/" if part else ""
         return {"loss": loss} | {f"{prefix}{name}": term for name, term in terms.items()}
 

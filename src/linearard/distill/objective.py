@@ -16,6 +16,7 @@ from linearard.distill.relations import StudentRelations, TeacherRelations
 from linearard.distill.skipping import draw_skip
 from linearard.distill.teacher import windowed_hidden
 from linearard.distill.teacher_inputs import teacher_input_terms
+from linearard.errors import DataError
 from linearard.model import ChunkedCausalLM, RestorableModel
 
 
@@ -53,8 +54,17 @@ class Objective:
             input_ids: int64 `[batch, tokens]`.
             attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None.
             repeated: bool `[batch, tokens]`, tokens that repeat earlier ones; for the recall term.
+
+        Raises:
+            DataError: a recall term without `repeated`.
         """
         config, restorable = self.config, self._restorable
+        if config.recall_weight and repeated is None:
+            raise DataError(
+                expected="batches with `repeated`, for objective.recall_weight",
+                got="none",
+                fix="Set data.recall, for instance to 0.1.",
+            )
         if config.inputs == "teacher":
             return teacher_input_terms(
                 config, self._layers, restorable, self._language_model, input_ids, attention_mask

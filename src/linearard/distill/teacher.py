@@ -24,12 +24,11 @@ def windowed_hidden(language_model: ChunkedCausalLM, input_ids: Tensor, window: 
     tokens, half = input_ids.shape[1], window // 2
     if tokens <= window:
         return language_model.hidden(input_ids)
-    hidden = None
+    hidden, done = None, 0
     for end in [*range(window, tokens, half), tokens]:
         read = language_model.hidden(input_ids[:, end - window : end])
         if hidden is None:
             hidden = read.new_empty(len(read), tokens, read.shape[-1])
-            hidden[:, :window] = read
-        else:
-            hidden[:, end - half : end] = read[:, -half:]
+        hidden[:, done:end] = read[:, done - end :]
+        done = end
     return hidden

@@ -84,7 +84,7 @@ class Bench:
 
         logging.disable_progress_bar()  # a bar for every loaded model would drown the runs' lines
         self._folder, self._keep = folder, keep_checkpoints
-        self._tokenizers: dict[str, Any] = {}
+        self._sources: dict[str, tuple[Any, Any]] = {}
         self._prepared: dict[str, _Prepared] = {}
         self._base: tuple[ModelConfig, Any] | None = None
 
@@ -104,12 +104,12 @@ class Bench:
             if job.trains:
                 with tempfile.TemporaryDirectory() as place:
                     elsewhere = dataclasses.replace(recipe, output_dir=place)
-                    run = prepare_run(elsewhere, progress=progress)
+                    run = prepare_run(elsewhere, progress=progress, **self._source(recipe.model))
                     run.claim.close()
                 views = run.views
             else:
                 resolve_dtype(recipe.model.dtype, resolve_device(recipe.model.device))
-                check_scaling(recipe.rope, load_config(recipe.model))
+                check_scaling(recipe.rope, self._source(recipe.model)["config"])
             config = _evaluation(recipe)
             if job.trains and (unknown := [name for name in config.views if name not in views]):
                 raise RecipeError(
@@ -148,14 +148,14 @@ class Bench:
 
     def _run(self, job: Job, fresh: bool) -> None:
         started = time.perf_counter()
-        recipe, tokenizer = job.recipe, self._tokenizer(job.recipe.model)
+        recipe, source = job.recipe, self._source(job.recipe.model)
         again = {"resume": not fresh, "overwrite": fresh}
-        run = prepare_run(recipe, **again, progress=False) if job.trains else None
+        run = prepare_run(recipe, **again, **source, progress=False) if job.trains else None
         claim = run.claim if run else claim_folder(job.folder, recipe, **again)
         with claim:
             job.failure_note.unlink(missing_ok=True)
             try:
-                restorable = self._restorable(recipe, tokenizer)
+                restorable = self._restorable(recipe, source["tokenizer"])
                 histories, summaries = {}, {}
                 if run:
                     trained = run.train(restorable)
@@ -201,17 +201,19 @@ class Bench:
             model, tokenizer, recipe.rope, recipe.adapter, name=recipe.model.name
         )
 
-    def _tokenizer(self, model: ModelConfig) -> Any:
-        key = json.dumps([model.name, model.revision, model.gguf_file, model.trust_remote_code])
-        if key not in self._tokenizers:
-            self._tokenizers[key] = load_tokenizer(model)
-        return self._tokenizers[key]
+    def _source(self, model: ModelConfig) -> dict[str, Any]:
+        """`config` and `tokenizer` of a model, read once: from a GGUF file each takes seconds."""
+        key = json.dumps(dataclasses.asdict(model))
+        if key not in self._sources:
+            self._sources[key] = load_config(model), load_tokenizer(model)
+        config, tokenizer = self._sources[key]
+        return {"config": config, "tokenizer": tokenizer}
 
     def _inputs(self, recipe: Recipe, config: EvaluationConfig) -> _Prepared:
         sections = [recipe.model, recipe.data, dataclasses.replace(config, views=[])]
         key = json.dumps(list(map(dataclasses.asdict, sections)))
         if key not in self._prepared:
-            tokenizer = self._tokenizer(recipe.model)
+            tokenizer = self._source(recipe.model)["tokenizer"]
             documents = validation_documents(recipe.data, tokenizer, config)
             bare = dataclasses.replace(config, views=[])
             texts = read_texts(config, recipe.data, tokenizer)

@@ -122,7 +122,13 @@ def run_recipe(
 
 
 def prepare_run(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    config: Any = None,
+    tokenizer: Any = None,
 ) -> PreparedRun:
     """Check a recipe, claim its output folder and cut its text; no weights are loaded.
 
@@ -132,15 +138,17 @@ def prepare_run(
             to resume it starts from the beginning.
         overwrite: replace an earlier run in the output folder.
         progress: show progress bars, here and in training.
+        config, tokenizer: those of the recipe's model, where a caller has read them before: from a
+            GGUF file each takes seconds.
 
     Raises:
         UserError: anything the user can mend.
     """
     device = resolve_device(recipe.model.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
-    config = load_config(recipe.model)
+    config = load_config(recipe.model) if config is None else config
     stages = stage_arguments(recipe, config, device, dtype, progress)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model) if tokenizer is None else tokenizer
     check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
     # The other processes wait, so that none looks for checkpoints which this one is removing.
     claim = contextlib.ExitStack()

@@ -106,9 +106,10 @@ class RestorationTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one batch; afterwards nothing observes the attention any more."""
-        loss = super().training_step(*args, **kwargs)
-        self.restorable.tap.observe(None)
-        return loss
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self.restorable.tap.observe(None)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
