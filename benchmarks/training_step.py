@@ -77,8 +77,8 @@ SELF = {"q": 1.0, "k": 1.0, "v": 1.0}
 CASES: dict[str, dict[str, Any]] = {
     "paper": {"relations": SELF},
     "all": {"relations": SELF | {"qk": 1.0}},
-    "all+logit": {"relations": SELF | {"qk": 1.0}, "logit_weight": 1.0, "logit_positions": 10**9},
-    "logit": {"relations": {}, "logit_weight": 1.0, "logit_positions": 10**9},
+    "all+logit": {"relations": SELF | {"qk": 1.0}, "logit_weight": 1.0, "logit_positions": None},
+    "logit": {"relations": {}, "logit_weight": 1.0, "logit_positions": None},
     "lm": {"relations": {}, "lm_weight": 1.0},
     "teacher-inputs-qk": {"relations": {"qk": 1.0}, "inputs": "teacher"},
     "teacher-inputs-qk-v": {"relations": {"qk": 1.0, "v": 1.0}, "inputs": "teacher"},

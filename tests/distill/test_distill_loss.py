@@ -114,7 +114,7 @@ def test_relations_of_a_sliding_window(architecture):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("positions", [7, 41, 1000])
+@pytest.mark.parametrize("positions", [7, 41, 1000, None])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])  # gemma2 caps its logits
 def test_output_losses(architecture, positions, masked, monkeypatch):
     from linearard.model import causal_lm
@@ -129,7 +129,7 @@ def test_output_losses(architecture, positions, masked, monkeypatch):
     out = RestorationModule(restorable, objective)(ids, mask)
     teacher, student, teacher_logits, student_logits = student_and_teacher(restorable, ids, mask)
     relation = dense.relation_terms(teacher, student, ["v"], mask=mask)["relation_v"]
-    kl = dense.logit_kl(teacher_logits, student_logits, positions, mask)
+    kl = dense.logit_kl(teacher_logits, student_logits, positions or 41, mask)
     lm = dense.next_token(student_logits, ids, mask)
     assert_close(out["logit_kl"], kl)
     assert_close(out["lm"], lm)

@@ -20,14 +20,18 @@ def _all_fields() -> str:
     from linearard.distill import ObjectiveConfig
     from linearard.evaluation import EvaluationConfig
     from linearard.model import AdapterConfig, ModelConfig
-    from linearard.train import own_fields
+    from linearard.train import PartConfig, own_fields
 
     sections: list[tuple[str, Iterable[Any]]] = [
         ("model", dataclasses.fields(ModelConfig)),
         ("adapter", dataclasses.fields(AdapterConfig)),
         ("data", dataclasses.fields(DataConfig)),
         ("stages.STAGE", own_fields()),
-        ("stages.STAGE.objective", dataclasses.fields(ObjectiveConfig)),
+        ("stages.STAGE.parts.PART", dataclasses.fields(PartConfig)),
+        (
+            "stages.STAGE.objective, stages.STAGE.parts.PART.objective",
+            dataclasses.fields(ObjectiveConfig),
+        ),
         ("evaluation", dataclasses.fields(EvaluationConfig)),
     ]
     lines = [

@@ -36,7 +36,9 @@ class ObjectiveConfig:
     )
     temperature: float = described(1.0, "Divides teacher and student scores.")
     logit_weight: float = described(0.0, "Weight of KL between output distributions.")
-    logit_positions: int = described(512, "Logit KL reads the last this many positions.")
+    logit_positions: int | None = described(
+        512, "Logit KL reads the last this many positions (the paper's 512); null: all."
+    )
     teacher_window: int | None = described(
         None,
         "Logit KL of windows longer than this: the teacher reads them in windows of this many tokens "
@@ -83,8 +85,9 @@ class ObjectiveConfig:
             _refuse("normalisation", "own or paper", self.normalisation)
         if not _is_number(self.temperature) or not 0 < self.temperature < float("inf"):
             _refuse("temperature", "a positive number", self.temperature)
-        if not isinstance(self.logit_positions, int) or self.logit_positions < 1:
-            _refuse("logit_positions", "a positive integer", self.logit_positions)
+        positions = self.logit_positions
+        if positions is not None and (not isinstance(positions, int) or positions < 1):
+            _refuse("logit_positions", "a positive integer or null", positions)
         window = self.teacher_window
         if window is not None:
             if type(window) is not int or window < 2 or window % 2:

@@ -52,7 +52,7 @@ def output_kl(
     language_model: ChunkedCausalLM,
     teacher_hidden: Tensor,
     student_hidden: Tensor,
-    positions: int,
+    positions: int | None,
     mask: Tensor | None,
 ) -> Tensor:
     """Mean `KL(teacher || student)` of the output distributions on the last `positions` tokens, in nats.
@@ -60,12 +60,13 @@ def output_kl(
     Args:
         language_model: gives logits of hidden states; the head is frozen, and the same for both.
         teacher_hidden, student_hidden: `[batch, tokens, hidden]`.
-        positions: how many trailing tokens count.
+        positions: how many trailing tokens count; None: all.
         mask: bool `[batch, tokens]`, False for padding, or None.
     """
-    teacher = teacher_hidden[:, -positions:].flatten(0, 1)
-    student = student_hidden[:, -positions:].flatten(0, 1)
-    valid = None if mask is None else mask[:, -positions:].flatten()
+    counted = slice(None if positions is None else -positions, None)
+    teacher = teacher_hidden[:, counted].flatten(0, 1)
+    student = student_hidden[:, counted].flatten(0, 1)
+    valid = None if mask is None else mask[:, counted].flatten()
 
     def chunk_loss(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         expected = language_model.logits(teacher[part]).log_softmax(-1)

@@ -1,6 +1,6 @@
 """Recipes, the trainer, and runs of one or more stages."""
 
-from linearard.train.config import RestorationConfig, own_fields
+from linearard.train.config import PartConfig, RestorationConfig, own_fields
 from linearard.train.folder import RECIPE_FILE, REPORT_FILE, RESULT_FILE
 from linearard.train.recipe import Recipe, build_section, load_recipe, recipe_from_dict
 from linearard.train.run import (
@@ -16,6 +16,7 @@ __all__ = [
     "RECIPE_FILE",
     "REPORT_FILE",
     "RESULT_FILE",
+    "PartConfig",
     "PreparedRun",
     "Recipe",
     "RestorationConfig",
