@@ -1,6 +1,7 @@
 """A stage of several parts: what each step reads, and the invariants of one."""
 
 import small_run
+from linearard.train import prepare_run, recipe_from_dict
 
 PARTS = {
     "short": {
@@ -79,3 +80,15 @@ def test_recomputation_changes_nothing(tmp_path, base_folder):
         for on in (False, True)
     ]
     assert finals[0] == finals[1]
+
+
+def test_a_runs_seed_draws_windows_whatever_seed_a_stage_has(tmp_path, base_folder):
+    def read(seed):
+        recipe = several(tmp_path / str(seed), base_folder)
+        recipe["seed"] = seed
+        recipe["stages"]["only"]["parts"] = {"short": PARTS["short"] | {"data": {"seed": 5}}}
+        run = prepare_run(recipe_from_dict(recipe), progress=False)
+        with run.claim:
+            return run.blocks["only"].fingerprint
+
+    assert read(0) != read(1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from linearard.data import DataConfig, token_blocks
+from linearard.data import token_blocks
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import (
     METADATA_FILE,
@@ -160,8 +160,7 @@ def prepare_run(
         blocks = {}
         bars = progress and is_main_process()
         for name, stage in stages.items():
-            data = dataclasses.replace(recipe.data, seed=recipe.data.seed + recipe.seed)
-            blocks[name] = _stage_windows(data, stage, tokenizer, bars)
+            blocks[name] = _stage_windows(recipe, stage, tokenizer, bars)
             _check_resumable(stage, blocks[name])
         return PreparedRun(recipe, tokenizer, stages, blocks, claim.pop_all())
 
@@ -224,19 +223,19 @@ def _enough_memory(purpose: str) -> Iterator[None]:
 
 
 def _stage_windows(
-    data: DataConfig, stage: RestorationConfig, tokenizer: Any, progress: bool
+    recipe: Recipe, stage: RestorationConfig, tokenizer: Any, progress: bool
 ) -> StageWindows | InterleavedParts:
-    blocks = {
-        name: token_blocks(
-            dataclasses.replace(data, **part.data),
+    blocks = {}
+    for name, part in stage.all_parts.items():
+        data = dataclasses.replace(recipe.data, **part.data)
+        blocks[name] = token_blocks(
+            dataclasses.replace(data, seed=data.seed + recipe.seed),
             tokenizer,
             part.window,
             split="train",
             count=part.sequences,
             progress=progress,
         )
-        for name, part in stage.all_parts.items()
-    }
     if not stage.parts:
         return StageWindows(blocks[""])
     sized = {name: (found, stage.parts[name].batch_size) for name, found in blocks.items()}
