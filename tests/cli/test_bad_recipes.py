@@ -70,6 +70,12 @@ FIELDS = {
         [0, 7],
         "indices from 0 to 2 in stage 'restoration', got [7]",
     ),
+    "held-out text of a stage": (
+        "stages.restoration.data",
+        {"validation_fraction": 0.0},
+        "stages.restoration.data without 'validation_fraction'",
+        "Set data.validation_fraction at the top",
+    ),
     "no term at all": (
         "stages.restoration.objective.relations",
         {},

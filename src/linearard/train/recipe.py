@@ -62,6 +62,8 @@ _DECIDED_BY_PARTS = (
     "per_device_train_batch_size",
     "train_sampling_strategy",
 )
+#: Fields of `data` that a stage must not change: it would train on what the evaluation reads.
+_HELD_OUT = {"validation", "validation_fraction", "validation_split"}
 _STAGE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _LARGEST_SEED = 2**32 - 1000  # numpy's limit, less one for each stage
 
@@ -278,6 +280,12 @@ def _check_nested(values: dict[str, Any], where: str, data: DataConfig) -> None:
         values["objective"] = dataclasses.asdict(objective)
     if "data" in values:
         changes = _coerced(DataConfig, values["data"] or {}, f"{where}.data")
+        for key in _HELD_OUT & changes.keys():
+            raise RecipeError(
+                expected=f"{where}.data without {key!r}: one text is held out from all training",
+                got=f"{key}: {changes[key]!r}",
+                fix=f"Set data.{key} at the top of the recipe.",
+            )
         dataclasses.replace(data, **changes)  # checks the combination
         values["data"] = changes
 
