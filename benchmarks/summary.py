@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ ARMS = [
         "restoration",
     ),
 ]
+_MODEL = "smollm2_135m_x8"  # of the sweep that three seeds were run with
 _TITLES = {
     "original": "original, native RoPE",
     "untrained": "linear, untrained",
@@ -69,7 +71,7 @@ def collect() -> dict[str, float]:
     path = RESULTS / "h200" / "relation_kl.json"
     if path.is_file():
         figures |= _kernel(json.loads(path.read_text()))
-    figures |= _selection()
+    figures |= _selection() | _recovery()
     return {key: round(value, 6) for key, value in sorted(figures.items())}
 
 
@@ -98,26 +100,68 @@ def _restoration(
     result: dict[str, Any], entries: list[tuple[str, str | None, str]]
 ) -> dict[str, float]:
     figures = {}
-    original = result["views"]["original"]
     for key, stage, view in entries:
-        parts = result["views"].get(view, {})
-        if "agreement" in parts:
-            figures[f"{key}.kl"] = parts["agreement"]["kl"]
-            figures[f"{key}.top1"] = parts["agreement"]["top1"]
-        for window, values in parts.get("perplexity", {}).items():
-            name = f"{key}.ppl_{_length(int(window))}"
-            figures[name] = values["ppl"]
-            figures[f"{name}_ratio"] = values["ppl"] / original["perplexity"][window]["ppl"]
+        found = _view_figures(result["views"], view)
+        if stage and stage in result.get("stages", {}):
+            found["tokens"] = result["stages"][stage]["tokens"]
+            found["seconds"] = result["stages"][stage]["seconds"]
+        figures |= {f"{key}.{name}": value for name, value in found.items()}
+    return figures
+
+
+def _view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
+    """Figures of one view of an evaluation, by short name."""
+    original, parts = views["original"], views.get(view, {})
+    found = {}
+    if "agreement" in parts:
+        found |= {"kl": parts["agreement"]["kl"], "top1": parts["agreement"]["top1"]}
+    for window, values in parts.get("perplexity", {}).items():
+        name = f"ppl_{_length(int(window))}"
+        found[name] = values["ppl"]
+        found[f"{name}_ratio"] = values["ppl"] / original["perplexity"][window]["ppl"]
+    for kind in ("passkey", "retrieval"):
         lengths: dict[int, list[float]] = {}
-        for cell in parts.get("passkey", {}).get("cells", []):
+        for cell in parts.get(kind, {}).get("cells", []):
             lengths.setdefault(cell["length"], []).append(cell["accuracy"])
         for length, accuracies in lengths.items():
-            figures[f"{key}.passkey_{_length(length)}"] = sum(accuracies) / len(accuracies)
-        for task, values in parts.get("tasks", {}).items():
-            figures[f"{key}.{task}"] = values["score"]
-        if stage and stage in result.get("stages", {}):
-            figures[f"{key}.tokens"] = result["stages"][stage]["tokens"]
-            figures[f"{key}.seconds"] = result["stages"][stage]["seconds"]
+            found[f"{kind}_{_length(length)}"] = sum(accuracies) / len(accuracies)
+    for task, values in parts.get("tasks", {}).items():
+        found[task] = values["score"]
+    if "raw_retention" in parts.get("tasks", {}).get("lambada_openai", {}):
+        found["lambada_recovery"] = parts["tasks"]["lambada_openai"]["raw_retention"]
+    if "task_average" in parts:
+        found["tasks_recovery"] = parts["task_average"].get("raw_retention", 1.0)
+    for name, values in parts.get("texts", {}).items():
+        found[f"{name}.ppl_ratio"] = values["ppl"] / original["texts"][name]["ppl"]
+        if "agreement" in values:
+            found[f"{name}.kl"] = values["agreement"]["kl"]
+    if "generation" in parts:
+        found["repeated_4grams"] = parts["generation"]["repeated_4grams"]
+        found["loops"] = parts["generation"]["loops"]
+    return found
+
+
+def _recovery() -> dict[str, float]:
+    """Means over seeds of the sweep's arms, and their standard deviations as `…_sd`."""
+    figures: dict[str, float] = {}
+    for arm in sorted((RESULTS / "h200" / "recovery").glob("*/")):
+        runs = []
+        for path in sorted(arm.glob("seed-*/evaluation.json")):
+            result = json.loads(path.read_text())
+            found = _view_figures(result["views"], result["sweep"]["view"])
+            for part in ("tokens", "seconds"):
+                found[part] = sum(stage[part] for stage in result["stages"].values())
+            runs.append(found)
+            original = _view_figures(result["views"], "original")
+            figures |= {f"restoration.original.{_MODEL}.{n}": v for n, v in original.items()}
+        key = f"restoration.{arm.name.replace('-', '_')}.{_MODEL}"
+        for name in runs[0] if runs else ():
+            values = [run[name] for run in runs]
+            figures[f"{key}.{name}"] = statistics.mean(values)
+            if len(values) > 1:
+                figures[f"{key}.{name}_sd"] = statistics.stdev(values)
+        if runs:
+            figures[f"{key}.seeds"] = len(runs)
     return figures
 
 
