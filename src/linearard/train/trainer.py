@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from linearard.distill import RestorationModule
-from linearard.errors import NonFiniteLossError
+from linearard.errors import DataError, NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
@@ -35,11 +35,14 @@ class RestorationTrainer(Trainer):
         args: the stage.
         train_dataset: items `{"input_ids": int64 [window]}` of equal length; `InterleavedParts` where
             `args.parts` names some.
-        eval_dataset: windows, for `eval_strategy`.
+        eval_dataset: windows, for `eval_strategy`; not with parts.
         stage: the stage's name, written into checkpoints.
         metadata: further JSON-able entries for checkpoints; where `data` is among them, a resume
             from a checkpoint with other `data` is refused.
         callbacks: further `TrainerCallback`s.
+
+    Raises:
+        DataError: the data sets are not of the kind that `args.parts` asks for.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class RestorationTrainer(Trainer):
         metadata: dict[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        _check_datasets(bool(args.parts), train_dataset, eval_dataset)
         parts = {name: part.objective for name, part in args.all_parts.items()}
         module = RestorationModule(restorable, parts)
         if args.recompute:
@@ -213,6 +217,16 @@ class RestorationTrainer(Trainer):
         stored = load_weights(self.restorable, Path(resume_from_checkpoint))
         self._seconds_before = stored.get("seconds", 0.0)
         checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
+
+
+def _check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> None:
+    if parts != isinstance(train, InterleavedParts) or (parts and evaluation is not None):
+        also = "" if evaluation is None else " and an eval_dataset"
+        raise DataError(
+            expected="InterleavedParts alone for args.parts" if parts else "windows of one part",
+            got=f"a train_dataset of {type(train).__name__}{also}",
+            fix="Let args.parts and the data sets fit together.",
+        )
 
 
 def _numbered(dataset: Dataset) -> StageWindows | InterleavedParts:
