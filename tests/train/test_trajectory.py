@@ -7,6 +7,7 @@ AdamW divides a gradient by its own size, so an entry whose gradient is near zer
 into a visible part of a step of 1e-2 (measured: 3e-6 in the worst entry, 6e-8 root mean square).
 """
 
+import contextlib
 import json
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 import small_run
 from linearard.cli.main import main
+from linearard.model.adapters import Adapter
 
 LOSS = {"rtol": 2e-6, "atol": 0.0}
 WEIGHT_ABSOLUTE = 5e-5
@@ -130,6 +132,27 @@ def test_recomputation_changes_nothing(objective, kind, tmp_path, base_folder):
         runs.append(small_run.train(recipe))
     assert small_run.losses(runs[0]) == small_run.losses(runs[1])
     assert small_run.final_bytes(runs[0]) == small_run.final_bytes(runs[1])
+
+
+@pytest.mark.parametrize("objective", ["all", "self"])
+def test_casts_left_to_autocast_change_nothing(objective, tmp_path, base_folder, monkeypatch):
+    """In bfloat16: the same bits as with peft's casts up to float32, which autocast undoes."""
+    finals = []
+    for kept in (True, False):
+        with monkeypatch.context() as patch:
+            if kept:
+                patch.setattr(Adapter, "without_casts", lambda self: contextlib.nullcontext())
+            recipe = small_run.one_stage(
+                tmp_path / str(kept),
+                base_folder,
+                objective=OBJECTIVES[objective],
+                sequences=8,
+                gradient_checkpointing=True,
+            )
+            recipe["model"]["dtype"] = "bfloat16"
+            finals.append(small_run.train(recipe))
+    assert small_run.final_bytes(finals[0]) == small_run.final_bytes(finals[1])
+    assert_trained(finals[0])
 
 
 def test_a_stage_does_not_inherit_recomputation(tmp_path, base_folder):

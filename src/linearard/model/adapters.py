@@ -6,6 +6,7 @@ low-rank product, direct training by a frozen copy of the trained matrices alone
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,22 @@ class Adapter:
         """Answer with the trained weights (`on`) or with the original ones."""
         for module in self._switchable:
             setattr(module, self._flag, not on)
+
+    @contextlib.contextmanager
+    def without_casts(self) -> Iterator[None]:
+        """Inside autocast: leave the precision of LoRA's products to it.
+
+        Otherwise peft casts each input up to the weights' float32, for autocast to cast it down again:
+        the same numbers for four more passes over the activations of every projection.
+        """
+        lora = self._switchable if self.config.kind == "lora" else []
+        for module in lora:
+            module.cast_input_dtype_enabled = False
+        try:
+            yield
+        finally:
+            for module in lora:
+                module.cast_input_dtype_enabled = True
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained weights, float32, always in the same order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from pathlib import Path
@@ -110,8 +111,11 @@ class RestorationTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one batch; afterwards nothing observes the attention any more."""
+        mixed = self.args.bf16 or self.args.fp16
+        casts = self.restorable.adapter.without_casts() if mixed else contextlib.nullcontext()
         try:
-            return super().training_step(*args, **kwargs)
+            with casts:
+                return super().training_step(*args, **kwargs)
         finally:
             self.restorable.tap.observe(None)
 
