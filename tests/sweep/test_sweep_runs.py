@@ -280,7 +280,8 @@ class TestAgain:
 
 def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
     """Killed at its start; another takes its place, and the rest gives the bits of one process."""
-    path = write_sweep(tmp_path, base, arms={"untrained": ARMS["untrained"], "yarn": ARMS["yarn"]})
+    yarn = ARMS["yarn"] | {"stages.restoration.dataloader_num_workers": 1}  # and may have its own
+    path = write_sweep(tmp_path, base, arms={"untrained": ARMS["untrained"], "yarn": yarn})
     plan = load_sweep(path)
     tasks = unfinished(plan, resume=False, overwrite=False)
     assert len(tasks) == 3

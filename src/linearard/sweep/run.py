@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 
@@ -41,8 +42,9 @@ def run_sweep(
     bench = Bench(sweep.folder, sweep.keep_checkpoints)
     for job in {task.job.arm: task.job for task in tasks}.values():
         bench.check(job, progress=progress)
-    with claimed(sweep, keep=resume):
-        for number, outcome in enumerate(_outcomes(bench, sweep, tasks, workers), 1):
+    outcomes = contextlib.closing(_outcomes(bench, sweep, tasks, workers))  # ends workers, too
+    with claimed(sweep, keep=resume), outcomes as ended:
+        for number, outcome in enumerate(ended, 1):
             text = "failed" if outcome.message else headline(outcome.job)
             report(f"[{number}/{len(tasks)}] {outcome.job}: {outcome.seconds:.1f} s, {text}")
         return write_results(sweep)

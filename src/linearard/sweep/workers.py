@@ -74,7 +74,8 @@ class _Worker:
         self.index = index
         self.line, other = context.Pipe()
         arguments = (other, folder, keep_checkpoints)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        # Not a daemon, which could not start the processes of a data loader.
+        self._process = context.Process(target=_serve, args=arguments)
         with _one_gpu(index):
             self._process.start()
         other.close()  # so that the line ends when the process does
