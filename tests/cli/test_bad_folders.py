@@ -77,6 +77,16 @@ class TestOutputFolder:
         assert "stages.cpt.learning_rate: 0.01 -> 0.5" in line
         assert "Resume with the same recipe, or choose another output_dir" in line
 
+    def test_relations_left_out_are_not_those_of_none(self, recipe, tmp_path, refusal, no_model):
+        """`relations: {}` is a stage without them; without the field it has the paper's."""
+        cpt = recipe["stages"]["cpt"]
+        cpt["window"] = 48
+        small_run.write_recipe(recipe, Path(recipe["output_dir"]) / "recipe.yaml")
+        del cpt["objective"]["relations"]
+        path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
+        line = refusal("train", str(path), "--resume")
+        assert "stages.cpt.objective.relations: {} -> None" in line
+
     def test_what_is_not_the_recipe_may_change(self, path, run, tmp_path, no_model):
         """The evaluation, the cache and the folder's name say nothing about what is trained."""
         moved = run.with_name("moved")

@@ -136,7 +136,7 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or not tree:  # `relations: {}` is not the same as none given
         return {prefix: tree}
     return {
         name: value
