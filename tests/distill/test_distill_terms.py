@@ -9,7 +9,7 @@ from linearard.data.recall import recall_passages
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.distill.skipping import draw_skip
 from linearard.distill.teacher import windowed_hidden
-from linearard.errors import DataError, RecipeError
+from linearard.errors import DataError, ModelError, RecipeError
 from linearard.model import ChunkedCausalLM
 
 ALL = {"q": 1.0, "k": 0.5, "v": 2.0, "qk": 0.25}
@@ -309,6 +309,15 @@ def test_settings_that_cannot_be(settings, name):
 def test_hidden_layers_the_model_does_not_have(restorable):
     with pytest.raises(RecipeError, match=r"objective\.hidden_layers"):
         RestorationModule(restorable, ObjectiveConfig(hidden_weight=1, hidden_layers=[3]))
+
+
+def test_layers_that_cannot_be_seen():
+    """As those of a model of somebody's own code, which is no GradientCheckpointingLayer."""
+    restorable = tiny.tiny_restorable()
+    del restorable.layers.layers[1]
+    with pytest.raises(ModelError, match=r"layers \[1\]"):
+        RestorationModule(restorable, ObjectiveConfig(hidden_weight=1))
+    RestorationModule(restorable, ObjectiveConfig(hidden_weight=1, hidden_layers=[0, 2]))
 
 
 def test_a_trained_head_is_refused():

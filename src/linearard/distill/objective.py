@@ -16,7 +16,7 @@ from linearard.distill.relations import StudentRelations, TeacherRelations
 from linearard.distill.skipping import draw_skip
 from linearard.distill.teacher import windowed_hidden
 from linearard.distill.teacher_inputs import teacher_input_terms
-from linearard.errors import DataError
+from linearard.errors import DataError, ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel
 
 
@@ -29,6 +29,7 @@ class Objective:
 
     Raises:
         RecipeError: the objective names layers the model does not have.
+        ModelError: the output of a compared layer cannot be seen.
     """
 
     def __init__(
@@ -39,6 +40,12 @@ class Objective:
         layers = restorable.tap.num_layers
         self._layers = config.weights_by_layer(layers)
         self._compared = config.compared_layers(layers)
+        if unseen := [i for i in self._compared if i not in restorable.layers.layers]:
+            raise ModelError(
+                expected="decoder layers of transformers' own kind, for objective.hidden_weight",
+                got=f"others in {type(restorable.model).__name__} (layers {unseen})",
+                fix="Set objective.hidden_weight to 0, or hidden_layers to others.",
+            )
         runs_to_end = config.needs_output or bool(self._compared)
         self.last_layer = None if runs_to_end else max(self._layers)
         self._teacher_window = config.teacher_window or restorable.rope.native_window // 2 * 2
