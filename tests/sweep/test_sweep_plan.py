@@ -116,6 +116,12 @@ class TestChanges:
         assert changed_recipe(base, [levels[2], levels[1]], 0).rope == YARN
         assert base["rope"]["factor"] == 4
 
+    @pytest.mark.parametrize("value", ["/books/\U0001f4da é", 'a "b": #\n\\', "no", "1e-3", ""])
+    def test_texts_arrive_as_they_are(self, value, base):
+        changes = flatten({"stages.cpt.run_name": value}, "arm 'a'")
+        recipe = changed_recipe(base, [changes], seed=0)
+        assert recipe.stages["cpt"]["run_name"] == value
+
     def test_stages_and_parts_can_be_taken_away(self, base):
         before = copy.deepcopy(base)
         set_and_removed = [{"stages.cpt.window": 32}, {"stages.cpt": None}]

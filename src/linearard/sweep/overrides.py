@@ -80,7 +80,10 @@ def changed_recipe(base: Mapping[str, Any], levels: Iterable[Changes], seed: int
                 fields[name] = value
     if left:
         source["stages"] = left
-    texts = {name: json.dumps(value, default=str) for name, value in fields.items()}
+    # Letters as they are: YAML takes the two halves that JSON escapes a rare one into for two.
+    texts = {
+        name: json.dumps(value, default=str, ensure_ascii=False) for name, value in fields.items()
+    }
     recipe = recipe_from_dict(source, texts | {"seed": str(seed)})
     if not left:
         recipe.stages, recipe.source["stages"] = {}, None
