@@ -113,3 +113,19 @@ def test_a_trainer_refuses_data_of_the_other_kind(wrong, tmp_path):
     train = blocks if wrong == "plain windows" else windows
     with pytest.raises(DataError, match=r"args\.parts"):
         RestorationTrainer(restorable, args, train, blocks if wrong == "evaluation" else None)
+
+
+def test_parts_of_one_window_read_different_windows(tmp_path, base_folder):
+    """And so do two stages."""
+    from linearard.train import prepare_run, recipe_from_dict
+
+    objective = {"relations": {}, "lm_weight": 1}
+    part = {"window": 24, "sequences": 6, "objective": objective}
+    recipe = several(tmp_path, base_folder, parts={"a": part, "b": part})
+    recipe["stages"]["again"] = {"window": 24, "sequences": 6, "objective": objective}
+    run = prepare_run(recipe_from_dict(recipe), progress=False)
+    run.claim.close()
+    mixed, again = run.blocks["only"], run.blocks["again"]
+    windows = [tuple(mixed.window(n).tolist()) for n in range(12)]
+    windows += [tuple(again.window(n).tolist()) for n in range(6)]
+    assert len(set(windows)) > 14  # drawn from a few hundred, each part anew

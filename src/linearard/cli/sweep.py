@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     from linearard.cli.pipeline import say
     from linearard.sweep import failures, load_sweep, run_sweep, table, write_results
 
-    named = {"output_dir": json.dumps(args.output_dir)} if args.output_dir else {}
+    named = (
+        {"output_dir": json.dumps(args.output_dir, ensure_ascii=False)} if args.output_dir else {}
+    )
     sweep = load_sweep(args.file, args.overrides | named)
     if args.table:
         results = write_results(sweep)

@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     from linearard.cli.pipeline import train_and_report
     from linearard.train import load_recipe
 
-    named = {"output_dir": json.dumps(args.output_dir)} if args.output_dir else {}
+    named = (
+        {"output_dir": json.dumps(args.output_dir, ensure_ascii=False)} if args.output_dir else {}
+    )
     recipe = load_recipe(args.recipe, args.overrides | named)
     train_and_report(recipe, resume=args.resume, overwrite=args.overwrite, progress=not args.quiet)

@@ -15,7 +15,7 @@ import yaml
 from linearard.errors import CheckpointError
 from linearard.sweep.plan import Job, Sweep
 from linearard.train import RECIPE_FILE, RESULT_FILE
-from linearard.train.recipe import parse_yaml
+from linearard.train.yaml_text import parse_yaml
 
 SWEEP_FILE, VIEWS = "sweep.yaml", ".views"
 _LOCK = ".lock"

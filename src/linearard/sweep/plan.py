@@ -15,7 +15,7 @@ from linearard.errors import RecipeError, UserError
 from linearard.fields import described
 from linearard.sweep.overrides import Changes, changed_recipe, flatten
 from linearard.train import Recipe, build_section, load_recipe
-from linearard.train.recipe import parse_yaml
+from linearard.train.yaml_text import parse_yaml
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,119}")
 #: Files in the folder of a sweep, and the row of the original model in its tables.

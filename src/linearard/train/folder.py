@@ -13,7 +13,8 @@ import yaml
 
 from linearard.errors import CheckpointError
 from linearard.train import checkpoints
-from linearard.train.recipe import Recipe, parse_yaml
+from linearard.train.recipe import Recipe
+from linearard.train.yaml_text import parse_yaml
 
 RECIPE_FILE, FINAL = "recipe.yaml", "final"
 RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"

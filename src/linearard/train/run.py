@@ -35,6 +35,8 @@ from linearard.train.recipe import Recipe, recipe_from_dict
 from linearard.train.stages import stage_arguments
 from linearard.train.windows import InterleavedParts, StageWindows
 
+_BETWEEN_PARTS = 100_003  # apart by more than the seeds of a sweep
+
 
 @dataclass
 class RunResult:
@@ -157,11 +159,12 @@ def prepare_run(
             folder = Path(recipe.output_dir)
             claim = claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
     with claim:  # closed by whatever is refused here, handed on otherwise
-        blocks = {}
+        blocks, before = {}, 0
         bars = progress and is_main_process()
         for name, stage in stages.items():
-            blocks[name] = _stage_windows(recipe, stage, tokenizer, bars)
+            blocks[name] = _stage_windows(recipe, stage, before, tokenizer, bars)
             _check_resumable(stage, blocks[name])
+            before += len(stage.all_parts)
         return PreparedRun(recipe, tokenizer, stages, blocks, claim.pop_all())
 
 
@@ -223,13 +226,16 @@ def _enough_memory(purpose: str) -> Iterator[None]:
 
 
 def _stage_windows(
-    recipe: Recipe, stage: RestorationConfig, tokenizer: Any, progress: bool
+    recipe: Recipe, stage: RestorationConfig, before: int, tokenizer: Any, progress: bool
 ) -> StageWindows | InterleavedParts:
+    """The windows of a stage with `before` parts in the stages before it."""
     blocks = {}
-    for name, part in stage.all_parts.items():
+    for number, (name, part) in enumerate(stage.all_parts.items(), before):
         data = dataclasses.replace(recipe.data, **part.data)
+        # Each part draws its own: two with one window would read the same text.
+        seed = data.seed + recipe.seed + _BETWEEN_PARTS * number
         blocks[name] = token_blocks(
-            dataclasses.replace(data, seed=data.seed + recipe.seed),
+            dataclasses.replace(data, seed=seed),
             tokenizer,
             part.window,
             split="train",

@@ -47,6 +47,12 @@ def stage_arguments(
                 where = f"stages.{name}.parts.{part}" if part else f"stages.{name}"
                 _check_part(where, config_of_part, native, target, config.num_hidden_layers)
                 _check_recall(where, config_of_part, recipe.data)
+                if dtype == torch.float16 and config_of_part.objective.inputs == "teacher":
+                    raise RecipeError(
+                        expected=f"bfloat16 or float32 for {where}.objective.inputs: teacher",
+                        got="float16, whose loss scale comes after these gradients are formed",
+                        fix="Set model.dtype to bfloat16 or float32, or inputs to own.",
+                    )
     return stages
 
 
