@@ -11,10 +11,9 @@ from poisoned import Poison
 import small_run
 import tiny
 from linearard.cli.main import main
-from linearard.data import DataConfig, token_blocks
 from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
-from linearard.train import RestorationConfig
+from linearard.train import RestorationConfig, prepare_run, recipe_from_dict
 from linearard.train.trainer import RestorationTrainer
 
 
@@ -25,14 +24,13 @@ def undisturbed(base_folder, tmp_path_factory):
     return small_run.final_bytes(small_run.train(small_run.small_recipe(folder, base_folder)))
 
 
-def train_blocks(recipe, stage):
-    """The windows of a stage in the order in which a refusal numbers them."""
-    changes = recipe["stages"][stage]
-    config = DataConfig(**recipe["data"])
-    tokenizer = tiny.tiny_tokenizer()
-    return token_blocks(
-        config, tokenizer, changes["window"], split="train", count=changes["sequences"]
+def train_windows(recipe, stage, place):
+    """The windows of a stage, by the number that a refusal gives them."""
+    run = prepare_run(
+        recipe_from_dict(recipe | {"output_dir": str(place / "elsewhere")}), progress=False
     )
+    run.claim.close()
+    return run.blocks[stage]
 
 
 # Stage 1 takes two calls a step, three steps an epoch, and saves every second step; stage 2 takes one
@@ -64,10 +62,10 @@ def test_a_bad_loss(
     assert "The step was refused" in message and "go on with --resume" in message
     # Exactly the blocks of the spoilt batch are named, and the first is shown.
     named = [int(n) for n in re.search(r"blocks ([\d, ]+) \(", message)[1].split(", ")]
-    blocks = train_blocks(recipe, stage)
+    windows = train_windows(recipe, stage, tmp_path)
     spoilt = {tuple(ids) for ids in poison.input_ids.tolist()}
-    assert {tuple(blocks[n]["input_ids"].tolist()) for n in named} == spoilt
-    shown = tiny.tiny_tokenizer().decode(blocks[named[0]]["input_ids"][:32])
+    assert {tuple(windows.window(n).tolist()) for n in named} == spoilt
+    shown = tiny.tiny_tokenizer().decode(windows.window(named[0])[:32])
     assert repr(shown) in message
     saved = sorted(str(p.parent.relative_to(run)) for p in run.glob("stage*/*/complete.json"))
     if kept is None:
@@ -119,7 +117,7 @@ def test_a_bad_loss_in_one_of_two_processes(tmp_path, base_folder):
     losses, block = re.search(r"losses \[(.*?)\] .* blocks (\d+) \(", line).groups()
     assert [loss == "nan" for loss in losses.split(", ")] == [False, True]
     assert "the state of step 2 is kept in" in line
-    shown = train_blocks(recipes[1], "only")[int(block)]["input_ids"][:32]
+    shown = train_windows(recipes[1], "only", tmp_path).window(int(block))[:32]
     assert repr(tiny.tiny_tokenizer().decode(shown)) in line
     result = small_run.launch("train", paths[1], "--quiet", "--resume", processes=2)
     assert result.returncode == 0, result.stderr
