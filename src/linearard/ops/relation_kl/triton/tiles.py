@@ -109,9 +109,13 @@ def on_device(x: Tensor) -> AbstractContextManager:
 
 
 def tma_fits(*operands: Tensor) -> bool:
-    """Whether the tensor memory accelerator (Hopper and later) can read the operands' tiles."""
+    """Whether the tensor memory accelerator (Hopper and later) should read the operands' tiles.
+
+    Not float32: its products take operands from registers, and whole tiles of them spill.
+    """
     return all(
         x.device.type == "cuda"
+        and x.dtype != torch.float32
         and torch.cuda.get_device_capability(x.device)[0] >= 9
         and x.data_ptr() % 16 == 0
         and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
