@@ -16,6 +16,7 @@ LEVELS = [
     {"rope", "capture"},
     {"model"},
     {"distill", "data"},
+    {"planning"},
     {"train", "evaluation", "export"},
     {"sweep"},
     {"cli"},

@@ -1,0 +1,199 @@
+"""The sizes of a model and its adapter, read off a copy without weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from linearard.errors import ModelError
+from linearard.model import AdapterConfig
+from linearard.model.adapters import Adapter, TwoViewLinear
+
+_ROLES = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "qkv_proj": "qkv",
+    "query_key_value": "qkv",
+    "Wqkv": "qkv",
+    "c_attn": "qkv",
+}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear layer of a decoder layer.
+
+    Attributes:
+        role: what it makes: `q`, `k`, `v`, `qkv`, `attention output`, `mlp in` or `mlp out`.
+        inputs, outputs: features.
+        trained: whether the adapter changes it.
+    """
+
+    role: str
+    inputs: int
+    outputs: int
+    trained: bool
+
+    @property
+    def feeds_attention(self) -> bool:
+        """Whether its output is (part of) q, k or v."""
+        return self.role in ("q", "k", "v", "qkv")
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One decoder layer.
+
+    Attributes:
+        projections: its linear layers, in the order in which a forward pass runs them.
+        heads, kv_heads, head_dim: of its attention.
+        window: how many tokens back a query sees, itself included; None: all.
+    """
+
+    projections: tuple[Projection, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int | None
+
+    def relation_heads(self, relation: str) -> int:
+        """Heads of a relation: `q`, `k`, `v` or `qk`."""
+        return self.heads if relation in ("q", "qk") else self.kv_heads
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a step of a model costs depends on this.
+
+    Attributes:
+        layers: its decoder layers.
+        hidden, intermediate, vocab: features of the hidden states, inside the MLP, and of logits.
+        tied: whether the LM head is the embedding.
+        base_parameters: of the model as it is loaded.
+        trained_parameters: float32, of the adapter.
+        frozen_copies: of direct training: originals kept beside the trained matrices.
+        tensors: number of trained tensors.
+        rank, dropout: of LoRA; 0 in direct training.
+    """
+
+    layers: tuple[LayerShape, ...]
+    hidden: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    base_parameters: int
+    trained_parameters: int
+    frozen_copies: int
+    tensors: int
+    rank: int
+    dropout: float
+
+    @classmethod
+    def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
+        """Read the sizes off a model on the `meta` device; takes no memory and a fraction of a second.
+
+        Args:
+            config: a `transformers` configuration; it is left as it is.
+            adapter: what is trained.
+
+        Raises:
+            ModelError: no causal language model, or one whose layers are of an unknown kind.
+        """
+        config = copy.deepcopy(config.get_text_config())
+        model = _empty_model(config)
+        base = sum(p.numel() for p in model.parameters())
+        with torch.device("meta"):
+            trained = Adapter(model, adapter)
+        parameters = trained.parameters()
+        lora = adapter.kind == "lora"
+        layers = tuple(
+            _layer(module, config, window)
+            for module, window in zip(model.get_decoder().layers, _windows(config), strict=True)
+        )
+        return cls(
+            layers=layers,
+            hidden=config.hidden_size,
+            intermediate=_intermediate(layers, config),
+            vocab=config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+            base_parameters=base,
+            trained_parameters=sum(p.numel() for p in parameters),
+            frozen_copies=0 if lora else sum(p.numel() for p in parameters),
+            tensors=len(parameters),
+            rank=adapter.r if lora else 0,
+            dropout=adapter.dropout if lora else 0.0,
+        )
+
+
+def _empty_model(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            expected="the configuration of a causal language model",
+            got=f"{type(config).__name__}: {' '.join(str(error).split())[:200]}",
+            fix="Check model.name.",
+        ) from error
+
+
+def _windows(config: Any) -> list[int | None]:
+    """Sliding window of each layer, as the architecture itself reads its configuration."""
+    count, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return [window] * count
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def _layer(module: nn.Module, config: Any, window: int | None) -> LayerShape:
+    found = [
+        _projection(name.rsplit(".", 1)[-1], part, config.hidden_size, ".mlp." in f".{name}")
+        for name, part in module.named_modules()
+        if isinstance(part, TwoViewLinear) or _is_base(name, part)
+    ]
+    order = ("q", "k", "v", "qkv", "attention output", "mlp in", "mlp out")
+    found.sort(key=lambda projection: order.index(projection.role))
+    roles = {projection.role for projection in found}
+    if not {"attention output", "mlp in", "mlp out"} <= roles or not roles & {"q", "qkv"}:
+        raise ModelError(
+            expected="decoder layers of attention and one MLP, made of linear layers",
+            got=f"a {type(module).__name__} with {', '.join(sorted(roles)) or 'none'}",
+            fix="Plan another model; this one can only be measured.",
+        )
+    heads = config.num_attention_heads
+    return LayerShape(
+        projections=tuple(found),
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        window=window,
+    )
+
+
+def _is_base(name: str, part: nn.Module) -> bool:
+    """Whether this is a linear layer of the model itself: plain, or one that carries LoRA."""
+    inside_lora = any(word in name for word in ("base_layer", "lora_"))
+    return not inside_lora and (isinstance(part, nn.Linear) or hasattr(part, "lora_A"))
+
+
+def _projection(name: str, part: Any, hidden: int, in_mlp: bool) -> Projection:
+    role = _ROLES.get(name)
+    if role is None and not in_mlp:
+        role = "attention output"
+    elif role is None:
+        role = "mlp in" if part.in_features == hidden and "down" not in name else "mlp out"
+    trained = isinstance(part, TwoViewLinear) or hasattr(part, "lora_A")
+    return Projection(role, part.in_features, part.out_features, trained)
+
+
+def _intermediate(layers: tuple[LayerShape, ...], config: Any) -> int:
+    widths = [p.inputs for layer in layers for p in layer.projections if p.role == "mlp out"]
+    return max(widths, default=getattr(config, "intermediate_size", 0))
