@@ -17,13 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from linearard.capture.sdpa import preferred_backends, with_contiguous_gradient
 from linearard.errors import ModelError
 
 _PREFIX = "linearard_"
 _TAP = "_linearard_tap"
-# cuDNN is left out on purpose: with torch 2.11 its backward was seen to return wrong gradients when the
-# strides of the output gradient changed between two calls of one shape (docs/LOG.md).
-_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -151,9 +149,16 @@ def _tapped_attention(
         window = kwargs.get("sliding_window")
         tap._observer(LayerAttention(module.layer_idx, query, key, value, scores_scale, window))
     forward = _base_function(base, module)
-    backends = sdpa_kernel(_SDPA_BACKENDS) if base == "sdpa" else contextlib.nullcontext()
-    with backends:
+    if base != "sdpa":
         return forward(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
+    backends = preferred_backends(query, attention_mask)
+    with sdpa_kernel(backends, set_priority=True):
+        output, weights = forward(
+            module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs
+        )
+    if SDPBackend.CUDNN_ATTENTION in backends:
+        output = with_contiguous_gradient(output)
+    return output, weights
 
 
 def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

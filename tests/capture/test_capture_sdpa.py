@@ -1,0 +1,112 @@
+"""Choice of attention kernel, and the layout in which gradients reach it."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+import tiny
+from linearard.capture import AttentionTap
+from linearard.capture.attention import _tapped_attention
+from linearard.capture.sdpa import preferred_backends, with_contiguous_gradient
+
+
+def laid_out(values, layout):
+    """The same numbers, `[batch, tokens, heads, head_dim]`, in another layout."""
+    if layout == "heads first":
+        return values.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == "features first":
+        return values.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    if layout == "every second":
+        wide = torch.zeros(*values.shape[:-1], 2 * values.shape[-1]).to(values)
+        wide[..., ::2] = values
+        return wide[..., ::2]
+    if layout == "odd strides of size 1":
+        strides = [
+            7 if size == 1 else stride
+            for size, stride in zip(values.shape, values.stride(), strict=True)
+        ]
+        return values.as_strided(values.shape, strides)
+    return values
+
+
+LAYOUTS = ["plain", "heads first", "features first", "every second", "odd strides of size 1"]
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (1, 5, 3, 4), (1, 5, 1, 4), (2, 1, 3, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gradient_arrives_in_one_layout(shape, layout):
+    gradient = laid_out(torch.randn(shape), layout)
+    x = torch.randn(shape, requires_grad=True)
+    between, arrived = x * 1.0, []
+    between.register_hook(arrived.append)
+    output = with_contiguous_gradient(between)
+    assert torch.equal(output, x) and output.data_ptr() == between.data_ptr()
+    (got,) = torch.autograd.grad(output, x, gradient)
+    assert torch.equal(got, gradient)
+    (seen,) = arrived
+    _, tokens, heads, width = shape
+    assert seen.stride() == (tokens * heads * width, heads * width, width, 1)
+    copied = layout != "plain" and not gradient.is_contiguous()
+    assert (seen.data_ptr() == gradient.data_ptr()) is not copied
+
+
+def test_a_gradient_that_is_one_number_everywhere():
+    """`output.sum().backward()` gives strides of 0."""
+    x = torch.randn(1, 5, 3, 4, requires_grad=True)
+    between, arrived = x * 2.0, []
+    between.register_hook(arrived.append)
+    with_contiguous_gradient(between).sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 2.0))
+    assert arrived[0].stride() == (60, 12, 4, 1)
+
+
+def test_cudnn_is_for_gpus():
+    query = torch.zeros(1, 2, 1024, 64, dtype=torch.bfloat16)
+    assert SDPBackend.CUDNN_ATTENTION not in preferred_backends(query, None)
+
+
+def dense(q, k, v, gradient):
+    """Causal attention and its gradients `[batch, heads, tokens, head_dim]` in float64."""
+    q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
+    group = q.shape[1] // k.shape[1]
+    keys, values = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    tokens = q.shape[2]
+    hidden = torch.ones(tokens, tokens, device=q.device).triu(1).bool()
+    scores = (q @ keys.mT / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf)
+    output = (scores.softmax(-1) @ values).transpose(1, 2)
+    return output, torch.autograd.grad(output, (q, k, v), gradient.double())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("order", [LAYOUTS, LAYOUTS[::-1]], ids=["plain first", "plain last"])
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "width"),
+    [(2, 4, 4, 128), (1, 4, 4, 128), (1, 9, 3, 64), (2, 4, 1, 64), (1, 1, 1, 128)],
+)
+def test_gradients_do_not_depend_on_the_layouts_before(batch, heads, kv_heads, width, order):
+    """One shape, one gradient after another: a plan built for the first must not serve the others."""
+    model = tiny.tiny_model(
+        hidden_size=heads * width, num_attention_heads=heads, num_key_value_heads=kv_heads
+    ).to("cuda", torch.bfloat16)
+    module = AttentionTap(model).modules[0]
+    # a length of its own for each order, so that each begins with a plan not yet built
+    tokens = 576 if order is LAYOUTS else 640
+    make = torch.Generator("cuda").manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, device="cuda", generator=make).bfloat16()
+
+    q, k, v = (draw(batch, tokens, n, width).transpose(1, 2) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    if torch.cuda.get_device_capability() >= (9, 0):
+        assert preferred_backends(q, None)[0] == SDPBackend.CUDNN_ATTENTION
+    for layout in order * 2:
+        gradient = laid_out(draw(batch, tokens, heads, width), layout)
+        output, _ = _tapped_attention("sdpa", module, q, k, v, None, scaling=width**-0.5)
+        got = torch.autograd.grad(output, (q, k, v), gradient)
+        expected_output, expected = dense(q, k, v, gradient)
+        assert (output.double() - expected_output).norm() < 1e-2 * expected_output.norm()
+        for name, a, b in zip("qkv", got, expected, strict=True):
+            error = float((a.double() - b).norm() / b.norm())
+            assert error < 2e-2, (layout, name, error)
