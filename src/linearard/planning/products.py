@@ -1,0 +1,286 @@
+"""Every matrix product of a training step, from the sizes of the model and the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from linearard.distill import ObjectiveConfig
+from linearard.planning.shapes import LayerShape, ModelShape, Projection
+
+_WHOLE, _FEEDS, _NOTHING = "whole", "feeds", "nothing"  # how much of a layer
+
+
+@dataclass(frozen=True)
+class Product:
+    """Matrix products of one kind in one place of a step.
+
+    Attributes:
+        phase: `teacher`, `student`, `backward` or `recompute`.
+        kind: `gemm`, `lora`, `head`, `attention` or `relation`.
+        flops: two a multiply-add.
+        rows, inner, columns: of one product `[rows, inner] @ [inner, columns]`; for attention and
+            relations: heads times batch, head_dim, tokens.
+        counted: whether the loss or a gradient needs it; else it is computed a second time, or in vain.
+        layer: index; -1 for the LM head.
+    """
+
+    phase: str
+    kind: str
+    flops: int
+    rows: int
+    inner: int
+    columns: int
+    counted: bool
+    layer: int
+
+
+def step_products(
+    shape: ModelShape,
+    objective: ObjectiveConfig,
+    tokens: int,
+    batch: int,
+    *,
+    native_window: int,
+    recompute: bool = False,
+) -> list[Product]:
+    """All products of one batch, forward and backward.
+
+    Args:
+        shape: the model.
+        objective: the terms of the loss.
+        tokens, batch: of a sequence; sequences.
+        native_window: what the teacher reads at once where logit KL is formed on longer windows.
+        recompute: gradient checkpointing.
+
+    Raises:
+        RecipeError: the objective names layers the model does not have.
+    """
+    step = _Step(shape, objective, tokens, batch, native_window, recompute)
+    return list(step.products())
+
+
+def visible_pairs(tokens: int, window: int | None) -> int:
+    """Pairs (i, j) with `i - window < j <= i` of a sequence."""
+    if window is None or window >= tokens:
+        return tokens * (tokens + 1) // 2
+    return window * (window + 1) // 2 + (tokens - window) * window
+
+
+def teacher_reads(objective: ObjectiveConfig, tokens: int, native_window: int) -> tuple[int, int]:
+    """How many windows of how many tokens the teacher reads of one sequence; 0: it is not asked."""
+    if not objective.needs_teacher:
+        return 0, 0
+    window = objective.teacher_window or native_window // 2 * 2
+    if objective.needs_native_window or tokens <= window:
+        return 1, tokens
+    return 1 + -(-(tokens - window) // (window // 2)), window
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """How far a forward pass runs, and how far anything reads it."""
+
+    runs_to: int | None  # the layer in whose attention it ends, or None: it runs to the end
+    output_of: int  # the last layer whose output is read, -1: none
+    attention_of: int  # the last layer whose q, k, v are read, -1: none
+
+    def runs(self, index: int) -> str:
+        if self.runs_to is None or index < self.runs_to:
+            return _WHOLE
+        return _FEEDS if index == self.runs_to else _NOTHING
+
+    def needed(self, index: int) -> str:
+        if index <= max(self.output_of, self.attention_of - 1):
+            return _WHOLE
+        return _FEEDS if index == self.attention_of else _NOTHING
+
+
+class _Step:
+    def __init__(
+        self,
+        shape: ModelShape,
+        objective: ObjectiveConfig,
+        tokens: int,
+        batch: int,
+        native_window: int,
+        recompute: bool,
+    ) -> None:
+        self.shape, self.objective = shape, objective
+        self.tokens, self.batch, self.rows = tokens, batch, batch * tokens
+        self.reads = teacher_reads(objective, tokens, native_window)
+        count = len(shape.layers)
+        self.related = objective.weights_by_layer(count) if objective.active_relations else {}
+        compared = max(objective.compared_layers(count), default=-1)
+        last = max(self.related, default=-1)
+        self.own = objective.inputs == "own"
+        self.recompute = recompute and self.own
+        to_end = compared >= 0 or objective.needs_output
+        output = count - 1 if objective.needs_output else compared
+        self.student_pass = _Pass(None if to_end else last, output, last)
+        to_end = compared >= 0 or objective.logit_weight > 0
+        output = count - 1 if objective.logit_weight else compared
+        self.teacher_pass = _Pass(None if to_end else last, output, last)
+        # Under checkpointing peft makes the embeddings want a gradient, which nothing uses.
+        self.to_embedding = self.recompute and shape.rank > 0
+
+    def products(self) -> Iterator[Product]:
+        if self.reads[0]:
+            yield from self.teacher()
+        yield from self.student() if self.own else self.beside_teacher()
+        yield from self.relations()
+        yield from self.head()
+
+    def teacher(self) -> Iterator[Product]:
+        windows, tokens = self.reads
+        rows = self.batch * windows
+        for index, layer in enumerate(self.shape.layers):
+            runs, needed = self.teacher_pass.runs(index), self.teacher_pass.needed(index)
+            for projection in layer.projections:
+                feeds = projection.feeds_attention
+                # With teacher inputs a hook behind the last attention ends the pass.
+                beside = not self.own and projection.role == "attention output"
+                if runs == _WHOLE or (runs == _FEEDS and (feeds or beside)):
+                    counted = needed == _WHOLE or (feeds and needed == _FEEDS)
+                    yield _gemm("teacher", index, projection, rows * tokens, counted)
+            if runs == _WHOLE or (runs == _FEEDS and not self.own):
+                counted = needed == _WHOLE
+                yield _attention("teacher", index, layer, rows, tokens, 2, counted)
+
+    def student(self) -> Iterator[Product]:
+        alive = False  # whether a gradient is wanted for what the next projection reads
+        for index, layer in enumerate(self.shape.layers):
+            runs, needed = self.student_pass.runs(index), self.student_pass.needed(index)
+            # The layer in which a pass ends is cut short and never computed again.
+            again = self.recompute and runs == _WHOLE and needed != _NOTHING
+            for group in _groups(layer, runs):
+                feeds = group[0].feeds_attention
+                counted = needed == _WHOLE or (feeds and needed == _FEEDS)
+                for projection in group:
+                    yield _gemm("student", index, projection, self.rows, counted)
+                    # Nothing reads what a layer's last product gives: its recomputation stops before.
+                    if again and projection.role != "mlp out":
+                        yield _gemm("recompute", index, projection, self.rows, False)
+                    learns = counted and (needed == _WHOLE or self._is_read(projection))
+                    if projection.trained:
+                        yield from self._adapter(index, projection, counted, again, alive, learns)
+                    if learns and (alive or self.to_embedding):
+                        yield _gemm("backward", index, projection, self.rows, alive)
+                alive = alive or any(projection.trained for projection in group)
+                if feeds and runs == _WHOLE:
+                    yield from self._attention(index, layer, needed == _WHOLE, again, alive)
+
+    def beside_teacher(self) -> Iterator[Product]:
+        for index in self.related:
+            for projection in self.shape.layers[index].projections:
+                if projection.feeds_attention:
+                    yield _gemm("student", index, projection, self.rows, True)
+                    if projection.trained:
+                        learns = self._is_read(projection)
+                        yield from self._adapter(index, projection, True, False, False, learns)
+
+    def relations(self) -> Iterator[Product]:
+        for index in self.related:
+            layer = self.shape.layers[index]
+            pairs = visible_pairs(self.tokens, layer.window)
+            again = self.recompute and self.student_pass.runs(index) == _WHOLE
+            for relation in self.objective.active_relations:
+                heads = self.batch * layer.relation_heads(relation)
+                flops = 2 * 2 * heads * pairs * layer.head_dim
+                sizes = ("relation", flops, heads, layer.head_dim, self.tokens)
+                yield Product("student", *sizes, True, index)
+                yield Product("backward", *sizes, True, index)
+                yield Product("backward", *sizes, False, index)  # the scores, once more
+                if again:
+                    yield Product("recompute", *sizes, False, index)
+
+    def head(self) -> Iterator[Product]:
+        """The LM head; where two terms read the same logits, they are formed twice."""
+        objective, reads = self.objective, []
+        if objective.logit_weight:
+            rows = min(objective.logit_positions or self.tokens, self.tokens) * self.batch
+            yield self._head("teacher", rows, True)
+            reads.append(rows)
+        for weight in (objective.lm_weight, objective.recall_weight):
+            if weight:
+                reads.append((self.tokens - 1) * self.batch)
+        for number, rows in enumerate(sorted(reads, reverse=True)):
+            yield self._head("student", rows, number == 0)
+            yield self._head("backward", rows, number == 0)
+
+    def _is_read(self, projection: Projection) -> bool:
+        """Whether a relation reads what this projection of q, k or v makes."""
+        return bool(set("".join(self.objective.active_relations)) & set(projection.role))
+
+    def _adapter(
+        self,
+        index: int,
+        projection: Projection,
+        counted: bool,
+        again: bool,
+        alive: bool,
+        learns: bool,
+    ) -> Iterator[Product]:
+        """What an adapter adds to a projection, and the gradients of its weights."""
+        rows, rank = self.rows, self.shape.rank
+        inputs, outputs = projection.inputs, projection.outputs
+        if not rank:  # direct: the gradient of the matrix itself
+            if learns:
+                yield _product("backward", "gemm", outputs, rows, inputs, index, True)
+            return
+        for sizes in ((rows, inputs, rank), (rows, rank, outputs)):
+            yield _product("student", "lora", *sizes, index, counted)
+            if again:
+                yield _product("recompute", "lora", *sizes, index, False)
+        if learns:
+            yield _product("backward", "lora", outputs, rows, rank, index, True)
+            yield _product("backward", "lora", rows, outputs, rank, index, True)
+            yield _product("backward", "lora", rank, rows, inputs, index, True)
+            if alive or self.to_embedding:
+                yield _product("backward", "lora", rows, rank, inputs, index, alive)
+
+    def _attention(
+        self, index: int, layer: LayerShape, counted: bool, again: bool, alive: bool
+    ) -> Iterator[Product]:
+        sizes = (index, layer, self.batch, self.tokens)
+        yield _attention("student", *sizes, 2, counted)
+        if again:
+            yield _attention("recompute", *sizes, 2, False)
+        if counted and (alive or self.to_embedding):
+            yield _attention("backward", *sizes, 4, alive)
+            yield _attention("backward", *sizes, 1, False)  # the scores, once more
+
+    def _head(self, phase: str, rows: int, counted: bool) -> Product:
+        hidden, vocab = self.shape.hidden, self.shape.vocab
+        inner, columns = (vocab, hidden) if phase == "backward" else (hidden, vocab)
+        return _product(phase, "head", rows, inner, columns, -1, counted)
+
+
+def _groups(layer: LayerShape, runs: str) -> Iterator[list[Projection]]:
+    """The projections that read the same tensor, in the order of the forward pass."""
+    roles = {_WHOLE: ("attention output", "mlp in", "mlp out"), _FEEDS: (), _NOTHING: ()}[runs]
+    if runs != _NOTHING:
+        yield [p for p in layer.projections if p.feeds_attention]
+    for role in roles:
+        yield [p for p in layer.projections if p.role == role]
+
+
+def _gemm(phase: str, index: int, projection: Projection, rows: int, counted: bool) -> Product:
+    inner, columns = projection.inputs, projection.outputs
+    if phase == "backward":
+        inner, columns = columns, inner
+    return _product(phase, "gemm", rows, inner, columns, index, counted)
+
+
+def _attention(
+    phase: str, index: int, layer: LayerShape, rows: int, tokens: int, products: int, counted: bool
+) -> Product:
+    heads, pairs = rows * layer.heads, visible_pairs(tokens, layer.window)
+    flops = 2 * products * heads * pairs * layer.head_dim
+    return Product(phase, "attention", flops, heads, layer.head_dim, tokens, counted, index)
+
+
+def _product(
+    phase: str, kind: str, rows: int, inner: int, columns: int, layer: int, counted: bool
+) -> Product:
+    return Product(phase, kind, 2 * rows * inner * columns, rows, inner, columns, counted, layer)

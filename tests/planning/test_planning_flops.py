@@ -1,0 +1,127 @@
+"""Counted operations against those of the products in a real step of a dense implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from linearard.distill import ObjectiveConfig, RestorationModule
+from linearard.model import AdapterConfig, RestorableModel
+from linearard.planning import step_flops
+from linearard.planning.products import step_products, visible_pairs
+from linearard.planning.shapes import ModelShape
+
+TOKENS, BATCH = 37, 3
+SELF = {"q": 1.0, "k": 1.0, "v": 1.0}
+OBJECTIVES = {
+    "paper": {"relations": SELF},
+    "one relation": {"relations": {"k": 1.0}},
+    "inner layers": {"relations": {"qk": 1.0, "v": 1.0}, "layers": [0, 1]},
+    "all and logits": {"relations": SELF | {"qk": 1.0}, "logit_weight": 1.0, "logit_positions": 11},
+    "language model": {"relations": {}, "lm_weight": 1.0},
+    "two output terms": {
+        "relations": {},
+        "logit_weight": 1.0,
+        "logit_positions": None,
+        "lm_weight": 1.0,
+    },
+    "hidden": {"relations": {}, "hidden_weight": 1.0, "hidden_layers": [1]},
+    "windowed teacher": {
+        "relations": {},
+        "logit_weight": 1.0,
+        "logit_positions": None,
+        "teacher_window": 14,
+    },
+    "teacher inputs": {"relations": {"qk": 1.0, "v": 1.0}, "inputs": "teacher"},
+}
+
+
+class Counter(TorchDispatchMode):
+    """Operations of every matrix product that reaches a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {"mm": 0, "bmm": 0}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        name = str(operation).split(".")[1]
+        if name in ("mm", "addmm", "bmm", "baddbmm"):
+            left = args[1 if "add" in name else 0]
+            self.counts["bmm" if "bmm" in name else "mm"] += 2 * out.numel() * left.shape[-1]
+        return out
+
+
+def counted_in_a_step(architecture, adapter, objective, recompute):
+    """Operations of one step by ATen name: dense attention and dense relations."""
+    model = tiny.tiny_model(architecture, attn_implementation="eager")
+    restorable = RestorableModel(model, None, tiny.LINEAR, adapter)
+    module = RestorationModule(restorable, objective).train()
+    if recompute:
+        module.gradient_checkpointing_enable()
+    ids = torch.randint(tiny.VOCAB, (BATCH, TOKENS))
+    with Counter() as counter:
+        module(ids)["loss"].backward()
+    return counter.counts
+
+
+def planned(architecture, adapter, objective, recompute):
+    config = tiny.tiny_config(architecture)
+    shape = ModelShape.of(config, adapter)
+    found = step_products(
+        shape, objective, TOKENS, BATCH, native_window=tiny.WINDOW, recompute=recompute
+    )
+    counts = {"mm": 0, "bmm": 0}
+    for product in found:
+        if product.kind in ("gemm", "lora", "head"):
+            counts["mm"] += product.flops
+        elif product.counted or product.phase != "backward":
+            # dense matrices hold all pairs, and keep them for the backward pass
+            pairs = visible_pairs(product.columns, shape.layers[product.layer].window)
+            counts["bmm"] += product.flops * product.columns**2 // pairs
+    return counts
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_products_are_those_of_a_real_step(name, recompute):
+    objective = ObjectiveConfig(**OBJECTIVES[name], implementation="reference")
+    adapter = AdapterConfig(r=5, dropout=0.0)
+    got = planned("llama", adapter, objective, recompute)
+    assert got == counted_in_a_step("llama", adapter, objective, recompute)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen3", "gemma3", "phi3"])
+@pytest.mark.parametrize("kind", ["lora", "direct"])
+def test_every_architecture_and_adapter(architecture, kind):
+    objective = ObjectiveConfig(relations=SELF, lm_weight=1.0, implementation="reference")
+    adapter = AdapterConfig(r=3, dropout=0.0, kind=kind)
+    got = planned(architecture, adapter, objective, False)
+    assert got == counted_in_a_step(architecture, adapter, objective, False)
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(1, None), (7, None), (7, 3), (7, 9), (5, 1)])
+def test_visible_pairs_are_those_of_the_mask(tokens, window):
+    mask = torch.ones(tokens, tokens).tril()
+    if window is not None:
+        mask = mask.triu(1 - window)
+    assert visible_pairs(tokens, window) == mask.sum()
+
+
+def test_nothing_computed_twice_counts():
+    config, adapter = tiny.tiny_config(), AdapterConfig(r=4)
+    objective = ObjectiveConfig()
+    total = step_flops(config, objective, TOKENS, BATCH, adapter=adapter)
+    products = step_products(
+        ModelShape.of(config, adapter),
+        objective,
+        TOKENS,
+        BATCH,
+        native_window=tiny.WINDOW,
+        recompute=True,
+    )
+    assert total == sum(p.flops for p in products if p.counted)
+    assert total < sum(p.flops for p in products)
+    assert step_flops(config, objective, TOKENS, 2 * BATCH, adapter=adapter) == 2 * total
