@@ -41,6 +41,11 @@ class AdapterConfig:
     target_modules: list[str] | None = described(
         None, "Names of the projections; null finds those of q, k and v."
     )
+    pairs: str = described(
+        "kept",
+        "direct only. nearest: the student starts with each rotary pair in the slot whose stretched "
+        "frequency is nearest to the pair's native one, which suits linear scaling; kept: as it is.",
+    )
 
     def __post_init__(self) -> None:
         def refuse(expected: str, got: Any, name: str) -> None:
@@ -54,6 +59,10 @@ class AdapterConfig:
             refuse("adapter.alpha to be positive", self.alpha, "alpha")
         if not 0 <= self.dropout < 1:
             refuse("adapter.dropout in [0, 1)", self.dropout, "dropout")
+        if self.pairs not in ("kept", "nearest"):
+            refuse("adapter.pairs to be kept or nearest", self.pairs, "pairs")
+        if self.pairs == "nearest" and self.kind != "direct":
+            refuse("adapter.kind direct where pairs are moved", self.kind, "kind")
 
 
 class TwoViewLinear(nn.Linear):

@@ -20,6 +20,7 @@ from linearard.capture import AttentionTap, LayerTap
 from linearard.errors import ModelError
 from linearard.model.adapters import Adapter, AdapterConfig
 from linearard.model.load import ModelConfig, load_model
+from linearard.model.pairs import move_pairs
 from linearard.rope import RopeViews
 
 _VIEWS = {
@@ -69,6 +70,8 @@ class RestorableModel:
         self._current = "restored"
         self._kept: dict[str, list[torch.Tensor]] = {}
         self.rope.check()
+        if adapter.pairs == "nearest":
+            move_pairs(model, self.tap, self.rope)
 
     @classmethod
     def load(

@@ -113,6 +113,18 @@ class RopeViews:
                 module.rope_type = native_type if view == "native" else _frozen_type(native_type)
 
     @contextlib.contextmanager
+    def reordered(self, order: Tensor | None) -> Iterator[None]:
+        """Rotate natively inside the block, each slot by the frequency of pair `order[slot]`."""
+        self.activate("native")
+        for slot in self._slots if order is not None else ():
+            live = getattr(slot.module, slot.prefix + _SUFFIX)
+            setattr(slot.module, slot.prefix + _SUFFIX, live[order.to(live.device)])
+        try:
+            yield
+        finally:
+            self.activate("stretched")
+
+    @contextlib.contextmanager
     def skipping(self, start: int, distance: int) -> Iterator[None]:
         """Rotate every token from position `start` on as if it stood `distance` further.
 
