@@ -1,0 +1,14 @@
+"""Fused kernels. Nothing outside this folder imports triton."""
+
+from linearard.ops.pointwise.triton.gating import swiglu, swiglu_backward
+from linearard.ops.pointwise.triton.norm import rms_norm, rms_norm_backward
+from linearard.ops.pointwise.triton.rotary import rotate, rotate_backward
+
+__all__ = [
+    "rms_norm",
+    "rms_norm_backward",
+    "rotate",
+    "rotate_backward",
+    "swiglu",
+    "swiglu_backward",
+]

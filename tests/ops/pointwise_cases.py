@@ -1,0 +1,113 @@
+"""Pointwise operations against autograd in float64; for plain PyTorch, the interpreter and a GPU.
+
+Run by test_pointwise.py; the implementation and the device come from the environment, because Triton's
+interpreter must be chosen before triton is first imported.
+"""
+
+import importlib
+import os
+
+import pytest
+import torch
+
+NAME = os.environ.get("POINTWISE", "plain")
+DEVICE = os.environ.get("POINTWISE_DEVICE", "cpu")
+ops = importlib.import_module(f"linearard.ops.pointwise.{NAME}")
+
+#: Largest relative error of one rounding, times a little for sums.
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2**-8 * 1.1, torch.float16: 2**-11 * 1.5}
+if os.environ.get("TRITON_INTERPRET") == "1":
+    BOUNDS[torch.bfloat16] *= 2  # the interpreter cuts bits off where a GPU rounds to nearest
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def draw(*shape, dtype, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(*shape, generator=make)).to(DEVICE, dtype)
+
+
+def close(got, expected, dtype):
+    """Each value within one rounding of its own size, or of a small part of the largest."""
+    got, expected = got.double().cpu(), expected.detach().double().cpu()
+    assert got.shape == expected.shape
+    allowed = BOUNDS[dtype] * (expected.abs() + 0.02 * expected.abs().max())
+    worst = ((got - expected).abs() - allowed).max()
+    assert worst <= 0, float(worst)
+
+
+def leaf(x):
+    return x.detach().double().requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 7, 64), (3, 1, 576), (2, 130)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_rms_norm(dtype, shape, strided):
+    x = draw(*shape[:-1], 2 * shape[-1], dtype=dtype)[..., :: 2 if strided else 1]
+    x = x[..., : shape[-1]]
+    weight, slope = draw(shape[-1], dtype=dtype, seed=1), draw(*shape, dtype=dtype, seed=2)
+    out, rstd = ops.rms_norm(x, weight, 1e-5)
+    wide = leaf(x)
+    expected_rstd = (wide.square().mean(-1, keepdim=True) + 1e-5) ** -0.5
+    expected = wide * expected_rstd * weight.double()
+    assert out.dtype == dtype and out.is_contiguous()
+    close(out, expected, dtype)
+    close(rstd, expected_rstd.flatten(), torch.float32)
+    if strided:
+        slope = slope.transpose(0, 1).contiguous().transpose(0, 1)
+    got = ops.rms_norm_backward(slope, x, weight, rstd)
+    assert got.dtype == dtype and got.is_contiguous()
+    close(got, torch.autograd.grad(expected, wide, slope.double())[0], dtype)
+
+
+def turned(x, cos, sin):
+    """Pair (i, i + half) turned by its angle."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = cos.double()[:, :, None], sin.double()[:, :, None]
+    return torch.cat(
+        [
+            first * cos[..., :half] - second * sin[..., :half],
+            second * cos[..., half:] + first * sin[..., half:],
+        ],
+        -1,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 5, 3, 8), (1, 7, 9, 64), (2, 3, 1, 10)])
+@pytest.mark.parametrize("own_positions", [False, True])
+def test_rotate(dtype, shape, own_positions):
+    batch, tokens, _, width = shape
+    rows = batch if own_positions else 1
+    cos, sin = (draw(rows, tokens, width, dtype=dtype, seed=s) for s in (1, 2))  # any table at all
+    x, slope = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=3)
+    wide = leaf(x)
+    expected = turned(wide, cos, sin)
+    before = x.clone()
+    out = ops.rotate(x, cos, sin)
+    assert torch.equal(x, before) and out.is_contiguous() and out.dtype == dtype
+    close(out, expected, dtype)
+    heads_first = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(ops.rotate(heads_first, cos, sin), out)
+    assert ops.rotate(heads_first, cos, sin, out=heads_first) is heads_first
+    assert torch.equal(heads_first, out)
+    (gradient,) = torch.autograd.grad(expected, wide, slope.double())
+    got = ops.rotate_backward(slope.transpose(1, 2).contiguous().transpose(1, 2), cos, sin)
+    assert got.is_contiguous()
+    close(got, gradient, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 700), (1, 2, 2048)])
+def test_swiglu(dtype, shape):
+    gate, up, slope = (draw(*shape, dtype=dtype, seed=s) for s in range(3))
+    wide = [leaf(gate), leaf(up)]
+    expected = wide[0] / (1 + (-wide[0]).exp()) * wide[1]
+    close(ops.swiglu(gate, up), expected, dtype)
+    gradients = torch.autograd.grad(expected, wide, slope.double())
+    got = ops.swiglu_backward(slope, gate, up)
+    assert got[0].data_ptr() == slope.data_ptr()
+    for a, b in zip(got, gradients, strict=True):
+        assert a.dtype == dtype
+        close(a, b, dtype)
