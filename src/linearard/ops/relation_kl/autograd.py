@@ -1,4 +1,4 @@
-"""The one custom gradient: it saves the inputs and two logsumexps a row, and recomputes the rest."""
+"""The one custom gradient: it saves the inputs and a few statistics a row, and recomputes the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Implementation(Protocol):
     """What a linear-memory implementation provides; ``k`` is None for a self-relation (k = q).
 
     ``q`` [B, H, N, D], ``k`` [B, Hkv, N, D], none of them 0. Tokens that are not valid hold zeros.
-    A ``lse`` is opaque to the caller and comes back to ``backward`` as it was.
+    ``stats`` is opaque to the caller and comes back to ``backward`` as it was.
     """
 
     def forward(
@@ -26,15 +26,14 @@ class Implementation(Protocol):
         k_s: Tensor | None,
         visible: Visibility,
         scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """KL of every row, and the logsumexp of the teacher's and the student's rows."""
+    ) -> tuple[Tensor, Tensor]:
+        """KL of every row [B, H, N], and what ``backward`` needs to know of the rows."""
         ...
 
     def backward(
         self,
         grad: Tensor,
-        lse_t: Tensor,
-        lse_s: Tensor,
+        stats: Tensor,
         q_t: Tensor,
         k_t: Tensor | None,
         q_s: Tensor,
@@ -53,8 +52,8 @@ class LinearMemoryRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, implementation, q_t, k_t, q_s, k_s, visible, scale):
         """See :class:`Implementation`."""
-        rows, lse_t, lse_s = implementation.forward(q_t, k_t, q_s, k_s, visible, scale)
-        ctx.save_for_backward(lse_t, lse_s, q_t, k_t, q_s, k_s, visible.cu_seqlens, visible.valid)
+        rows, stats = implementation.forward(q_t, k_t, q_s, k_s, visible, scale)
+        ctx.save_for_backward(stats, q_t, k_t, q_s, k_s, visible.cu_seqlens, visible.valid)
         ctx.visible = visible._replace(cu_seqlens=None, valid=None)
         ctx.implementation, ctx.scale = implementation, scale
         return rows

@@ -100,16 +100,17 @@ def _hide(scores: Tensor, block: _Block, visible: Visibility, fill: float) -> No
 
 
 def forward(q_t, k_t, q_s, k_s, visible, scale):
-    """KL [B, H, N] and logsumexps [2, B, H, N]; see ``autograd.Implementation``.
+    """KL [B, H, N] and statistics [4, B, Hkv, G, N]; see ``autograd.Implementation``.
 
-    A logsumexp is a sum of two numbers: rounded to one, it would shift all probabilities of a
-    row together, by more than the arithmetic of a dense softmax does.
+    The largest score of both models' rows, the student's sum of exponentials over the teacher's,
+    and one over the student's. With the sums that belong to these exponentials a row's
+    probabilities add up to 1; a rounded logsumexp would shift all of them together.
     """
     teacher, student = _Model(q_t, k_t), _Model(q_s, k_s)
     batch, kv_heads, group, tokens, _ = student.q.shape
     heads_of = (batch, kv_heads, group, tokens)
     rows = torch.empty(heads_of, dtype=student.dtype, device=q_s.device)
-    shift, log_sum = (rows.new_empty(2, *heads_of) for _ in range(2))  # teacher, student
+    stats = rows.new_empty(4, *heads_of)
 
     for block in student.blocks(visible):
         here = (block.batch, slice(block.h0, block.h1), slice(None), slice(block.i0, block.i1))
@@ -121,31 +122,28 @@ def forward(q_t, k_t, q_s, k_s, visible, scale):
             shifted.append(scores.sub_(largest))
             p = scores.exp()
             total.append(p.sum(-1))
-            shift[index][here] = largest.unflatten(1, (group, -1)).squeeze(-1)
-            log_sum[index][here] = total[-1].log().unflatten(1, (group, -1))
+            stats[index][here] = largest.unflatten(1, (group, -1)).squeeze(-1)
             if index == 0:
                 p_t = p
         gap = shifted[0].sub_(shifted[1])
         mean_gap = p_t.mul_(gap).sum(-1).div_(total[0])
         rows[here] = (mean_gap - (total[0] / total[1]).log_()).unflatten(1, (group, -1))
+        stats[2][here] = (total[1] / total[0]).unflatten(1, (group, -1))
+        stats[3][here] = total[1].reciprocal().unflatten(1, (group, -1))
 
-    high = shift + log_sum
-    low = log_sum - (high - shift)
     if visible.valid is not None:
         gone = ~visible.valid[:, None, None]
         rows.masked_fill_(gone, 0.0)
         # exp(-inf) = 0: rows that do not count add nothing to a gradient
-        high.masked_fill_(gone, torch.inf)
-    lse = torch.stack((high, low), 1).flatten(3, 4)
-    return rows.flatten(1, 2), lse[0], lse[1]
+        stats[:2].masked_fill_(gone, torch.inf)
+    return rows.flatten(1, 2), stats
 
 
-def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, visible, scale, needs):
+def backward(grad, stats, q_t, k_t, q_s, k_s, visible, scale, needs):
     """Gradients of the student; see ``autograd.Implementation``."""
     teacher, student = _Model(q_t, k_t), _Model(q_s, k_s)
-    shape = (-1, student.group)
-    grad = grad.unflatten(1, shape)
-    lse_t, lse_s = lse_t.unflatten(2, shape), lse_s.unflatten(2, shape)
+    shift_t, shift_s, ratio, inverse = stats
+    grad = grad.unflatten(1, (-1, student.group)) * inverse
     self_relation = k_s is None
     grad_q = torch.zeros(student.q.shape, dtype=student.dtype, device=q_s.device)
     if self_relation:
@@ -155,11 +153,12 @@ def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, visible, scale, needs):
 
     for block in student.blocks(visible):
         here = (block.batch, slice(block.h0, block.h1), slice(None), slice(block.i0, block.i1))
-        weight, p_t = (
-            model.scores(block, scale).sub_(block.column(lse[0])).sub_(block.column(lse[1])).exp_()
-            for model, lse in ((student, lse_s), (teacher, lse_t))
+        weight, e_t = (
+            model.scores(block, scale).sub_(block.column(shift)).exp_()
+            for model, shift in ((student, shift_s), (teacher, shift_t))
         )
-        weight.sub_(p_t).mul_(block.column(grad))
+        # equal models: a ratio of exactly 1, and exactly 0
+        weight.sub_(e_t.mul_(block.column(ratio))).mul_(block.column(grad))
         _hide(weight, block, visible, 0.0)
         if self_relation or needs[0]:
             part = torch.bmm(weight, student.keys(block)).mul_(scale)

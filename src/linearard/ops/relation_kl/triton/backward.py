@@ -22,7 +22,7 @@ from linearard.ops.relation_kl.triton.tiles import (
 _HALF_PEAK = 2.0**14  # float16 weights are scaled to at most this, out of the subnormal range
 
 
-def _gradient(a, b, rows, columns, grad, lse_t, lse_s, seen, causal, scale):
+def _gradient(a, b, rows, columns, grad, stats, seen, causal, scale):
     """Gradient of the student's ``a``; ``a``, ``b``: (teacher, student); ``seen``: seen_operands."""
     (a_t, a_s), (b_t, b_s) = a, b
     batch, a_heads, tokens, head_dim = a_s.shape
@@ -37,8 +37,7 @@ def _gradient(a, b, rows, columns, grad, lse_t, lse_s, seen, causal, scale):
             descriptor(b_t, tile.columns) if tma else b_t,
             descriptor(b_s, tile.columns) if tma else b_s,
             out,
-            lse_t,
-            lse_s,
+            stats,
             grad,
             *seen,
             *a_t.stride()[:3],
@@ -69,16 +68,20 @@ def _gradient(a, b, rows, columns, grad, lse_t, lse_s, seen, causal, scale):
     return out
 
 
-def backward(grad, lse_t, lse_s, q_t, k_t, q_s, k_s, visible, scale, needs):
+def backward(grad, stats, q_t, k_t, q_s, k_s, visible, scale, needs):
     """Gradients of the student in its dtype; see ``autograd.Implementation``."""
     dtype = q_s.dtype
-    grad = grad.contiguous()
+    if q_s.shape[2] == 1:
+        # nothing to learn, and Triton would make the 1 a constant of the kernel: ptxas 12.8 dies of
+        # what is left of a causal self-relation then
+        return tuple(None if x is None else torch.zeros_like(x) for x in (q_s, k_s))
     peak = None
     if dtype == torch.float16:
         peak = grad.abs().amax().clamp_min(1e-30) / _HALF_PEAK
         grad = grad / peak
+    grad = (grad * stats[3]).contiguous()  # what each row is divided by, so that a pair need not be
     seen = seen_operands(visible, q_s.shape[2], q_s.device)
-    common = (grad, lse_t, lse_s, seen, visible.causal, scale)
+    common = (grad, stats, seen, visible.causal, scale)
     queries = row_major(q_t, q_s)
     if k_s is None:
         grads = (_gradient(queries, queries, True, True, *common), None)

@@ -3,8 +3,8 @@
 One kernel serves the three gradients. Its program owns ROWS tokens of ``a`` and walks over the
 tokens of ``b``; the weight of a pair is ``g (P_s - P_t)`` of the row that the pair belongs to:
 
-    ROW   a are queries, b keys: the logsumexp of a's token      -> dq
-    COL   a are keys, b queries: the logsumexp of b's token      -> dk, over the heads of a group
+    ROW   a are queries, b keys: the statistics of a's token     -> dq
+    COL   a are keys, b queries: the statistics of b's token     -> dk, over the heads of a group
     both  a = b, a self-relation: S_ij = S_ji, so the tile below the diagonal gives the row part
           of a's tokens, and the tile above it their column part -> dx
 
@@ -16,27 +16,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from linearard.ops.relation_kl.triton.tiles import load_tokens, place
+from linearard.ops.relation_kl.triton.tiles import exponential, load_tokens, place
 
 
 @triton.jit
-def _probability(raw, c, lse, lost, PRECISION: tl.constexpr):
-    exponent = raw * c - lse
-    if PRECISION == "ieee":  # half precision has larger errors than what the rounding lost
-        exponent -= lost
-    return tl.exp2(exponent)
-
-
-@triton.jit
-def _load_lse(base, at, length, inside, MASKED: tl.constexpr):
-    """The two parts of the logsumexps at ``at``; outside, probabilities become 0."""
+def _load_stats(stats, grad, at, length, inside, MASKED: tl.constexpr):
+    """Offsets of teacher and student, ratio of their sums, gradient; outside, weights become 0."""
+    stats += at
     if MASKED:
-        lse = tl.load(base + at, mask=inside, other=float("inf"))
-        lost = tl.load(base + length + at, mask=inside, other=0.0)
+        offset_t = tl.load(stats, mask=inside, other=float("-inf"))
+        offset_s = tl.load(stats + length, mask=inside, other=float("-inf"))
+        ratio = tl.load(stats + 2 * length, mask=inside, other=1.0)
+        g = tl.load(grad + at, mask=inside, other=0.0)
     else:
-        lse = tl.load(base + at)
-        lost = tl.load(base + length + at)
-    return lse, lost
+        offset_t = tl.load(stats)
+        offset_s = tl.load(stats + length)
+        ratio = tl.load(stats + 2 * length)
+        g = tl.load(grad + at)
+    return offset_t, offset_s, ratio, g
+
+
+@triton.jit
+def _weight(raw_t, raw_s, c, offset_t, offset_s, ratio, g):
+    """``g (P_s - P_t)``; exactly 0 where the models' scores are equal: then ``ratio`` is 1."""
+    e_t, _ = exponential(raw_t, c, offset_t)
+    e_s, _ = exponential(raw_s, c, offset_s)
+    return (e_s - e_t * ratio) * g
 
 
 @triton.jit
@@ -72,9 +77,9 @@ def _sweep(
     DIAGONAL: some pairs see one way; BAND: some pairs are outside window or document.
     """
     a_t, a_s = own
-    lse_t_base, lse_s_base, grad_base, length = stats
+    stats_base, grad_base, length = stats
     rows, seen_from, seen_to = seen
-    lse_t_row, lost_t_row, lse_s_row, lost_s_row, grad_row = row_stats
+    offset_t_row, offset_s_row, ratio_row, g_row = row_stats
     for start in range(low, high, COLUMNS):
         tile_t = load_tokens(b_t, at_t, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
         tile_s = load_tokens(b_s, at_s, start, tokens, DIM, WIDTH, COLUMNS, EDGE, TMA)
@@ -82,9 +87,10 @@ def _sweep(
         raw_t = tl.dot(a_t, tl.trans(tile_t), input_precision=PRECISION)  # [ROWS, COLUMNS]
         raw_s = tl.dot(a_s, tl.trans(tile_s), input_precision=PRECISION)
         if ROW:
-            p_s = _probability(raw_s, c, lse_s_row[:, None], lost_s_row[:, None], PRECISION)
-            p_t = _probability(raw_t, c, lse_t_row[:, None], lost_t_row[:, None], PRECISION)
-            weight = (p_s - p_t) * grad_row[:, None]
+            weight = _weight(
+                raw_t, raw_s, c,
+                offset_t_row[:, None], offset_s_row[:, None], ratio_row[:, None], g_row[:, None],
+            )  # fmt: skip
             if DIAGONAL or EDGE or HAS_VALID:
                 keep = (columns < tokens)[None, :]
                 if HAS_VALID:
@@ -95,15 +101,12 @@ def _sweep(
                 weight = tl.where(keep, weight, 0.0)
         if COL:
             inside = columns < tokens
-            lse_t, lost_t = _load_lse(lse_t_base, columns, length, inside, EDGE)
-            lse_s, lost_s = _load_lse(lse_s_base, columns, length, inside, EDGE)
-            if EDGE:
-                grad = tl.load(grad_base + columns, mask=inside, other=0.0)
-            else:
-                grad = tl.load(grad_base + columns)
-            p_s = _probability(raw_s, c, lse_s[None, :], lost_s[None, :], PRECISION)
-            p_t = _probability(raw_t, c, lse_t[None, :], lost_t[None, :], PRECISION)
-            part = (p_s - p_t) * grad[None, :]
+            offset_t, offset_s, ratio, g = _load_stats(
+                stats_base, grad_base, columns, length, inside, EDGE
+            )
+            part = _weight(
+                raw_t, raw_s, c, offset_t[None, :], offset_s[None, :], ratio[None, :], g[None, :]
+            )
             if DIAGONAL:
                 part = tl.where(columns[None, :] >= rows[:, None], part, 0.0)
             if ROW:
@@ -126,8 +129,7 @@ def backward_kernel(
     b_t,
     b_s,
     out,
-    lse_t,
-    lse_s,
+    stats,
     grad,
     flags,
     bounds,
@@ -167,7 +169,7 @@ def backward_kernel(
     blocks = tl.cdiv(tokens, ROWS)
     all_heads = tl.num_programs(0) // blocks
     head, block = place(blocks, all_heads, together)  # head of B * a_heads
-    length = all_heads.to(tl.int64) * tokens  # of one part of a logsumexp
+    length = all_heads.to(tl.int64) * tokens  # of one of the statistics
     if ROW:  # long rows first (with both parts all are equally long)
         block = blocks - 1 - block
     else:
@@ -184,13 +186,10 @@ def backward_kernel(
     own_s = load_tokens(a_s, at, first, tokens, DIM, WIDTH, ROWS, True, False)
     if ROW:
         at = head * tokens + rows
-        lse_t_row, lost_t_row = _load_lse(lse_t, at, length, inside, True)
-        lse_s_row, lost_s_row = _load_lse(lse_s, at, length, inside, True)
-        grad_row = tl.load(grad + at, mask=inside, other=0.0)
-        row_stats = (lse_t_row, lost_t_row, lse_s_row, lost_s_row, grad_row)
+        row_stats = _load_stats(stats, grad, at, length, inside, True)
         repeats = 1
     else:
-        row_stats = (0, 0, 0, 0, 0)
+        row_stats = (0, 0, 0, 0)
         repeats = b_heads // a_heads
 
     low = 0
@@ -225,42 +224,42 @@ def backward_kernel(
         at_t = (b, b_head, b_t_b, b_t_h, b_t_n)
         at_s = (b, b_head, b_s_b, b_s_h, b_s_n)
         base = (b * b_heads + b_head) * tokens
-        stats = (lse_t + base, lse_s + base, grad + base, length)
+        b_stats = (stats + base, grad + base, length)
         if CAUSAL:
             if ROW:
                 if BANDED:
                     total = _sweep(
-                        total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                        total, own, b_t, b_s, at_t, at_s, flags, b_stats, row_stats, seen,
                         low, tl.minimum(near, tl.minimum(diagonal, high)), tokens, c,
                         DIM, WIDTH, COLUMNS,
                         True, False, False, False, True, HAS_VALID, TMA, PRECISION,
                     )  # fmt: skip
                 total = _sweep(
-                    total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                    total, own, b_t, b_s, at_t, at_s, flags, b_stats, row_stats, seen,
                     near, tl.minimum(diagonal, high), tokens, c, DIM, WIDTH, COLUMNS,
                     True, False, False, False, False, HAS_VALID, TMA, PRECISION,
                 )  # fmt: skip
             total = _sweep(
-                total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                total, own, b_t, b_s, at_t, at_s, flags, b_stats, row_stats, seen,
                 tl.maximum(diagonal, low), tl.minimum(beyond, high), tokens, c,
                 DIM, WIDTH, COLUMNS, ROW, COL, True, True, BANDED, HAS_VALID, TMA, PRECISION,
             )  # fmt: skip
             if COL:
                 total = _sweep(
-                    total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                    total, own, b_t, b_s, at_t, at_s, flags, b_stats, row_stats, seen,
                     tl.maximum(beyond, low), far, tokens, c, DIM, WIDTH, COLUMNS,
                     False, True, False, not EVEN, False, HAS_VALID, TMA, PRECISION,
                 )  # fmt: skip
                 if BANDED:
                     total = _sweep(
-                        total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                        total, own, b_t, b_s, at_t, at_s, flags, b_stats, row_stats, seen,
                         tl.maximum(far, tl.maximum(beyond, low)), high, tokens, c,
                         DIM, WIDTH, COLUMNS,
                         False, True, False, True, True, HAS_VALID, TMA, PRECISION,
                     )  # fmt: skip
         else:
             total = _sweep(
-                total, own, b_t, b_s, at_t, at_s, flags, stats, row_stats, seen,
+                total, own, b_t, b_s, at_t, at_s, flags, b_stats, row_stats, seen,
                 low, high, tokens, c, DIM, WIDTH, COLUMNS,
                 ROW, COL, False, not EVEN, BANDED, HAS_VALID, TMA, PRECISION,
             )  # fmt: skip

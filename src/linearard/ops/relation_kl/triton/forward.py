@@ -1,9 +1,10 @@
 """Forward: one sweep over the columns, an online softmax of both models at once.
 
 Scores are kept as raw products; ``c = scale * log2(e)`` enters with the exponent, so that a
-probability costs one multiply-add and one exp2. Logsumexps leave in base 2, as a sum of two
-float32: rounded to one, they would shift all probabilities of a row together, by more than
-plain float32 arithmetic does.
+probability costs one multiply-add and one exp2. What backward needs of a row leaves as four numbers:
+the offsets of both models' exponents (minus their largest scores in base 2, rounded), the student's
+sum over the teacher's, and one over the student's sum. Sums and exponentials that share an offset
+share its rounding; a logsumexp would be rounded again, for all probabilities of a row together.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import triton.language as tl
 from linearard.ops.relation_kl.triton.tiles import (
     LOG2_E,
     descriptor,
+    exponential,
     forward_tile,
     heads_together,
     load_tokens,
@@ -79,10 +81,8 @@ def _sweep(
             raw_s = tl.where(seen, raw_s, hidden)
         new_t = tl.maximum(max_t, tl.max(raw_t, 1) * c)
         new_s = tl.maximum(max_s, tl.max(raw_s, 1) * c)
-        exponent_t = raw_t * c - new_t[:, None]
-        exponent_s = raw_s * c - new_s[:, None]
-        p_t = tl.exp2(exponent_t)
-        p_s = tl.exp2(exponent_s)
+        p_t, exponent_t = exponential(raw_t, c, -new_t[:, None])
+        p_s, exponent_s = exponential(raw_s, c, -new_s[:, None])
         shrink_t = tl.exp2(max_t - new_t)
         # the gap is that of shifted scores: nothing large is left to cancel at the end
         moved = (new_s - max_s) - (new_t - max_t)
@@ -92,17 +92,6 @@ def _sweep(
         max_t = new_t
         max_s = new_s
     return max_t, sum_t, max_s, sum_s, cross
-
-
-@triton.jit
-def _store_lse(lse, at, shift, log_sum, counts, inside, length):
-    """The logsumexp, then (``length`` numbers on) what its rounding lost; inf where none counts."""
-    high = shift + log_sum
-    shift_part = high - log_sum
-    low = (shift - shift_part) + (log_sum - (high - shift_part))
-    # backward: exp2(-inf) = 0 in rows that do not count
-    tl.store(lse + at, tl.where(counts, high, float("inf")), mask=inside)
-    tl.store(lse + length + at, tl.where(counts, low, 0.0), mask=inside)
 
 
 # the heads' counts enter no address that their alignment would widen: not a kernel for each
@@ -116,8 +105,7 @@ def _forward_kernel(
     bounds,
     spans,
     kl,
-    lse_t,
-    lse_s,
+    stats,
     q_t_b,
     q_t_h,
     q_t_n,
@@ -223,23 +211,27 @@ def _forward_kernel(
         counts = inside & (rows < (tokens > 1) * tokens)
     sum_t = tl.where(counts, sum_t, 1.0)
     sum_s = tl.where(counts, sum_s, 1.0)
-    max_t = tl.where(counts, max_t, 0.0)
-    max_s = tl.where(counts, max_s, 0.0)
     bits = cross / sum_t - tl.log2(tl.div_rn(sum_t, sum_s))  # equal sums: exactly 0
     at = head * tokens + rows
     tl.store(kl + at, tl.where(counts, bits * 0.6931471805599453, 0.0), mask=inside)
     length = all_heads.to(tl.int64) * tokens
-    _store_lse(lse_t, at, max_t, tl.log2(sum_t), counts, inside, length)
-    _store_lse(lse_s, at, max_s, tl.log2(sum_s), counts, inside, length)
+    stats += at
+    # backward: exp2(-inf) = 0 in rows that do not count
+    tl.store(stats, tl.where(counts, -max_t, float("-inf")), mask=inside)
+    tl.store(stats + length, tl.where(counts, -max_s, float("-inf")), mask=inside)
+    tl.store(stats + 2 * length, tl.div_rn(sum_s, sum_t), mask=inside)  # equal: exactly 1
+    tl.store(stats + 3 * length, 1.0 / sum_s, mask=inside)
 
 
 def forward(q_t, k_t, q_s, k_s, visible, scale):
-    """KL [B, H, N] and base-2 logsumexps [2, B, H, N], float32; see ``autograd.Implementation``."""
+    """KL [B, H, N] and statistics [4, B, H, N], float32; see ``autograd.Implementation``."""
     q_t, q_s = row_major(q_t, q_s)
     k_t, k_s = (q_t, q_s) if k_s is None else row_major(k_t, k_s)
     batch, heads, tokens, head_dim = q_s.shape
     kl = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q_s.device)
-    lse_t, lse_s = (kl.new_empty(2, *kl.shape) for _ in range(2))
+    stats = kl.new_empty(4, *kl.shape)
+    if tokens == 1:  # each row sees itself alone; backward says why no kernel is made of it
+        return kl.zero_(), stats
     tile = forward_tile(q_s)
     tma = tma_fits(k_t, k_s)
     with on_device(q_s):
@@ -250,8 +242,7 @@ def forward(q_t, k_t, q_s, k_s, visible, scale):
             descriptor(k_s, tile.columns) if tma else k_s,
             *seen_operands(visible, tokens, q_s.device),
             kl,
-            lse_t,
-            lse_s,
+            stats,
             *q_t.stride()[:3],
             *k_t.stride()[:3],
             *q_s.stride()[:3],
@@ -273,4 +264,4 @@ def forward(q_t, k_t, q_s, k_s, visible, scale):
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-    return kl, lse_t, lse_s
+    return kl, stats

@@ -175,6 +175,17 @@ def place(blocks, heads, together):
 
 
 @triton.jit
+def exponential(raw, c, offset):
+    """``exp2(c raw + offset)`` and its exponent, which is rounded once, in every kernel alike.
+
+    Backward divides these by the sum that forward formed of them; a product rounded on its own in
+    one of the two would be off by half a unit of the score, in all pairs of a row together.
+    """
+    exponent = tl.fma(raw, c, offset)
+    return tl.exp2(exponent), exponent
+
+
+@triton.jit
 def load_tokens(
     x,
     at,
