@@ -19,6 +19,7 @@ import torch
 from linearard.capture import AttentionTap, LayerTap
 from linearard.errors import ModelError
 from linearard.model.adapters import Adapter, AdapterConfig
+from linearard.model.fused import fuse_layers
 from linearard.model.load import ModelConfig, load_model
 from linearard.model.pairs import move_pairs
 from linearard.rope import RopeViews
@@ -67,6 +68,7 @@ class RestorableModel:
         self.tap, self.layers = AttentionTap(model), LayerTap(model)
         self.adapter = Adapter(model, adapter, trainable=trainable)
         self.model = self.adapter.model
+        fuse_layers(self.model)
         self._current = "restored"
         self._kept: dict[str, list[torch.Tensor]] = {}
         self.rope.check()

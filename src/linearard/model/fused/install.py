@@ -1,0 +1,220 @@
+"""Put the fused steps into a model: beside its own code, which stays for every other case.
+
+A module is fused if it is of a class known here, its weights are frozen (LoRA apart), and its result on a
+few numbers is that of its own code. Each call looks again: hooks, caches, merged or quantised weights and
+other precisions go the plain way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linearard.model.fused.layers import gated_mlp, norm
+from linearard.model.fused.projections import LowRank, project
+
+_LOGGER = logging.getLogger(__name__)
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_NORMS = {f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
+_MLPS = {f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
+#: What each attention hands to the attention function beside its operands.
+_WINDOWS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
+    "LlamaAttention": lambda module: {},
+    "MistralAttention": lambda module: {
+        "sliding_window": getattr(module.config, "sliding_window", None)
+    },
+    "Qwen2Attention": lambda module: {"sliding_window": module.sliding_window},
+}
+
+
+def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> int:
+    """Fuse what can be fused in a `transformers` decoder, with or without peft's LoRA.
+
+    Args:
+        model: its attention must have been registered by `capture.AttentionTap`.
+        everywhere: also where no kernels are, on CPUs and in float32; it gains nothing there.
+
+    Returns:
+        How many modules are fused.
+    """
+    agreeing: dict[tuple[type, Any], bool] = {}
+    fused = 0
+    for module in model.modules():
+        forward = _fused_forward(module)
+        if forward is None:
+            continue
+        original = module.forward
+        replacement = partial(forward, module, original)
+        kind = (type(module), next(module.parameters()).shape)
+        if kind not in agreeing:
+            agreeing[kind] = _agrees(module, replacement)
+            if not agreeing[kind]:
+                _LOGGER.warning("%s does not compute what it used to: not fused", type(module))
+        if agreeing[kind]:
+            module.forward = replacement
+            module._fused_everywhere = everywhere
+            fused += 1
+    return fused
+
+
+def _fused_forward(module: nn.Module) -> Callable[..., Any] | None:
+    home, name = type(module).__module__, type(module).__name__
+    if not home.startswith("transformers.models.") or home.split(".")[2] not in _FAMILIES:
+        return None
+    if name in _NORMS:
+        return _norm_forward
+    if name in _MLPS and module.config.hidden_act in ("silu", "swish"):
+        return _mlp_forward
+    readable = name in _WINDOWS and _read_projections(module) is not None
+    return _attention_forward if readable else None
+
+
+def _norm_forward(module: Any, original: Callable[..., Any], hidden_states: Tensor) -> Tensor:
+    weight = module.weight
+    if not (_runs(module, hidden_states, weight) and not weight.requires_grad):
+        return original(hidden_states)
+    return norm(hidden_states, weight, module.variance_epsilon)
+
+
+def _mlp_forward(module: Any, original: Callable[..., Any], x: Tensor) -> Tensor:
+    linears = (module.gate_proj, module.up_proj, module.down_proj)
+    plain = all(_is_frozen(linear) and linear.bias is None for linear in linears)
+    if not (plain and _runs(module, x, linears[0].weight)):
+        return original(x)
+    return gated_mlp(x, *linears)
+
+
+def _attention_forward(
+    module: Any,
+    original: Callable[..., Any],
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    read = _read_projections(module)
+    usable = read is not None and past_key_values is None and position_embeddings is not None
+    if usable:
+        cos, sin = position_embeddings
+        usable = cos.shape[-1] == module.head_dim and _runs(
+            module, hidden_states, read[0][0].weight
+        )
+    if not usable:
+        return original(
+            hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    linears, low_rank = read
+    q, k, v = project(hidden_states, linears, module.head_dim, cos, sin, low_rank)
+    attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
+    output, weights = attend(
+        module,
+        q,
+        k,
+        v,
+        attention_mask,
+        dropout=module.attention_dropout if module.training else 0.0,
+        scaling=module.scaling,
+        **_WINDOWS[type(module).__name__](module),
+        **kwargs,
+    )
+    output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
+    return module.o_proj(output), weights
+
+
+def _runs(module: Any, x: Tensor, weight: Tensor) -> bool:
+    """Whether there is something to gain, in the precision that the module's own code would have."""
+    if x.dtype != weight.dtype or x.device != weight.device:
+        return False
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype:
+        return False
+    has_kernels = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    return has_kernels or getattr(module, "_fused_everywhere", True)
+
+
+@torch.no_grad()
+def _agrees(module: Any, replacement: Callable[..., Any]) -> bool:
+    """Whether both compute the same on random numbers, up to the rounding of the weights' dtype."""
+    weight = next(module.parameters())
+    if weight.device.type == "meta":
+        return True
+    make = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=make).to(weight.device, weight.dtype)
+
+    x, rest = draw(2, 9, weight.shape[-1]), {}
+    if hasattr(module, "q_proj"):
+        angles = draw(1, 9, module.head_dim // 2).repeat(1, 1, 2)
+        rest = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+    expected, got = module.forward(x, **rest), replacement(x, **rest)
+    if rest:
+        expected, got = expected[0], got[0]
+    error = (got - expected).float().norm() / expected.float().norm()
+    return bool(error < (1e-4 if weight.dtype == torch.float32 else 3e-2))
+
+
+def _read_projections(module: Any) -> tuple[list[nn.Linear], LowRank | None] | None:
+    """The frozen projections of q, k, v and their LoRA; None: something else than expected."""
+    linears, adapters = [], []
+    for projection in (module.q_proj, module.k_proj, module.v_proj):
+        if _has_hooks(projection):
+            return None
+        if type(projection) is nn.Linear:
+            linears.append(projection)
+            continue
+        adapter = _read_lora(projection)
+        if adapter is None:
+            return None
+        linears.append(projection.base_layer)
+        if not projection.disable_adapters:
+            adapters.append(adapter)
+    if not all(_is_frozen(linear) for linear in linears) or len(adapters) not in (0, 3):
+        return None
+    if not adapters:
+        return linears, None
+    a, b, scalings, dropouts = zip(*adapters, strict=True)
+    if len(set(dropouts)) > 1:
+        return None
+    return linears, LowRank(a, b, scalings, dropouts[0])
+
+
+def _read_lora(layer: Any) -> tuple[Tensor, Tensor, float, float] | None:
+    """A, B, scaling and dropout of a plain LoRA layer of peft with one adapter."""
+    from peft.tuners.lora.layer import Linear
+
+    names = getattr(layer, "active_adapters", [])
+    if type(layer) is not Linear or layer.merged or len(names) != 1 or layer.fan_in_fan_out:
+        return None
+    (name,) = names
+    if name not in layer.lora_A or name in layer.lora_variant:
+        return None
+    down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    if not all(type(x) is nn.Linear and x.bias is None for x in (down, up)):
+        return None
+    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+    return down.weight, up.weight, layer.scaling[name], p
+
+
+def _is_frozen(linear: nn.Module) -> bool:
+    return (
+        type(linear) is nn.Linear
+        and not any(p.requires_grad for p in linear.parameters(recurse=False))
+        and not _has_hooks(linear)
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -1,0 +1,191 @@
+"""Queries, keys and values of a layer in one step: projections, LoRA and rotation.
+
+With peft's modules a layer casts A and B three times, makes a tensor of the projections' size for each
+scaling and each sum, and rotates in five passes. Here the low-rank products are added by the matrix
+products themselves, the three products with A are one, and the rotation is one pass, in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from linearard.ops import pointwise
+
+
+@dataclass
+class LowRank:
+    """LoRA of three projections: `scaling * B (A x)` each, A `[r, in]`, B `[out, r]`, float32.
+
+    Attributes:
+        dropout: share of x's elements that the low-rank products do not see; one draw for all three.
+    """
+
+    a: Sequence[Tensor]
+    b: Sequence[Tensor]
+    scalings: Sequence[float]
+    dropout: float = 0.0
+
+
+def project(
+    x: Tensor,
+    linears: Sequence[nn.Linear],
+    head_dim: int,
+    cos: Tensor,
+    sin: Tensor,
+    low_rank: LowRank | None,
+    base: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values `[batch, heads, tokens, head_dim]`, queries and keys rotated.
+
+    Args:
+        x: `[batch, tokens, in]`, in the projections' dtype.
+        linears: the frozen projections of q, k and v.
+        head_dim: of all three.
+        cos, sin: `[batch or 1, tokens, head_dim]`.
+        low_rank: what is trained beside the projections, or None.
+        base: the projections' own outputs `[rows, out]` if they are known, which this overwrites.
+    """
+    a, b, scalings, dropout = (), (), (), 0.0
+    if low_rank is not None:
+        a, b = low_rank.a, low_rank.b
+        scalings, dropout = low_rank.scalings, low_rank.dropout
+    weights = [linear.weight for linear in linears]
+    biases = [linear.bias for linear in linears]
+    settings = _Settings(head_dim, tuple(scalings), dropout, base)
+    return _Project.apply(x, cos, sin, settings, *weights, *biases, *a, *b)
+
+
+def base_outputs(x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+    """The projections' own outputs `[rows, out]`, before LoRA and rotation."""
+    rows = x.reshape(-1, x.shape[-1])
+    return [functional.linear(rows, linear.weight, linear.bias) for linear in linears]
+
+
+@dataclass
+class _Settings:
+    head_dim: int
+    scalings: tuple[float, ...]
+    dropout: float
+    base: Sequence[Tensor] | None
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, settings: _Settings, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        weights, biases, a, b = (tensors[i : i + 3] for i in (0, 3, 6, 9))
+        batch, tokens, width = x.shape
+        rows = x.reshape(-1, width)
+        kept: list[Tensor | None] = []
+        with torch.autocast(x.device.type, enabled=False):
+            outputs = settings.base
+            if outputs is None:
+                outputs = [functional.linear(rows, *wb) for wb in zip(weights, biases, strict=True)]
+            if a:
+                seen, mask = rows, None
+                if settings.dropout:
+                    seen, mask = torch.native_dropout(rows, settings.dropout, True)
+                a_cast, b_cast = _cast(a, b, x.dtype)
+                low = seen @ a_cast.mT
+                parts = low.split([p.shape[0] for p in a], dim=1)
+                triples = zip(outputs, parts, b_cast, settings.scalings, strict=True)
+                for output, part, up, scaling in triples:
+                    output.addmm_(part, up.mT, alpha=scaling)
+                kept = [seen, mask, low, a_cast, *b_cast]
+            q, k, v = (y.view(batch, tokens, -1, settings.head_dim) for y in outputs)
+            for rotated in (q, k):
+                pointwise.rotate(rotated, cos, sin, out=rotated)
+        ctx.settings, ctx.shape = settings, x.shape
+        settings.base = None
+        ctx.save_for_backward(cos, sin, *weights, *kept)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
+        cos, sin, *saved = ctx.saved_tensors
+        weights, kept = saved[:3], saved[3:]
+        batch, tokens, width = ctx.shape
+        gradients: list[Tensor | None] = []
+        for gradient, rotated in zip(arrived, (True, True, False), strict=True):
+            if gradient is not None:
+                gradient = gradient.transpose(1, 2)
+                if rotated:
+                    gradient = pointwise.rotate_backward(gradient, cos, sin)
+                gradient = gradient.reshape(batch * tokens, -1)
+            gradients.append(gradient)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            for gradient, weight in zip(gradients, weights, strict=True):
+                if gradient is not None:
+                    to_x = gradient @ weight if to_x is None else to_x.addmm_(gradient, weight)
+        to_a, to_b = (), ()
+        if kept:
+            to_a, to_b, inward = _low_rank_backward(gradients, kept, ctx.settings, to_x)
+            to_x = inward if ctx.needs_input_grad[0] else None
+        to_x = None if to_x is None else to_x.view(batch, tokens, width)
+        return to_x, None, None, None, *[None] * 6, *to_a, *to_b
+
+
+def _low_rank_backward(
+    gradients: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    settings: _Settings,
+    to_x: Tensor | None,
+) -> tuple[list[Tensor | None], list[Tensor | None], Tensor | None]:
+    """Gradients of each A and B in float32, and `to_x` with what flows through A added."""
+    seen, mask, low, a_cast, *b_cast = kept
+    ranks = [up.shape[1] for up in b_cast]
+    slope = torch.empty_like(low)
+    to_b: list[Tensor | None] = []
+    pieces = zip(
+        gradients,
+        slope.split(ranks, dim=1),
+        low.split(ranks, dim=1),
+        b_cast,
+        settings.scalings,
+        strict=True,
+    )
+    for gradient, piece, part, up, scaling in pieces:
+        if gradient is None:
+            piece.zero_()
+            to_b.append(None)
+            continue
+        piece.addmm_(gradient, up, beta=0, alpha=scaling)
+        to_b.append(_in_float32(gradient.mT, part))
+        if scaling != 1:
+            to_b[-1].mul_(scaling)
+    to_a = _in_float32(slope.mT, seen).split(ranks)
+    if to_x is not None:
+        if mask is None:
+            to_x.addmm_(slope, a_cast)
+        else:
+            scale = 1 / (1 - settings.dropout)
+            to_x += torch.ops.aten.native_dropout_backward(slope @ a_cast, mask, scale)
+    absent = [gradient is None for gradient in gradients]
+    return [None if n else t for t, n in zip(to_a, absent, strict=True)], to_b, to_x
+
+
+def _cast(
+    a: Sequence[Tensor], b: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """All A below each other and every B, in this dtype; all in one pass."""
+    together = a[0].new_empty(sum(len(p) for p in a), a[0].shape[1], dtype=dtype)
+    b_cast = [torch.empty_like(p, dtype=dtype) for p in b]
+    torch._foreach_copy_([*together.split([len(p) for p in a]), *b_cast], [*a, *b])
+    return together, b_cast
+
+
+def _in_float32(x: Tensor, y: Tensor) -> Tensor:
+    """`x @ y` in float32, whatever the precision of the factors; float64 stays."""
+    if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(x, y, out_dtype=torch.float32)
+    product = x @ y
+    return product if product.dtype == torch.float64 else product.float()
