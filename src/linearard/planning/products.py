@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from linearard.distill import ObjectiveConfig
+from linearard.planning.passes import (
+    FEEDS,
+    NOTHING,
+    WHOLE,
+    is_read,
+    passes,
+    related_layers,
+    teacher_reads,
+)
 from linearard.planning.shapes import LayerShape, ModelShape, Projection
-
-_WHOLE, _FEEDS, _NOTHING = "whole", "feeds", "nothing"  # how much of a layer
 
 
 @dataclass(frozen=True)
@@ -67,35 +74,6 @@ def visible_pairs(tokens: int, window: int | None) -> int:
     return window * (window + 1) // 2 + (tokens - window) * window
 
 
-def teacher_reads(objective: ObjectiveConfig, tokens: int, native_window: int) -> tuple[int, int]:
-    """How many windows of how many tokens the teacher reads of one sequence; 0: it is not asked."""
-    if not objective.needs_teacher:
-        return 0, 0
-    window = objective.teacher_window or native_window // 2 * 2
-    if objective.needs_native_window or tokens <= window:
-        return 1, tokens
-    return 1 + -(-(tokens - window) // (window // 2)), window
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """How far a forward pass runs, and how far anything reads it."""
-
-    runs_to: int | None  # the layer in whose attention it ends, or None: it runs to the end
-    output_of: int  # the last layer whose output is read, -1: none
-    attention_of: int  # the last layer whose q, k, v are read, -1: none
-
-    def runs(self, index: int) -> str:
-        if self.runs_to is None or index < self.runs_to:
-            return _WHOLE
-        return _FEEDS if index == self.runs_to else _NOTHING
-
-    def needed(self, index: int) -> str:
-        if index <= max(self.output_of, self.attention_of - 1):
-            return _WHOLE
-        return _FEEDS if index == self.attention_of else _NOTHING
-
-
 class _Step:
     def __init__(
         self,
@@ -109,18 +87,10 @@ class _Step:
         self.shape, self.objective = shape, objective
         self.tokens, self.batch, self.rows = tokens, batch, batch * tokens
         self.reads = teacher_reads(objective, tokens, native_window)
-        count = len(shape.layers)
-        self.related = objective.weights_by_layer(count) if objective.active_relations else {}
-        compared = max(objective.compared_layers(count), default=-1)
-        last = max(self.related, default=-1)
+        self.related = related_layers(shape, objective)
         self.own = objective.inputs == "own"
         self.recompute = recompute and self.own
-        to_end = compared >= 0 or objective.needs_output
-        output = count - 1 if objective.needs_output else compared
-        self.student_pass = _Pass(None if to_end else last, output, last)
-        to_end = compared >= 0 or objective.logit_weight > 0
-        output = count - 1 if objective.logit_weight else compared
-        self.teacher_pass = _Pass(None if to_end else last, output, last)
+        self.teacher_pass, self.student_pass = passes(shape, objective)
         # Under checkpointing peft makes the embeddings want a gradient, which nothing uses.
         self.to_embedding = self.recompute and shape.rank > 0
 
@@ -140,11 +110,11 @@ class _Step:
                 feeds = projection.feeds_attention
                 # With teacher inputs a hook behind the last attention ends the pass.
                 beside = not self.own and projection.role == "attention output"
-                if runs == _WHOLE or (runs == _FEEDS and (feeds or beside)):
-                    counted = needed == _WHOLE or (feeds and needed == _FEEDS)
+                if runs == WHOLE or (runs == FEEDS and (feeds or beside)):
+                    counted = needed == WHOLE or (feeds and needed == FEEDS)
                     yield _gemm("teacher", index, projection, rows * tokens, counted)
-            if runs == _WHOLE or (runs == _FEEDS and not self.own):
-                counted = needed == _WHOLE
+            if runs == WHOLE or (runs == FEEDS and not self.own):
+                counted = needed == WHOLE
                 yield _attention("teacher", index, layer, rows, tokens, 2, counted)
 
     def student(self) -> Iterator[Product]:
@@ -152,23 +122,23 @@ class _Step:
         for index, layer in enumerate(self.shape.layers):
             runs, needed = self.student_pass.runs(index), self.student_pass.needed(index)
             # The layer in which a pass ends is cut short and never computed again.
-            again = self.recompute and runs == _WHOLE and needed != _NOTHING
+            again = self.recompute and runs == WHOLE and needed != NOTHING
             for group in _groups(layer, runs):
                 feeds = group[0].feeds_attention
-                counted = needed == _WHOLE or (feeds and needed == _FEEDS)
+                counted = needed == WHOLE or (feeds and needed == FEEDS)
                 for projection in group:
                     yield _gemm("student", index, projection, self.rows, counted)
                     # Nothing reads what a layer's last product gives: its recomputation stops before.
                     if again and projection.role != "mlp out":
                         yield _gemm("recompute", index, projection, self.rows, False)
-                    learns = counted and (needed == _WHOLE or self._is_read(projection))
+                    learns = counted and (needed == WHOLE or is_read(self.objective, projection))
                     if projection.trained:
                         yield from self._adapter(index, projection, counted, again, alive, learns)
                     if learns and (alive or self.to_embedding):
                         yield _gemm("backward", index, projection, self.rows, alive)
                 alive = alive or any(projection.trained for projection in group)
-                if feeds and runs == _WHOLE:
-                    yield from self._attention(index, layer, needed == _WHOLE, again, alive)
+                if feeds and runs == WHOLE:
+                    yield from self._attention(index, layer, needed == WHOLE, again, alive)
 
     def beside_teacher(self) -> Iterator[Product]:
         for index in self.related:
@@ -176,14 +146,14 @@ class _Step:
                 if projection.feeds_attention:
                     yield _gemm("student", index, projection, self.rows, True)
                     if projection.trained:
-                        learns = self._is_read(projection)
+                        learns = is_read(self.objective, projection)
                         yield from self._adapter(index, projection, True, False, False, learns)
 
     def relations(self) -> Iterator[Product]:
         for index in self.related:
             layer = self.shape.layers[index]
             pairs = visible_pairs(self.tokens, layer.window)
-            again = self.recompute and self.student_pass.runs(index) == _WHOLE
+            again = self.recompute and self.student_pass.runs(index) == WHOLE
             for relation in self.objective.active_relations:
                 heads = self.batch * layer.relation_heads(relation)
                 flops = 2 * 2 * heads * pairs * layer.head_dim
@@ -207,10 +177,6 @@ class _Step:
         for number, rows in enumerate(sorted(reads, reverse=True)):
             yield self._head("student", rows, number == 0)
             yield self._head("backward", rows, number == 0)
-
-    def _is_read(self, projection: Projection) -> bool:
-        """Whether a relation reads what this projection of q, k or v makes."""
-        return bool(set("".join(self.objective.active_relations)) & set(projection.role))
 
     def _adapter(
         self,
@@ -258,8 +224,8 @@ class _Step:
 
 def _groups(layer: LayerShape, runs: str) -> Iterator[list[Projection]]:
     """The projections that read the same tensor, in the order of the forward pass."""
-    roles = {_WHOLE: ("attention output", "mlp in", "mlp out"), _FEEDS: (), _NOTHING: ()}[runs]
-    if runs != _NOTHING:
+    roles = {WHOLE: ("attention output", "mlp in", "mlp out"), FEEDS: (), NOTHING: ()}[runs]
+    if runs != NOTHING:
         yield [p for p in layer.projections if p.feeds_attention]
     for role in roles:
         yield [p for p in layer.projections if p.role == role]

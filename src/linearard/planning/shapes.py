@@ -44,6 +44,10 @@ class Projection:
         """Whether its output is (part of) q, k or v."""
         return self.role in ("q", "k", "v", "qkv")
 
+    def adapter_weights(self, rank: int) -> int:
+        """Weights that are trained if this projection is: LoRA's two factors, or (rank 0) itself."""
+        return rank * (self.inputs + self.outputs) if rank else self.inputs * self.outputs
+
 
 @dataclass(frozen=True)
 class LayerShape:

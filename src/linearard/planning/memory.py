@@ -1,0 +1,232 @@
+"""Bytes of a training step: what it holds at its fullest moment, by part (docs/PLANNING.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from linearard.distill import ObjectiveConfig
+from linearard.model import LOGIT_ELEMENTS
+from linearard.planning.kept import Kept
+from linearard.planning.passes import (
+    NOTHING,
+    WHOLE,
+    learning,
+    passes,
+    related_layers,
+    teacher_reads,
+)
+from linearard.planning.shapes import ModelShape
+
+#: cuBLAS keeps one workspace for the thread of forward passes and one for that of backward passes.
+_LIBRARIES = 2 * 32 * 2**20
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What beside model and objective decides the memory of a step.
+
+    Attributes:
+        element: bytes of a weight and of an activation: 2 in mixed precision, 4 in float32.
+        recompute: gradient checkpointing.
+        state: bytes that the optimizer keeps for each trained weight that learns.
+        update: bytes it needs for each while it steps.
+        accumulated: whether gradients of an earlier batch wait while this one runs.
+        remembered: copies of the trained weights, kept of earlier stages.
+    """
+
+    element: int = 2
+    recompute: bool = False
+    state: float = 8.0
+    update: float = 0.0
+    accumulated: bool = False
+    remembered: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The fullest moment of a step.
+
+    Attributes:
+        moment: which one.
+        parts: bytes by part at that moment, without those that hold nothing then.
+    """
+
+    moment: str
+    parts: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+
+def step_memory(
+    shape: ModelShape,
+    objective: ObjectiveConfig,
+    tokens: int,
+    batch: int,
+    setting: Setting,
+    *,
+    native_window: int,
+    learned: set[tuple[int, int]] | None = None,
+) -> Memory:
+    """The fullest moment of a step of one batch.
+
+    Args:
+        shape: the model.
+        objective: the terms of the loss.
+        tokens, batch: of a sequence; sequences.
+        setting: precision, optimizer, recomputation.
+        native_window: see `step_products`.
+        learned: projections that have optimizer state (`learning`); default: those of this objective.
+    """
+    step = _Step(shape, objective, tokens, batch, setting, native_window, learned)
+    return max(step.moments(), key=lambda memory: memory.peak)
+
+
+def weight_bytes(shape: ModelShape, element: int) -> dict[str, float]:
+    """Bytes of the model before anything is trained: `weights` and `adapter`."""
+    copies = shape.frozen_copies  # direct training: the original in `element`, the master in float32
+    base = shape.base_parameters - copies
+    return {
+        "weights": float(element * (base + copies)),
+        "adapter": float(_FLOAT32 * shape.trained_parameters),
+    }
+
+
+class _Step:
+    def __init__(
+        self,
+        shape: ModelShape,
+        objective: ObjectiveConfig,
+        tokens: int,
+        batch: int,
+        setting: Setting,
+        native_window: int,
+        learned: set[tuple[int, int]] | None,
+    ) -> None:
+        self.shape, self.objective, self.setting = shape, objective, setting
+        self.rows, self.windows = batch * tokens, teacher_reads(objective, tokens, native_window)
+        self.own = objective.inputs == "own"
+        self.recompute = setting.recompute and self.own
+        self.related = set(related_layers(shape, objective))
+        self.teacher_pass, self.student_pass = passes(shape, objective)
+        self.kept = Kept(shape, objective, tokens, batch, setting.element)
+        own = learning(shape, objective)
+        self.gradients = [
+            _FLOAT32 * self._weights(index, own) for index in range(len(shape.layers))
+        ]
+        states = own if learned is None else learned
+        self.stateful = sum(self._weights(i, states) for i in range(len(shape.layers)))
+        self.casts = [
+            0 if setting.element == _FLOAT32 else setting.element * self._weights(index, None)
+            for index in range(len(shape.layers))
+        ]
+
+    def moments(self) -> Iterator[Memory]:
+        yield from self._forward() if self.own else self._beside_teacher()
+        held = sum(self.gradients)
+        yield self._memory(
+            "optimizer step",
+            gradients=held * (1 if self.own else 2),
+            workspace=self.setting.update * self.stateful,
+        )
+
+    def _forward(self) -> Iterator[Memory]:
+        kept, waiting = self.kept, sum(self.gradients) * self.setting.accumulated
+        layers = range(len(self.shape.layers))
+        teacher = [kept.teacher(i) if i in self.related else 0.0 for i in layers]
+        output = self.rows * self.shape.hidden * self.setting.element
+        taught = output * (self.objective.logit_weight > 0) + sum(
+            output for _ in self.objective.compared_layers(len(layers))
+        )
+        if self.windows[0]:
+            read = self.rows // max(1, self._length()) * self.windows[1]
+            yield self._memory(
+                "teacher's forward",
+                gradients=waiting,
+                teacher=sum(teacher) + taught,
+                workspace=kept.passing(read),
+            )
+        inside = [kept.student(i, self.student_pass) for i in layers]
+        again = [self.recompute and self.student_pass.runs(i) == WHOLE for i in layers]
+        between = [output if again[i] else inside[i] for i in layers]
+        after = kept.output(self.student_pass)
+        forward = {
+            "gradients": waiting,
+            "weight casts": sum(
+                self.casts[i] for i in layers if self.student_pass.runs(i) != NOTHING
+            ),
+            "activations": sum(between) + after,
+            "teacher": sum(teacher) + taught,
+        }
+        heads = self._head_workspace()
+        if heads:
+            yield self._memory("output loss", output=heads, **forward)
+        yield self._memory("end of the forward pass", workspace=kept.passing(self.rows), **forward)
+        done = 0.0
+        for i in reversed(layers):
+            if self.student_pass.needed(i) == NOTHING:
+                continue
+            # Recomputation finds the teacher's q, k, v in its observer, which lives to the end.
+            compared = teacher if self.recompute else teacher[: i + 1]
+            held = self.casts[i] if again[i] else 0.0
+            if not self.recompute:
+                held = sum(self.casts[: i + 1])
+            yield self._memory(
+                f"backward pass of layer {i}",
+                gradients=waiting or done + self.gradients[i],
+                activations=sum(between[: i + 1]) + (inside[i] if again[i] else 0.0),
+                teacher=sum(compared) + taught * self.recompute,
+                workspace=kept.differentiating(i, self.student_pass),
+                **{"weight casts": held},
+            )
+            done += self.gradients[i]
+
+    def _beside_teacher(self) -> Iterator[Memory]:
+        """One layer at a time; its gradients stay until the backward pass scales a copy of them."""
+        kept, found = self.kept, sum(self.gradients)
+        waiting = found * self.setting.accumulated
+        last = max(self.related)
+        yield self._memory(
+            "end of the forward pass",
+            gradients=waiting + found,
+            activations=kept.student(last, self.student_pass),
+            teacher=kept.teacher(last),
+            workspace=kept.passing(self.rows),
+            **{"weight casts": sum(self.casts[i] for i in self.related)},
+        )
+        yield self._memory("backward pass", gradients=waiting + 2 * found)
+
+    def _memory(self, moment: str, **parts: float) -> Memory:
+        static = weight_bytes(self.shape, self.setting.element)
+        static["earlier stages"] = self.setting.remembered * static["adapter"]
+        static["optimizer"] = self.setting.state * self.stateful
+        parts["workspace"] = parts.get("workspace", 0.0) + _LIBRARIES
+        return Memory(moment, {name: x for name, x in (static | parts).items() if x})
+
+    def _length(self) -> int:
+        return self.kept.tokens
+
+    def _weights(self, index: int, among: set[tuple[int, int]] | None) -> int:
+        """Trained weights of a layer, or those of the named projections."""
+        total = 0
+        for position, projection in enumerate(self.shape.layers[index].projections):
+            if projection.trained and (among is None or (index, position) in among):
+                total += projection.adapter_weights(self.shape.rank)
+        return total
+
+    def _head_workspace(self) -> float:
+        """Float32 logits in chunks: logit KL holds four at once, cross-entropy two and half a one."""
+        objective, kept = self.objective, self.kept
+        if not objective.needs_output:
+            return 0.0
+        chunk = _FLOAT32 * min(LOGIT_ELEMENTS, self.rows * self.shape.vocab)
+        chunks = 4.0 if objective.logit_weight else 2.5
+        terms = sum(x > 0 for x in (objective.lm_weight, objective.recall_weight))
+        rows = terms * self.rows
+        if objective.logit_weight:
+            rows += min(objective.logit_positions or kept.tokens, kept.tokens) * kept.batch
+        return chunks * chunk + rows * self.shape.hidden * self.setting.element
