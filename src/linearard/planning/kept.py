@@ -50,6 +50,16 @@ class Kept:
             total += self._rows * self._behind_attention(layer) + self._masked(layer)
         return total
 
+    def weight_casts(self, index: int) -> float:
+        """Trained weights in the precision of the products: LoRA's factors, or whole matrices."""
+        if self.element == _FLOAT32:
+            return 0.0
+        rank, layer = self.shape.rank, self.shape.layers[index]
+        if not rank and not index:  # no gradient goes below, so nothing keeps the matrices
+            return 0.0
+        trained = sum(p.adapter_weights(rank) for p in layer.projections if p.trained)
+        return self.element * trained
+
     def output(self, reach: Pass) -> float:
         """The last norm's float32 copy, and the hidden states behind it, where losses read them."""
         last = len(self.shape.layers) - 1

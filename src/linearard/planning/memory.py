@@ -88,7 +88,9 @@ def step_memory(
 
 def weight_bytes(shape: ModelShape, element: int) -> dict[str, float]:
     """Bytes of the model before anything is trained: `weights` and `adapter`."""
-    copies = shape.frozen_copies  # direct training: the original in `element`, the master in float32
+    copies = (
+        shape.frozen_copies
+    )  # direct training: the original in `element`, the master in float32
     base = shape.base_parameters - copies
     return {
         "weights": float(element * (base + copies)),
@@ -120,10 +122,7 @@ class _Step:
         ]
         states = own if learned is None else learned
         self.stateful = sum(self._weights(i, states) for i in range(len(shape.layers)))
-        self.casts = [
-            0 if setting.element == _FLOAT32 else setting.element * self._weights(index, None)
-            for index in range(len(shape.layers))
-        ]
+        self.casts = [self.kept.weight_casts(index) for index in range(len(shape.layers))]
 
     def moments(self) -> Iterator[Memory]:
         yield from self._forward() if self.own else self._beside_teacher()
@@ -143,7 +142,7 @@ class _Step:
             output for _ in self.objective.compared_layers(len(layers))
         )
         if self.windows[0]:
-            read = self.rows // max(1, self._length()) * self.windows[1]
+            read = self.rows // max(1, self.kept.tokens) * self.windows[1]
             yield self._memory(
                 "teacher's forward",
                 gradients=waiting,
@@ -207,16 +206,11 @@ class _Step:
         parts["workspace"] = parts.get("workspace", 0.0) + _LIBRARIES
         return Memory(moment, {name: x for name, x in (static | parts).items() if x})
 
-    def _length(self) -> int:
-        return self.kept.tokens
-
-    def _weights(self, index: int, among: set[tuple[int, int]] | None) -> int:
-        """Trained weights of a layer, or those of the named projections."""
-        total = 0
-        for position, projection in enumerate(self.shape.layers[index].projections):
-            if projection.trained and (among is None or (index, position) in among):
-                total += projection.adapter_weights(self.shape.rank)
-        return total
+    def _weights(self, index: int, among: set[tuple[int, int]]) -> int:
+        """Trained weights of a layer that are among the named projections."""
+        projections = enumerate(self.shape.layers[index].projections)
+        rank = self.shape.rank
+        return sum(p.adapter_weights(rank) for at, p in projections if (index, at) in among)
 
     def _head_workspace(self) -> float:
         """Float32 logits in chunks: logit KL holds four at once, cross-entropy two and half a one."""
