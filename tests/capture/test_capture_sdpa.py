@@ -5,9 +5,13 @@ import torch
 from torch.nn.attention import SDPBackend
 
 import tiny
-from linearard.capture import AttentionTap
+from linearard.capture import AttentionTap, unpadded
 from linearard.capture.attention import _tapped_attention
-from linearard.capture.sdpa import preferred_backends, with_contiguous_gradient
+from linearard.capture.sdpa import (
+    preferred_backends,
+    windowed_attention,
+    with_contiguous_gradient,
+)
 
 
 def laid_out(values, layout):
@@ -65,16 +69,77 @@ def test_cudnn_is_for_gpus():
     assert SDPBackend.CUDNN_ATTENTION not in preferred_backends(query, None)
 
 
-def dense(q, k, v, gradient):
-    """Causal attention and its gradients `[batch, heads, tokens, head_dim]` in float64."""
+def dense(q, k, v, gradient, window=None):
+    """Causal attention `[batch, tokens, heads, head_dim]` and its gradients in float64."""
     q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
     group = q.shape[1] // k.shape[1]
     keys, values = (x.repeat_interleave(group, dim=1) for x in (k, v))
     tokens = q.shape[2]
     hidden = torch.ones(tokens, tokens, device=q.device).triu(1).bool()
+    if window is not None:
+        hidden |= torch.ones_like(hidden).tril(-window)
     scores = (q @ keys.mT / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf)
     output = (scores.softmax(-1) @ values).transpose(1, 2)
     return output, torch.autograd.grad(output, (q, k, v), gradient.double())
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_whole_windows_need_no_mask(architecture, monkeypatch):
+    """The same output without masks, for sliding windows (24 tokens) too; padding is never dropped."""
+    model, ids = tiny.tiny_model(architecture).requires_grad_(False), tiny.tokens(2, 61)
+    padding = torch.ones_like(ids)
+    padding[1, 50:] = 0
+    expected = model(input_ids=ids, use_cache=False).logits
+    AttentionTap(model)
+    padded = model(input_ids=ids, attention_mask=padding, use_cache=False).logits
+    masks, plain = [], torch.nn.functional.scaled_dot_product_attention
+
+    def seeing(*args, **kwargs):
+        masks.append(kwargs.get("attn_mask"))
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seeing)
+    with unpadded(model):
+        got = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits[:, 0], expected[:, 0])
+    after = model(input_ids=ids, attention_mask=padding, use_cache=False).logits
+    assert torch.equal(after, padded)
+    if architecture in ("llama", "qwen2", "qwen3"):
+        assert masks[:3] == [None] * 3
+
+
+@pytest.mark.parametrize("window", [1, 7, 40, 41, 90])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_windowed_attention(window, kv_heads):
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 41, 8, generator=make) for n in (4, kv_heads, kv_heads))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    slope = torch.randn(2, 41, 4, 8, generator=make)
+    expected, gradients = dense(q, k, v, slope, window)
+    output = windowed_attention(q, k, v, window, 8**-0.5)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+    for got, want in zip(torch.autograd.grad(output, (q, k, v), slope), gradients, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("tokens", "window"), [(1024, 300), (777, 64), (640, 1)])
+def test_windowed_attention_on_a_gpu(tokens, window):
+    make = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.randn(2, tokens, n, 128, device="cuda", generator=make).bfloat16().transpose(1, 2)
+        for n in (8, 2, 2)
+    )
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    slope = torch.randn(2, tokens, 8, 128, device="cuda", generator=make).bfloat16()
+    expected, gradients = dense(q, k, v, slope, window)
+    output = windowed_attention(q, k, v, window, 128**-0.5)
+    assert (output.double() - expected).norm() < 1e-2 * expected.norm()
+    for got, want in zip(torch.autograd.grad(output, (q, k, v), slope), gradients, strict=True):
+        # with a window of one token, queries and keys get no gradient at all
+        assert (got.double() - want).norm() < 2e-2 * want.norm() + 1e-3
 
 
 @pytest.mark.gpu

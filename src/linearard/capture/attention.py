@@ -17,10 +17,17 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linearard.capture.sdpa import preferred_backends, with_contiguous_gradient
+from linearard.capture.sdpa import (
+    preferred_backends,
+    windowed_attention,
+    with_contiguous_gradient,
+)
 from linearard.errors import ModelError
 
 _PREFIX = "linearard_"
+_UNMASKED = _PREFIX + "sdpa_unmasked"
+#: Models whose attention is causal within the `sliding_window` that it is given, and nothing else.
+_NO_OTHER_MASKS = {"llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "phi3"}
 _TAP = "_linearard_tap"
 
 
@@ -116,6 +123,24 @@ class AttentionTap:
         self._observer = observer
 
 
+@contextlib.contextmanager
+def unpadded(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model reads whole windows: no padding, no packed texts, no cache.
+
+    Then nothing needs a mask: causality and sliding windows are known to the attention function.
+    `transformers` would wait for the device in every pass to see whether texts are packed, and would
+    write a sliding window down as a mask, with which attention is several times slower.
+    """
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    if before == _PREFIX + "sdpa" and config.model_type in _NO_OTHER_MASKS:
+        config._attn_implementation_internal = _UNMASKED
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
+
+
 def _base_implementation(model: nn.Module) -> str:
     config = model.config.get_text_config()
     base = (config._attn_implementation or "eager").removeprefix(_PREFIX)
@@ -130,6 +155,8 @@ def _register(base: str) -> None:
 
     AttentionInterface.register(_PREFIX + base, partial(_tapped_attention, base))
     AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    if base == "sdpa":  # under a name without a mask function, no mask is made
+        AttentionInterface.register(_UNMASKED, partial(_tapped_attention, base))
 
 
 def _tapped_attention(
@@ -144,13 +171,15 @@ def _tapped_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     tap: AttentionTap | None = getattr(module, _TAP, None)
+    scores_scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = kwargs.get("sliding_window")
     if tap is not None and tap._observer is not None:
-        scores_scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        window = kwargs.get("sliding_window")
         tap._observer(LayerAttention(module.layer_idx, query, key, value, scores_scale, window))
     forward = _base_function(base, module)
     if base != "sdpa":
         return forward(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
+    if attention_mask is None and window is not None and window < query.shape[2]:
+        return windowed_attention(query, key, value, window, scores_scale), None
     backends = preferred_backends(query, attention_mask)
     with sdpa_kernel(backends, set_priority=True):
         output, weights = forward(

@@ -9,10 +9,12 @@ gradient is handed to it in one layout.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 _OTHERS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -62,3 +64,60 @@ class _ContiguousGradient(torch.autograd.Function):
             gradient = gradient.contiguous()
         # PyTorch calls a tensor contiguous whatever the strides of its dimensions of size 1.
         return gradient.as_strided(gradient.shape, strides)
+
+
+def windowed_attention(
+    query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float
+) -> Tensor:
+    """Causal attention that sees `window` tokens back, itself included; `[batch, tokens, heads, head_dim]`.
+
+    Args:
+        query: `[batch, heads, tokens, head_dim]`.
+        key, value: `[batch, kv_heads, tokens, head_dim]`.
+        window: at least 1.
+        scaling: factor on the scores.
+    """
+    batch, heads, tokens, width = query.shape
+    group = heads // key.shape[1]
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    options = _flash_options()
+    if not (query.is_cuda and half and width <= 256 and {"window_size", "scale"} <= options):
+        mask = _band(tokens, window, query.device)
+        if group > 1:  # grouped heads and a mask exclude each other in most kernels
+            key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+        output = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling
+        )
+        return output.transpose(1, 2).contiguous()
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = {}
+    if group > 1:
+        if "enable_gqa" in options:
+            grouped = {"enable_gqa": True}
+        else:
+            key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    packed = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    edges = torch.arange(0, (batch + 1) * tokens, tokens, dtype=torch.int32, device=query.device)
+    output = varlen_attn(
+        *packed, edges, edges, tokens, tokens, scale=scaling, window_size=(window - 1, 0), **grouped
+    )
+    return output.view(batch, tokens, heads, width)
+
+
+@functools.cache
+def _flash_options() -> frozenset[str]:
+    """What PyTorch's variable-length attention can be told, which grew from version to version."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@functools.lru_cache(maxsize=2)
+def _band(tokens: int, window: int, device: torch.device) -> Tensor:
+    """Bool `[tokens, tokens]`: what a row sees."""
+    rows = torch.arange(tokens, device=device)
+    distance = rows[:, None] - rows
+    return (distance >= 0) & (distance < window)

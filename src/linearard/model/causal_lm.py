@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linearard.capture import unpadded
 from linearard.errors import ModelError
 
 Views = Mapping[str, Callable[[], AbstractContextManager[Any]]]
@@ -54,11 +56,15 @@ class ChunkedCausalLM:
             input_ids: int64 [batch, tokens], on any device.
             attention_mask: int64 [batch, tokens], 1 for tokens and 0 for padding on the right.
         """
-        if attention_mask is not None:
+        whole = contextlib.nullcontext()
+        if attention_mask is None:
+            whole = unpadded(self.model)
+        else:
             attention_mask = attention_mask.to(self.device)
-        outputs = self._decoder(
-            input_ids=input_ids.to(self.device), attention_mask=attention_mask, use_cache=False
-        )
+        with whole:
+            outputs = self._decoder(
+                input_ids=input_ids.to(self.device), attention_mask=attention_mask, use_cache=False
+            )
         return outputs.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
