@@ -12,6 +12,7 @@ import tiny
 from benchmarks.training_step import CASES, MODELS
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
+from linearard.model.fused import fuse_layers
 from linearard.planning.kept import Kept
 from linearard.planning.memory import Setting, step_memory
 from linearard.planning.passes import passes
@@ -22,12 +23,14 @@ TOKENS, BATCH, GIB = 59, 2, 2**30
 SIZES = {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 6, "head_dim": 16}
 
 
-def saved_bytes(config, adapter, objective):
+def saved_bytes(config, adapter, objective, fused):
     """Bytes of all tensors that autograd keeps of one forward pass under autocast, weights aside."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     restorable = RestorableModel(model, None, tiny.LINEAR, adapter)
+    if fused:
+        fuse_layers(restorable.model, everywhere=True)
     module = RestorationModule(restorable, objective).train()
     own = [*restorable.model.parameters(), *restorable.model.buffers()]
     weights = {tensor.untyped_storage().data_ptr() for tensor in own}
@@ -49,15 +52,17 @@ def saved_bytes(config, adapter, objective):
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-@pytest.mark.parametrize("kind", ["lora", "direct"])
+@pytest.mark.parametrize("kind", ["lora", "direct", "fused"])
 @pytest.mark.parametrize("case", ["paper", "all+logit", "lm"])
 @pytest.mark.parametrize("kv_heads", [2, 6])
 def test_what_layers_keep_is_what_autograd_saves(kind, case, kv_heads):
     config = tiny.tiny_config(**SIZES, num_key_value_heads=kv_heads, num_hidden_layers=4)
-    adapter = AdapterConfig(kind=kind, r=24, dropout=0.0)
+    fused = kind == "fused"
+    adapter = AdapterConfig(kind="lora" if fused else kind, r=24, dropout=0.0)
     objective = ObjectiveConfig(**CASES[case])
     shape = ModelShape.of(config, adapter)
-    kept = Kept(shape, objective, TOKENS, BATCH, element=2)
+    assert shape.fused == (kind != "direct")
+    kept = Kept(shape, objective, TOKENS, BATCH, element=2, fused=fused)
     _, student = passes(shape, objective)
     planned = sum(
         kept.student(i, student) + kept.teacher(i) + kept.weight_casts(i) for i in range(4)
@@ -66,7 +71,7 @@ def test_what_layers_keep_is_what_autograd_saves(kind, case, kv_heads):
         objective.needs_output
     ):  # the hidden state behind the norm is no saved tensor, its gradient is
         planned += kept.output(student)
-    got = saved_bytes(config, adapter, objective)
+    got = saved_bytes(config, adapter, objective, fused)
     # What is left out: one number a row of each norm, cosines and sines.
     assert planned == pytest.approx(got, rel=0.02)
 
@@ -85,9 +90,14 @@ def test_peaks_are_those_measured_on_an_h200(name):
         if objective.inputs == "teacher":
             continue  # docs/PLANNING.md: what Python's collector has not yet freed
         memory = step_memory(
-            shape, objective, result["tokens"], result["batch"], Setting(), native_window=4096
+            shape,
+            objective,
+            result["tokens"],
+            result["batch"],
+            Setting(fused=False),
+            native_window=4096,
         )
-        # That benchmark lets peft cast each projection's input, which the trainer avoids.
+        # It ran before layers were fused, and let peft cast each projection's input.
         rows = result["tokens"] * result["batch"]
         casts = 2 * 2 * shape.hidden * rows * len(shape.layers)
         assert (memory.peak + casts) / GIB == pytest.approx(row["peak_gib"], rel=0.02), case

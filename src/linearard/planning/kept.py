@@ -1,7 +1,8 @@
 """What one layer keeps for the backward pass, tensor by tensor, in bytes.
 
-Of the decoder layers of `transformers` under autocast, with the fused attention kernels and the relation
-kernels of this package. `tests/planning` compares with the tensors that a real step saves.
+Of the decoder layers of `transformers` under autocast, or of the fused ones of `linearard.model.fused`, with
+fused attention kernels and the relation kernels of this package. `tests/planning` compares with the tensors
+that a real step saves.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Kept:
         shape, objective: model and loss.
         tokens, batch: of a sequence; sequences.
         element: bytes of an activation.
+        fused: whether the layers are those of `linearard.model.fused`.
     """
 
     shape: ModelShape
@@ -30,6 +32,7 @@ class Kept:
     tokens: int
     batch: int
     element: int
+    fused: bool
 
     def teacher(self, index: int) -> float:
         """The teacher's q, k and v, as far as a relation of this layer reads them."""
@@ -47,7 +50,7 @@ class Kept:
         a_row += self.element * (layer.heads + 2 * layer.kv_heads) * layer.head_dim  # q, k, v
         total = self._rows * a_row
         if needed == WHOLE:
-            total += self._rows * self._behind_attention(layer) + self._masked(layer)
+            total += self._rows * self._behind_attention(layer)
         return total
 
     def weight_casts(self, index: int) -> float:
@@ -65,12 +68,14 @@ class Kept:
         last = len(self.shape.layers) - 1
         if reach.runs_to is not None or reach.output_of < last:
             return 0.0
-        return self._rows * self.shape.hidden * (_FLOAT32 + self.element)
+        return self._rows * self.shape.hidden * (self._norm + self.element)
 
     def passing(self, rows: int) -> float:
         """What a layer holds for a moment in a forward pass: its MLP, or the float32 of a norm."""
         hidden, inner = self.shape.hidden, self.shape.intermediate
         mlp = self.element * (3 * inner + 2 * hidden)
+        if self.fused:
+            return rows * mlp
         norm = 3 * _FLOAT32 * hidden + self.element * hidden
         return rows * max(mlp, norm)
 
@@ -80,21 +85,30 @@ class Kept:
         if reach.needed(index) != WHOLE:
             return self._rows * self.element * layer.heads * layer.head_dim
         hidden, inner = self.shape.hidden, self.shape.intermediate
-        return self._rows * self.element * (3 * inner + 2 * hidden)
+        return self._rows * self.element * ((2 if self.fused else 3) * inner + 2 * hidden)
 
     @property
     def _rows(self) -> int:
         return self.tokens * self.batch
 
+    @property
+    def _norm(self) -> int:
+        """Of a norm's input, an element: the float32 copy; fused norms keep the input itself."""
+        return self.element if self.fused else _FLOAT32
+
     def _inputs(self, layer: LayerShape, below: bool) -> float:
         """The norm before the attention, and what the adapters keep of its output, a row."""
         hidden = self.shape.hidden
         trained = [p for p in layer.projections if p.trained and p.feeds_attention]
-        a_row = float(_FLOAT32 * hidden * below)
-        if self.shape.dropout:  # each projection drops by itself; its mask has a byte an element
-            a_row += len(trained) * hidden * (self.element + below)
-        elif trained:
+        a_row = float(self._norm * hidden * below)
+        if not trained:
+            return a_row
+        if not self.shape.dropout:
             a_row += self.element * hidden
+        elif self.fused:  # one draw for all; the mask has a byte an element
+            a_row += hidden * (self.element + 1)
+        else:
+            a_row += len(trained) * hidden * (self.element + below)
         return a_row + self.element * self.shape.rank * len(trained)
 
     def _relations(self, index: int, layer: LayerShape) -> float:
@@ -105,13 +119,10 @@ class Kept:
         return 4 * _FLOAT32 * heads
 
     def _behind_attention(self, layer: LayerShape) -> float:
-        """Attention's output and logsumexp, the second norm, and three tensors of the MLP, a row."""
-        attention = self.element * layer.heads * layer.head_dim + _FLOAT32 * layer.heads
-        return attention + _FLOAT32 * self.shape.hidden + 3 * self.element * self.shape.intermediate
+        """Attention's output and logsumexp, the second norm, and the MLP, a row.
 
-    def _masked(self, layer: LayerShape) -> float:
-        """Where a sliding window is shorter than the text, a mask, and keys and values repeated."""
-        if layer.window is None or layer.window >= self.tokens:
-            return 0.0
-        repeated = 2 * (layer.heads - layer.kv_heads) * layer.head_dim
-        return self.element * (self.batch * self.tokens**2 + self._rows * repeated)
+        Of the MLP: what gate and up give, and the activated gate; fused, the first two.
+        """
+        attention = self.element * layer.heads * layer.head_dim + _FLOAT32 * layer.heads
+        inner = (2 if self.fused else 3) * self.element * self.shape.intermediate
+        return attention + self._norm * self.shape.hidden + inner

@@ -29,6 +29,7 @@ class Setting:
 
     Attributes:
         element: bytes of a weight and of an activation: 2 in mixed precision, 4 in float32.
+        fused: whether layers that `linearard.model.fused` knows run so: on a GPU in half precision.
         recompute: gradient checkpointing.
         state: bytes that the optimizer keeps for each trained weight that learns.
         update: bytes it needs for each while it steps.
@@ -37,6 +38,7 @@ class Setting:
     """
 
     element: int = 2
+    fused: bool = True
     recompute: bool = False
     state: float = 8.0
     update: float = 0.0
@@ -115,7 +117,9 @@ class _Step:
         self.recompute = setting.recompute and self.own
         self.related = set(related_layers(shape, objective))
         self.teacher_pass, self.student_pass = passes(shape, objective)
-        self.kept = Kept(shape, objective, tokens, batch, setting.element)
+        self.kept = Kept(
+            shape, objective, tokens, batch, setting.element, setting.fused and shape.fused
+        )
         own = learning(shape, objective)
         self.gradients = [
             _FLOAT32 * self._weights(index, own) for index in range(len(shape.layers))

@@ -12,6 +12,7 @@ from torch import nn
 from linearard.errors import ModelError
 from linearard.model import AdapterConfig
 from linearard.model.adapters import Adapter, TwoViewLinear
+from linearard.model.fused import fuse_layers
 
 _ROLES = {
     "q_proj": "q",
@@ -83,6 +84,7 @@ class ModelShape:
         frozen_copies: of direct training: originals kept beside the trained matrices.
         tensors: number of trained tensors.
         rank, dropout: of LoRA; 0 in direct training.
+        fused: whether `model.fused` knows all of its layers; it runs on GPUs in half precision.
     """
 
     layers: tuple[LayerShape, ...]
@@ -96,6 +98,7 @@ class ModelShape:
     tensors: int
     rank: int
     dropout: float
+    fused: bool
 
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
@@ -131,6 +134,8 @@ class ModelShape:
             tensors=len(parameters),
             rank=adapter.r if lora else 0,
             dropout=adapter.dropout if lora else 0.0,
+            # A norm for attention and MLP each, and one behind the last layer.
+            fused=fuse_layers(model) >= 4 * len(layers) + 1,
         )
 
 
