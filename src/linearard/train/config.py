@@ -64,6 +64,11 @@ class RestorationConfig(TrainingArguments):
     gradient_checkpointing: bool = described(
         False, "Recompute layers in the backward pass: less memory, more time."
     )
+    cuda_graphs: bool = described(
+        True,
+        "On one GPU, record a step's kernels and replay them, which small models gain most from; "
+        "not with gradient_checkpointing or skip_positions.",
+    )
     logging_steps: float = described(1, "Log every this many steps.")
     save_steps: float = described(50, "Write a checkpoint every this many steps.")
     save_total_limit: int | None = described(2, "Complete checkpoints kept per stage.")

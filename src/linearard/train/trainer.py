@@ -24,6 +24,7 @@ from linearard.distill import RestorationModule
 from linearard.errors import DataError, NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
+from linearard.train.captured import CapturedSteps
 from linearard.train.config import RestorationConfig
 from linearard.train.windows import InterleavedParts, StageWindows, the_only_item
 
@@ -89,6 +90,17 @@ class RestorationTrainer(Trainer):
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
         self._tokens, self._clock = 0, time.perf_counter()
+        self._captured: CapturedSteps | None = None
+        if _can_be_captured(self.args):
+            self._captured = CapturedSteps(self._run_batch, restorable.adapter.parameters())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.train`; recorded graphs end with it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._captured is not None:
+                self._captured.release()
 
     def compute_loss(
         self,
@@ -101,23 +113,42 @@ class RestorationTrainer(Trainer):
         blocks = inputs.pop("block")
         outputs = model(**inputs)
         if model.training:
-            self._micro_steps.append((outputs["loss"].detach(), blocks))
-            for name, value in outputs.items():
-                if name != "loss":
-                    self._term_sums[name] = self._term_sums.get(name, 0.0) + value
-                    self._term_counts[name] = self._term_counts.get(name, 0) + 1
-            self._tokens += inputs["input_ids"].numel()
+            self._remember(outputs, inputs, blocks)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Forward and backward of one batch; afterwards nothing observes the attention any more."""
         mixed = self.args.bf16 or self.args.fp16
         casts = self.restorable.adapter.without_casts() if mixed else contextlib.nullcontext()
         try:
             with casts:
-                return super().training_step(*args, **kwargs)
+                if self._captured is None:
+                    return super().training_step(model, inputs, *args, **kwargs)
+                model.train()
+                inputs = self._prepare_inputs(inputs)
+                blocks, batches = inputs.pop("block"), self.current_gradient_accumulation_steps
+                outputs = self._captured(inputs, batches)
+                self._remember(outputs, inputs, blocks)
+                return outputs["loss"] / batches
         finally:
             self.restorable.tap.observe(None)
+
+    def _run_batch(self, **inputs: Any) -> dict[str, Tensor]:
+        """What `Trainer` does with a batch on one device without a scaler; detached outputs."""
+        with self.compute_loss_context_manager():
+            outputs = self.model_wrapped(**inputs)
+        (outputs["loss"] / self.current_gradient_accumulation_steps).backward()
+        return {name: output.detach() for name, output in outputs.items()}
+
+    def _remember(self, outputs: dict[str, Tensor], inputs: dict[str, Any], blocks: Tensor) -> None:
+        self._micro_steps.append((outputs["loss"].detach(), blocks))
+        for name, value in outputs.items():
+            if name != "loss":
+                self._term_sums[name] = self._term_sums.get(name, 0.0) + value
+                self._term_counts[name] = self._term_counts.get(name, 0) + 1
+        self._tokens += inputs["input_ids"].numel()
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -221,6 +252,18 @@ class RestorationTrainer(Trainer):
         stored = load_weights(self.restorable, Path(resume_from_checkpoint))
         self._seconds_before = stored.get("seconds", 0.0)
         checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
+
+
+def _can_be_captured(args: RestorationConfig) -> bool:
+    """Whether a batch is the same kernels every time, on one device."""
+    return (
+        args.cuda_graphs
+        and args.device.type == "cuda"
+        and args.world_size == 1
+        and not args.fp16  # the scaler looks at the gradients
+        and not args.recompute  # keeps and restores the state of random numbers from the host
+        and not any(part.objective.skip_positions for part in args.all_parts.values())
+    )
 
 
 def _check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> None:

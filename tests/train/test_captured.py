@@ -1,0 +1,148 @@
+"""Steps as CUDA graphs: the same numbers as plain steps, and plain steps where there is no graph."""
+
+import pytest
+import torch
+from torch import nn
+
+import small_run
+import tiny
+from linearard.distill import ObjectiveConfig, RestorationModule
+from linearard.train.captured import CapturedSteps, GradientBuffers
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+OBJECTIVES = {
+    "near": ObjectiveConfig(
+        relations={"q": 1.0, "k": 1.0, "v": 1.0, "qk": 1.0}, logit_weight=0.5, logit_positions=None
+    ),
+    "short": ObjectiveConfig(relations={"qk": 1.0}),  # leaves the last layer's values untrained
+    "text": ObjectiveConfig(relations={}, lm_weight=1.0),
+    "beside": ObjectiveConfig(relations={"qk": 1.0, "v": 1.0}, inputs="teacher"),
+}
+
+
+def test_gradients_move_into_buffers():
+    first, second, third = (nn.Parameter(torch.randn(3)) for _ in range(3))
+    buffers = GradientBuffers()
+    first.grad = torch.tensor([1.0, 2.0, 3.0])
+    buffers.adopt([first, second])
+    assert first.grad.tolist() == [1, 2, 3] and second.grad.tolist() == [0, 0, 0]
+    assert third.grad is None
+    addresses = [p.grad.data_ptr() for p in (first, second)]
+    first.grad += 1
+    buffers.adopt([first, second])  # in the middle of an accumulation
+    assert first.grad.tolist() == [2, 3, 4]
+    first.grad, second.grad = None, torch.ones(3)
+    buffers.adopt([first, second])
+    assert first.grad.tolist() == [0, 0, 0] and second.grad.tolist() == [1, 1, 1]
+    assert [p.grad.data_ptr() for p in (first, second)] == addresses
+
+
+def test_without_a_gpu_steps_stay_plain(caplog):
+    weight, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def run(x, part):
+        loss = ((weight if part == "a" else weight * other) * x).sum()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    steps = CapturedSteps(run, [weight, other])
+    for number in range(1, 6):
+        assert (
+            float(steps({"x": torch.full((2,), float(number)), "part": "a"})["loss"]) == 2 * number
+        )
+        assert weight.grad.tolist() == [number * (number + 1) / 2] * 2
+    assert other.grad is None
+    steps({"x": torch.ones(2), "part": "b"})
+    assert weight.grad.tolist() == [16, 16] and other.grad.tolist() == [1, 1]
+    assert steps.graphs == 0 and caplog.text.count("No CUDA graphs") == 1
+
+
+def trained_steps(captured, dropout=0.0):
+    """Losses and weights over 16 batches of three kinds, two a step, on a GPU."""
+    made = tiny.tiny_restorable(
+        changes={"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1},
+        dropout=dropout,
+    )
+    tiny.perturb_adapter(made)
+    for parameter in made.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    made.model.cuda()
+    module = RestorationModule(made, OBJECTIVES).train()
+    parameters = made.adapter.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+
+    def run(**inputs):
+        with torch.autocast("cuda", torch.bfloat16):
+            out = module(**inputs)
+        (out["loss"] / 2).backward()
+        made.tap.observe(None)
+        return {name: value.detach() for name, value in out.items()}
+
+    steps, losses = CapturedSteps(run, parameters), []
+    torch.manual_seed(0)
+    with made.adapter.without_casts():
+        for number in range(32):
+            part = list(OBJECTIVES)[number // 2 % 4]
+            ids = tiny.tokens(2, 64 if part == "near" else 40, seed=number).cuda()
+            inputs = {"input_ids": ids, "part": part}
+            losses.append((steps(inputs) if captured else run(**inputs))["loss"])
+            if number % 2:
+                torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    return torch.stack(losses), [p.detach().clone() for p in parameters], steps.graphs
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_graphs_train_as_plain_steps_do():
+    losses, weights, graphs = trained_steps(captured=False)
+    got, got_weights, recorded = trained_steps(captured=True)
+    assert graphs == 0 and recorded == len(OBJECTIVES)
+    again = trained_steps(captured=False)  # attention's gradients differ from run to run
+    noise = (again[0] - losses).abs().max()
+    assert (got - losses).abs().max() <= 3 * noise + 1e-3 * losses.abs().max()
+    for a, b in zip(got_weights, weights, strict=True):
+        assert (a - b).norm() < 2e-2 * b.norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_graphs_draw_new_dropout_every_time():
+    losses, _, recorded = trained_steps(captured=True, dropout=0.5)
+    assert recorded == len(OBJECTIVES) and torch.isfinite(losses).all()
+    x = torch.ones(1000, device="cuda")
+    weight = nn.Parameter(torch.ones(1000, device="cuda"))
+
+    def run(x):
+        loss = torch.nn.functional.dropout(weight * x, 0.5).sum()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    steps = CapturedSteps(run, [weight])
+    sums = {float(steps({"x": x})["loss"]) for _ in range(12)}
+    assert steps.graphs == 1 and len(sums) > 6
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_run_with_graphs(parts, tmp_path, base_folder):
+    """Through the command line, in bfloat16: the same losses with and without."""
+    objective = {"relations": {"q": 1, "k": 1, "v": 1, "qk": 1}, "logit_weight": 1}
+    stage = {"objective": objective, "gradient_accumulation_steps": 2, "sequences": 24}
+    if parts:
+        near = {"window": 48, "sequences": 12, "batch_size": 2, "objective": objective}
+        text = {"window": 96, "sequences": 6, "objective": {"relations": {}, "lm_weight": 1}}
+        stage = {"parts": {"near": near, "text": text}}
+    runs = {}
+    for graphs in (False, True):
+        recipe = small_run.one_stage(tmp_path / str(graphs), base_folder, cuda_graphs=graphs)
+        recipe["model"] |= {"device": "cuda", "dtype": "bfloat16"}
+        only = recipe["stages"]["only"]
+        if parts:
+            only.pop("window"), only.pop("sequences")
+        recipe["stages"]["only"] = only | stage
+        runs[graphs] = torch.tensor(small_run.losses(small_run.train(recipe)))
+    torch.testing.assert_close(runs[True], runs[False], rtol=2e-2, atol=1e-3)
