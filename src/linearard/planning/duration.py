@@ -1,0 +1,101 @@
+"""Seconds of a training step, from its work and a device's rates (docs/PLANNING.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from linearard.distill import ObjectiveConfig
+from linearard.planning.passes import NOTHING, passes, related_layers
+from linearard.planning.products import step_products
+from linearard.planning.rates import Rates
+from linearard.planning.shapes import ModelShape
+from linearard.planning.traffic import optimizer_traffic, step_traffic
+
+
+@dataclass(frozen=True)
+class Duration:
+    """One batch, forward and backward.
+
+    Attributes:
+        seconds: expected time.
+        parts: seconds on the device by kind of work: `gemm`, `lora`, `head`, `attention`, `relation`,
+            `elementwise`.
+        waiting: seconds in which the device waits for the host to launch.
+        flops: operations that count (`step_flops`).
+    """
+
+    seconds: float
+    parts: dict[str, float]
+    waiting: float
+    flops: int
+
+
+def batch_duration(
+    shape: ModelShape,
+    objective: ObjectiveConfig,
+    tokens: int,
+    batch: int,
+    rates: Rates,
+    *,
+    native_window: int,
+    fused: bool,
+    recompute: bool = False,
+) -> Duration:
+    """Time of one batch without the optimizer.
+
+    The teacher's pass takes as long as the slower of device and host, and so does the rest.
+
+    Args:
+        shape, objective, tokens, batch, native_window, recompute: see `step_products`.
+        rates: of the device.
+        fused: whether layers that `linearard.model.fused` knows run so.
+    """
+    sizes = (shape, objective, tokens, batch)
+    products = step_products(*sizes, native_window=native_window, recompute=recompute)
+    traffic = step_traffic(
+        *sizes, native_window=native_window, fused=fused and shape.fused, recompute=recompute
+    )
+    parts: Counter[str] = Counter()
+    phases: Counter[str] = Counter()
+    for product in products:
+        seconds = rates.seconds(product)
+        parts[product.kind] += seconds
+        phases[product.phase == "teacher"] += seconds
+    for phase, count in traffic.items():
+        parts["elementwise"] += count / rates.bandwidth
+        phases[phase == "teacher"] += count / rates.bandwidth
+    host = host_seconds(shape, objective, rates, recompute=recompute)
+    waiting = sum(max(0.0, host[teacher] - phases[teacher]) for teacher in (True, False))
+    return Duration(
+        seconds=sum(phases.values()) + waiting,
+        parts=dict(parts),
+        waiting=waiting,
+        flops=sum(product.flops for product in products if product.counted),
+    )
+
+
+def optimizer_seconds(shape: ModelShape, rates: Rates) -> float:
+    """Clipping, checking and updating the trained weights, once a step."""
+    return optimizer_traffic(shape) / rates.bandwidth
+
+
+def host_seconds(
+    shape: ModelShape, objective: ObjectiveConfig, rates: Rates, *, recompute: bool = False
+) -> dict[bool, float]:
+    """Seconds that launching takes: of the teacher's pass (True), and of everything else (False)."""
+    teacher, student = passes(shape, objective)
+    related = related_layers(shape, objective)
+    layers = range(len(shape.layers))
+    read = sum(teacher.runs(i) != NOTHING for i in layers) if objective.needs_teacher else 0
+    if objective.inputs == "own":
+        learned = sum(student.runs(i) != NOTHING for i in layers)
+        learned += recompute * len(layers) / 3  # a forward pass once more
+    else:
+        learned = len(related)  # fewer steps a layer, but a backward pass for each
+    relations = len(related) * len(objective.active_relations)
+    cost = rates.host
+    return {
+        True: cost.get("teacher", 0.0) * read,
+        False: cost.get("student", 0.0) * learned + cost.get("relation", 0.0) * relations,
+    }

@@ -1,0 +1,235 @@
+"""The plan of a run: memory, time, tokens and files of every stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from linearard.planning.duration import Duration, batch_duration, optimizer_seconds
+from linearard.planning.memory import Memory, Setting, step_memory
+from linearard.planning.optimizers import optimizer_bytes
+from linearard.planning.passes import learning
+from linearard.planning.rates import Rates
+from linearard.planning.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from linearard.train import RestorationConfig
+
+#: What a process takes of a GPU beside PyTorch's own memory, and what falls between its blocks.
+CONTEXT_BYTES, FRAGMENTS = 0.5 * 2**30, 0.02
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """One part of a stage.
+
+    Attributes:
+        name: of the part; "" where the stage has none.
+        window, batch: tokens; sequences.
+        batches: in the whole stage; None: as many as the data gives.
+        tokens: read in the whole stage, or None.
+        memory: the fullest moment.
+        duration: of one batch; None: the device's rates are not known.
+    """
+
+    name: str
+    window: int
+    batch: int
+    batches: int | None
+    tokens: int | None
+    memory: Memory
+    duration: Duration | None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        name: of the stage.
+        parts: its parts.
+        steps: optimizer steps, or None: as many as the data gives.
+        step_seconds: of a step, on average over the parts; None: not known.
+        seconds, tokens: of the stage, where known.
+        checkpoint: bytes of one checkpoint; as many as `kept` stay.
+        kept: checkpoints on disk at the end; None: all.
+    """
+
+    name: str
+    parts: list[PartPlan]
+    steps: int | None
+    step_seconds: float | None
+    seconds: float | None
+    tokens: int | None
+    checkpoint: float
+    kept: int | None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All stages of a recipe.
+
+    Attributes:
+        shape: the model.
+        precision: `mixed`, where products are in half precision, or `float32`.
+        stages: in order.
+        final: bytes of the trained weights that the run leaves.
+    """
+
+    shape: ModelShape
+    precision: str
+    stages: list[StagePlan]
+    final: float
+
+    @property
+    def peak(self) -> float:
+        """Most bytes held at any moment of any stage."""
+        return max(part.memory.peak for stage in self.stages for part in stage.parts)
+
+    @property
+    def needed(self) -> float:
+        """Bytes that a GPU must have: the peak, what falls between blocks, the CUDA context."""
+        return self.peak * (1 + FRAGMENTS) + CONTEXT_BYTES
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all stages' steps."""
+        return _sum([stage.seconds for stage in self.stages])
+
+    @property
+    def tokens(self) -> int | None:
+        """Of all stages."""
+        return _sum([stage.tokens for stage in self.stages])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: bytes, seconds, and the sums."""
+        shape = self.shape
+        return {
+            "parameters": shape.base_parameters,
+            "trained_parameters": shape.trained_parameters,
+            "precision": self.precision,
+            "peak_bytes": self.peak,
+            "needed_bytes": self.needed,
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "final_bytes": self.final,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+
+def plan_run(
+    shape: ModelShape,
+    stages: Mapping[str, RestorationConfig],
+    *,
+    native_window: int,
+    mixed: bool,
+    fused: bool,
+    rates: Rates | None,
+) -> RunPlan:
+    """What every stage of a run needs, on one device.
+
+    Args:
+        shape: the model and its adapter.
+        stages: their checked arguments.
+        native_window: of the model.
+        mixed: half precision; else float32.
+        fused: whether layers that `linearard.model.fused` knows run so.
+        rates: of the device; None: no times.
+    """
+    plans = []
+    for number, (name, stage) in enumerate(stages.items()):
+        parts, waiting = stage.all_parts, stage.gradient_accumulation_steps > 1
+        state, update = optimizer_bytes(str(getattr(stage.optim, "value", stage.optim)))
+        learned = set().union(*(learning(shape, part.objective) for part in parts.values()))
+        setting = Setting(
+            element=2 if mixed else _FLOAT32,
+            fused=fused and mixed,
+            recompute=stage.recompute,
+            state=state,
+            update=update,
+            accumulated=waiting,
+            remembered=number,
+        )
+        planned = [
+            _plan_part(shape, part_name, part, stage, setting, learned, native_window, rates)
+            for part_name, part in parts.items()
+        ]
+        plans.append(_plan_stage(shape, name, stage, planned, state, rates))
+    final = float(_FLOAT32 * shape.trained_parameters)
+    return RunPlan(shape, "mixed" if mixed else "float32", plans, final)
+
+
+def _plan_part(
+    shape: ModelShape,
+    name: str,
+    part: Any,
+    stage: RestorationConfig,
+    setting: Setting,
+    learned: set[tuple[int, int]],
+    native_window: int,
+    rates: Rates | None,
+) -> PartPlan:
+    sizes = (shape, part.objective, part.window, part.batch_size)
+    memory = step_memory(*sizes, setting, native_window=native_window, learned=learned)
+    duration = None
+    if rates is not None:
+        duration = batch_duration(
+            *sizes,
+            rates,
+            native_window=native_window,
+            fused=setting.fused,
+            recompute=setting.recompute,
+        )
+    batches = tokens = None
+    if part.sequences is not None:
+        whole = part.sequences // part.batch_size if stage.parts else None
+        batches = math.ceil(
+            (-(-part.sequences // part.batch_size) if whole is None else whole)
+            * stage.num_train_epochs
+        )
+        read = part.sequences if whole is None else whole * part.batch_size
+        tokens = int(read * stage.num_train_epochs) * part.window
+    if stage.max_steps > 0:
+        if len(stage.all_parts) == 1:
+            batches = stage.max_steps * stage.gradient_accumulation_steps
+            tokens = batches * part.batch_size * part.window
+        else:
+            batches = tokens = None
+    return PartPlan(name, part.window, part.batch_size, batches, tokens, memory, duration)
+
+
+def _plan_stage(
+    shape: ModelShape,
+    name: str,
+    stage: RestorationConfig,
+    parts: list[PartPlan],
+    state: float,
+    rates: Rates | None,
+) -> StagePlan:
+    accumulation = stage.gradient_accumulation_steps
+    batches = _sum([part.batches for part in parts])
+    steps = None if batches is None else max(1, math.ceil(batches / accumulation))
+    step_seconds = seconds = None
+    if rates is not None:
+        counts = [part.batches or 1 for part in parts]
+        spent = sum(p.duration.seconds * n for p, n in zip(parts, counts, strict=True))
+        step_seconds = spent / sum(counts) * accumulation + optimizer_seconds(shape, rates)
+        seconds = None if steps is None else spent + steps * optimizer_seconds(shape, rates)
+    return StagePlan(
+        name=name,
+        parts=parts,
+        steps=steps,
+        step_seconds=step_seconds,
+        seconds=seconds,
+        tokens=_sum([part.tokens for part in parts]),
+        checkpoint=(_FLOAT32 + state) * shape.trained_parameters,
+        kept=stage.save_total_limit,
+    )
+
+
+def _sum(values: list[Any]) -> Any:
+    """Their sum, or None where one is not known."""
+    return None if any(value is None for value in values) else sum(values)

@@ -1,0 +1,96 @@
+"""Bytes that a step reads and writes outside its matrix products, by phase (docs/PLANNING.md)."""
+
+from __future__ import annotations
+
+from linearard.distill import ObjectiveConfig
+from linearard.planning.passes import NOTHING, WHOLE, passes, related_layers, teacher_reads
+from linearard.planning.shapes import LayerShape, ModelShape
+
+#: Bytes an element, of layers of `transformers` in mixed precision, and of fused ones.
+#: Norm and rotation: each pass over the float32 copy counts; activation: silu and product.
+_PLAIN = {"norm": 36, "rotation": 20, "activation": 10, "adapter": 10}
+_FUSED = {"norm": 4, "rotation": 4, "activation": 6, "adapter": 0}
+_PLAIN_BACK = {"norm": 74, "rotation": 20, "activation": 26, "adapter": 14}
+_FUSED_BACK = {"norm": 6, "rotation": 4, "activation": 10, "adapter": 4}
+_RESIDUAL = 6  # read two, write one, twice a layer
+_LOGIT_KL, _CROSS_ENTROPY = 90, 36  # bytes a float32 logit, its gradient included
+#: AdamW reads and writes weight and two moments and reads the gradient; norm, clipping and the check of
+#: the gradient read it three times and write it once.
+_OPTIMIZER = 44
+_CAST = 6
+
+
+def step_traffic(
+    shape: ModelShape,
+    objective: ObjectiveConfig,
+    tokens: int,
+    batch: int,
+    *,
+    native_window: int,
+    fused: bool,
+    recompute: bool = False,
+) -> dict[str, float]:
+    """Bytes of one batch by phase: `teacher`, `student`, `backward`, `recompute`.
+
+    Args:
+        shape, objective, tokens, batch, native_window, recompute: see `step_products`.
+        fused: whether the layers are those of `linearard.model.fused`.
+    """
+    rows = tokens * batch
+    windows, window = teacher_reads(objective, tokens, native_window)
+    teacher, student = passes(shape, objective)
+    own = objective.inputs == "own"
+    related = related_layers(shape, objective)
+    ahead, back = (_FUSED, _FUSED_BACK) if fused else (_PLAIN, _PLAIN_BACK)
+    found = dict.fromkeys(("teacher", "student", "backward", "recompute"), 0.0)
+    for index, layer in enumerate(shape.layers):
+        if windows:
+            share = _share(teacher.runs(index))
+            found["teacher"] += batch * windows * window * share * _layer(shape, layer, ahead)
+        if own:
+            runs, needed = _share(student.runs(index)), _share(student.needed(index))
+            forward = rows * (_layer(shape, layer, ahead) + _adapters(shape, layer, ahead))
+            found["student"] += runs * forward
+            if recompute and student.runs(index) == WHOLE:
+                found["recompute"] += needed * forward
+            a_row = _layer(shape, layer, back) + _adapters(shape, layer, back)
+            found["backward"] += rows * needed * a_row
+        elif index in related:
+            found["student"] += rows * (_rotation(layer, ahead) + _adapters(shape, layer, ahead))
+            found["backward"] += rows * (_rotation(layer, back) + _adapters(shape, layer, back))
+    found["student"] += _CAST * shape.trained_parameters
+    found["backward"] += _CAST * shape.trained_parameters
+    if objective.logit_weight:
+        counted = min(objective.logit_positions or tokens, tokens) * batch
+        found["student"] += _LOGIT_KL * counted * shape.vocab
+    for weight in (objective.lm_weight, objective.recall_weight):
+        found["student"] += (weight > 0) * _CROSS_ENTROPY * rows * shape.vocab
+    return found
+
+
+def optimizer_traffic(shape: ModelShape) -> float:
+    """Bytes of clipping, checking and updating all trained weights."""
+    return float(_OPTIMIZER * shape.trained_parameters)
+
+
+def _share(extent: str) -> float:
+    """Up to its attention a layer has one of its two norms, and no MLP."""
+    return {WHOLE: 1.0, NOTHING: 0.0}.get(extent, 0.3)
+
+
+def _layer(shape: ModelShape, layer: LayerShape, bytes_of: dict[str, int]) -> float:
+    hidden = shape.hidden * 2 * (bytes_of["norm"] + _RESIDUAL)
+    attended = 4 * layer.heads * layer.head_dim
+    gated = bytes_of["activation"] * shape.intermediate
+    return hidden + attended + gated + _rotation(layer, bytes_of)
+
+
+def _rotation(layer: LayerShape, bytes_of: dict[str, int]) -> float:
+    return bytes_of["rotation"] * (layer.heads + layer.kv_heads) * layer.head_dim
+
+
+def _adapters(shape: ModelShape, layer: LayerShape, bytes_of: dict[str, int]) -> float:
+    if not shape.rank:
+        return 0.0
+    outputs = sum(p.outputs for p in layer.projections if p.trained)
+    return float(bytes_of["adapter"] * outputs)
