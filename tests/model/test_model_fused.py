@@ -47,8 +47,8 @@ def count_fused_calls(monkeypatch):
     return calls
 
 
-def module_for(made, *, recompute=False):
-    module = RestorationModule(made, ObjectiveConfig(**OBJECTIVE)).train()
+def module_for(made, *, recompute=False, **objective):
+    module = RestorationModule(made, ObjectiveConfig(**(objective or OBJECTIVE))).train()
     if recompute:
         module.gradient_checkpointing_enable()
     return module
@@ -89,6 +89,35 @@ def test_a_step_is_the_same(architecture, recompute, monkeypatch):
         "gated_mlp": 3 * runs,
         "project": 0 if architecture == "qwen3" else 3 * runs,
     }
+
+
+@pytest.mark.parametrize("relations", [{"qk": 1.0}, {"qk": 1.0, "v": 0.5}, {"q": 1.0, "k": 2.0}])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_teacher_inputs_share_the_projections(architecture, relations, monkeypatch):
+    ids = tiny.tokens(2, 41)
+    objective = {"relations": relations, "inputs": "teacher", "layers": [2, 1]}
+    terms, expected = step(module_for(restorable(architecture, fused=False), **objective), ids)
+    module = module_for(restorable(architecture, fused=True), **objective)
+    from linearard.model.fused import install
+
+    bases, project_plainly = [], install.project
+
+    def seeing(*args):
+        bases.append(args[6] is not None if len(args) > 6 else False)
+        return project_plainly(*args)
+
+    monkeypatch.setattr(install, "project", seeing)
+    got, gradients = step(module, ids)
+    assert got == pytest.approx(terms, rel=2e-5)
+    for name, gradient in expected.items():
+        if gradient is None:
+            assert gradients[name] is None
+            continue
+        error = (gradients[name] - gradient).norm()
+        assert error <= 1e-4 * gradient.norm(), (name, float(error))
+    # layer 0 is the teacher's alone; in the others the student adds LoRA to what the teacher has
+    assert bases == ([] if architecture == "qwen3" else [False, True, True])
+    assert not any(hasattr(m, "_sharing") for m in module.model.modules())
 
 
 def test_half_precision_is_as_near_to_the_truth_as_before():
@@ -260,8 +289,27 @@ def test_known_outputs_of_the_projections_can_be_given():
     x, linears, cos, sin, low_rank = case(bias=False)
     expected = project(x, linears, 4, cos, sin, low_rank)
     given = base_outputs(x, linears)
+    values = given[2].clone()
     for got, want in zip(project(x, linears, 4, cos, sin, low_rank, given), expected, strict=True):
         assert torch.equal(got, want)
+    assert torch.equal(given[2], values)  # the teacher's relations still read these
+
+
+def test_low_rank_products_of_some_projections():
+    x, linears, cos, sin, low_rank = case()
+    low_rank.a[2] = low_rank.b[2] = None
+    outputs = project(x, linears, 4, cos, sin, low_rank)
+    assert torch.equal(outputs[2], linears[2](x).view(2, 5, 1, 4).transpose(1, 2))
+    low_rank.a[2], low_rank.b[2] = torch.zeros(2, 6).double(), torch.zeros(4, 2).double()
+    expected = by_hand(x, linears, cos, sin, low_rank)
+    leaves = [x, *low_rank.a[:2], *low_rank.b[:2]]
+    slopes = [torch.randn_like(y) for y in expected]
+    found = [
+        torch.autograd.grad(sum((y * s).sum() for y, s in zip(some, slopes, strict=True)), leaves)
+        for some in (outputs, expected)
+    ]
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 def test_norm_and_mlp_gradients():

@@ -17,7 +17,7 @@ from linearard.capture import LayerAttention, StopForward
 from linearard.distill.config import ObjectiveConfig
 from linearard.distill.relations import TeacherRelations, relation_terms
 from linearard.errors import ModelError
-from linearard.model import ChunkedCausalLM, RestorableModel
+from linearard.model import ChunkedCausalLM, RestorableModel, sharing_projections
 
 
 def teacher_input_terms(
@@ -46,12 +46,15 @@ def teacher_input_terms(
     model, tap = restorable.model, restorable.tap
     training, wanted = model.training, torch.is_grad_enabled()
     parameters = restorable.adapter.parameters()
-    with restorable.rope.pairing() as rotations:
+    modules = [tap.modules[layer] for layer in layers]
+    without_values = "v" not in config.active_relations
+    with (
+        restorable.rope.pairing() as rotations,
+        sharing_projections(modules, without_values=without_values),
+    ):
         beside = _BesideTeacher(config, layers, restorable, attention_mask, training, rotations)
         beside.parameters = parameters if wanted else []
-        handles = [
-            tap.modules[layer].register_forward_hook(beside, with_kwargs=True) for layer in layers
-        ]
+        handles = [module.register_forward_hook(beside, with_kwargs=True) for module in modules]
         model.eval()  # the teacher is deterministic, whatever dropout the model has
         try:
             with torch.no_grad(), restorable.view("original"), tap.stopping_at(beside.teacher):
@@ -155,5 +158,7 @@ class _WithKnownGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if g is None else g * upstream for g in ctx.gradients]
-        return None, None, *scaled
+        gradients, ctx.gradients = ctx.gradients, None
+        found = [gradient for gradient in gradients if gradient is not None]
+        torch._foreach_mul_(found, upstream)  # they are nobody else's, and used once
+        return None, None, *gradients

@@ -10,6 +10,7 @@ from linearard.model.checkpoint import (
     save_checkpoint,
     write_json,
 )
+from linearard.model.fused import sharing_projections
 from linearard.model.load import (
     ModelConfig,
     check_tokenizer,
@@ -39,5 +40,6 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "save_checkpoint",
+    "sharing_projections",
     "write_json",
 ]

@@ -7,8 +7,10 @@ other precisions go the plain way.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from linearard.model.fused.layers import gated_mlp, norm
-from linearard.model.fused.projections import LowRank, project
+from linearard.model.fused.projections import LowRank, base_outputs, project
+from linearard.ops import pointwise
 
 _LOGGER = logging.getLogger(__name__)
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -116,7 +119,7 @@ def _attention_forward(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     linears, low_rank = read
-    q, k, v = project(hidden_states, linears, module.head_dim, cos, sin, low_rank)
+    q, k, v = _shared(module, hidden_states, linears, cos, sin, low_rank)
     attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
     output, weights = attend(
         module,
@@ -131,6 +134,57 @@ def _attention_forward(
     )
     output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
     return module.o_proj(output), weights
+
+
+@dataclass
+class _Sharing:
+    """What the original's pass leaves for the restored model's, layer by layer."""
+
+    without_values: bool
+    base: list[Tensor] | None = None
+
+
+@contextlib.contextmanager
+def sharing_projections(modules: Iterable[nn.Module], *, without_values: bool) -> Iterator[None]:
+    """Attention modules that are called twice with the same input: without adapters, then with them.
+
+    The second call takes the projections' own outputs from the first and adds LoRA alone. Modules that
+    are not fused compute them again.
+
+    Args:
+        modules: attention modules.
+        without_values: the second call's values need not be the restored model's.
+    """
+    modules = list(modules)
+    for module in modules:
+        module._sharing = _Sharing(without_values)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module._sharing
+
+
+def _shared(
+    module: Any,
+    x: Tensor,
+    linears: Sequence[nn.Linear],
+    cos: Tensor,
+    sin: Tensor,
+    low_rank: LowRank | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sharing: _Sharing | None = getattr(module, "_sharing", None)
+    if sharing is None:
+        return project(x, linears, module.head_dim, cos, sin, low_rank)
+    if low_rank is None:
+        sharing.base = base_outputs(x, linears)
+        heads = [y.view(*x.shape[:-1], -1, module.head_dim) for y in sharing.base]
+        q, k = (pointwise.rotate(y, cos, sin) for y in heads[:2])
+        return q.transpose(1, 2), k.transpose(1, 2), heads[2].transpose(1, 2)
+    base, sharing.base = sharing.base, None
+    if sharing.without_values and base is not None:
+        low_rank = replace(low_rank, a=(*low_rank.a[:2], None), b=(*low_rank.b[:2], None))
+    return project(x, linears, module.head_dim, cos, sin, low_rank, base)
 
 
 def _runs(module: Any, x: Tensor, weight: Tensor) -> bool:

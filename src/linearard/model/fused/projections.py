@@ -7,7 +7,7 @@ products themselves, the three products with A are one, and the rotation is one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,14 @@ from linearard.ops import pointwise
 class LowRank:
     """LoRA of three projections: `scaling * B (A x)` each, A `[r, in]`, B `[out, r]`, float32.
 
+    A projection whose A is None has none.
+
     Attributes:
         dropout: share of x's elements that the low-rank products do not see; one draw for all three.
     """
 
-    a: Sequence[Tensor]
-    b: Sequence[Tensor]
+    a: Sequence[Tensor | None]
+    b: Sequence[Tensor | None]
     scalings: Sequence[float]
     dropout: float = 0.0
 
@@ -49,7 +51,8 @@ def project(
         head_dim: of all three.
         cos, sin: `[batch or 1, tokens, head_dim]`.
         low_rank: what is trained beside the projections, or None.
-        base: the projections' own outputs `[rows, out]` if they are known, which this overwrites.
+        base: the projections' own outputs if they are known (`base_outputs`). Those of q and k are
+            overwritten.
     """
     a, b, scalings, dropout = (), (), (), 0.0
     if low_rank is not None:
@@ -89,21 +92,27 @@ class _Project(torch.autograd.Function):
             outputs = settings.base
             if outputs is None:
                 outputs = [functional.linear(rows, *wb) for wb in zip(weights, biases, strict=True)]
-            if a:
+            outputs = list(outputs)
+            at = [i for i, down in enumerate(a) if down is not None]
+            if at:
                 seen, mask = rows, None
                 if settings.dropout:
                     seen, mask = torch.native_dropout(rows, settings.dropout, True)
-                a_cast, b_cast = _cast(a, b, x.dtype)
+                a_cast, b_cast = _cast([a[i] for i in at], [b[i] for i in at], x.dtype)
                 low = seen @ a_cast.mT
-                parts = low.split([p.shape[0] for p in a], dim=1)
-                triples = zip(outputs, parts, b_cast, settings.scalings, strict=True)
-                for output, part, up, scaling in triples:
-                    output.addmm_(part, up.mT, alpha=scaling)
+                parts = low.split([up.shape[1] for up in b_cast], dim=1)
+                for i, part, up in zip(at, parts, b_cast, strict=True):
+                    own = (
+                        settings.base is None or i < 2
+                    )  # whoever knew the values may still read them
+                    out = outputs[i] if own else torch.empty_like(outputs[i])
+                    scaling = settings.scalings[i]
+                    outputs[i] = torch.addmm(outputs[i], part, up.mT, alpha=scaling, out=out)
                 kept = [seen, mask, low, a_cast, *b_cast]
             q, k, v = (y.view(batch, tokens, -1, settings.head_dim) for y in outputs)
             for rotated in (q, k):
                 pointwise.rotate(rotated, cos, sin, out=rotated)
-        ctx.settings, ctx.shape = settings, x.shape
+        ctx.settings, ctx.shape, ctx.adapted = settings, x.shape, at
         settings.base = None
         ctx.save_for_backward(cos, sin, *weights, *kept)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -126,51 +135,47 @@ class _Project(torch.autograd.Function):
             for gradient, weight in zip(gradients, weights, strict=True):
                 if gradient is not None:
                     to_x = gradient @ weight if to_x is None else to_x.addmm_(gradient, weight)
-        to_a, to_b = (), ()
+        to_a: list[Tensor | None] = [None] * 3
+        to_b: list[Tensor | None] = [None] * 3
         if kept:
-            to_a, to_b, inward = _low_rank_backward(gradients, kept, ctx.settings, to_x)
-            to_x = inward if ctx.needs_input_grad[0] else None
+            for i, down, up in _low_rank_backward(gradients, kept, ctx.settings, ctx.adapted, to_x):
+                to_a[i], to_b[i] = down, up
         to_x = None if to_x is None else to_x.view(batch, tokens, width)
-        return to_x, None, None, None, *[None] * 6, *to_a, *to_b
+        adapters = (*to_a, *to_b)[: len(ctx.needs_input_grad) - 10]
+        return to_x, None, None, None, *[None] * 6, *adapters
 
 
 def _low_rank_backward(
     gradients: Sequence[Tensor | None],
     kept: Sequence[Tensor],
     settings: _Settings,
+    at: Sequence[int],
     to_x: Tensor | None,
-) -> tuple[list[Tensor | None], list[Tensor | None], Tensor | None]:
-    """Gradients of each A and B in float32, and `to_x` with what flows through A added."""
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Which projection, and the float32 gradients of its A and B; what flows to x is added to `to_x`."""
     seen, mask, low, a_cast, *b_cast = kept
     ranks = [up.shape[1] for up in b_cast]
     slope = torch.empty_like(low)
-    to_b: list[Tensor | None] = []
-    pieces = zip(
-        gradients,
-        slope.split(ranks, dim=1),
-        low.split(ranks, dim=1),
-        b_cast,
-        settings.scalings,
-        strict=True,
-    )
-    for gradient, piece, part, up, scaling in pieces:
+    pieces, parts = slope.split(ranks, dim=1), low.split(ranks, dim=1)
+    to_b = {}
+    for i, piece, part, up in zip(at, pieces, parts, b_cast, strict=True):
+        gradient, scaling = gradients[i], settings.scalings[i]
         if gradient is None:
             piece.zero_()
-            to_b.append(None)
             continue
         piece.addmm_(gradient, up, beta=0, alpha=scaling)
-        to_b.append(_in_float32(gradient.mT, part))
+        to_b[i] = _in_float32(gradient.mT, part)
         if scaling != 1:
-            to_b[-1].mul_(scaling)
+            to_b[i].mul_(scaling)
     to_a = _in_float32(slope.mT, seen).split(ranks)
-    if to_x is not None:
-        if mask is None:
-            to_x.addmm_(slope, a_cast)
-        else:
-            scale = 1 / (1 - settings.dropout)
-            to_x += torch.ops.aten.native_dropout_backward(slope @ a_cast, mask, scale)
-    absent = [gradient is None for gradient in gradients]
-    return [None if n else t for t, n in zip(to_a, absent, strict=True)], to_b, to_x
+    if to_x is not None and mask is None:
+        to_x.addmm_(slope, a_cast)
+    elif to_x is not None:
+        scale = 1 / (1 - settings.dropout)
+        to_x += torch.ops.aten.native_dropout_backward(slope @ a_cast, mask, scale)
+    for i, down in zip(at, to_a, strict=True):
+        if i in to_b:
+            yield i, down, to_b[i]
 
 
 def _cast(
