@@ -1,4 +1,4 @@
-"""The command line: `linearard demo | train | evaluate | export | sweep`.
+"""The command line: `linearard demo | plan | train | evaluate | export | sweep`.
 
 Every subcommand lives in its own file with `add_parser(subparsers)`; this one dispatches and turns user
 errors into one message and exit code 2.
@@ -12,13 +12,14 @@ import sys
 import time
 import warnings
 
-from linearard.cli import demo, evaluate, export, sweep, train
+from linearard.cli import demo, evaluate, export, plan, sweep, train
 from linearard.errors import RecipeError, UserError
 
 _DESCRIPTION = """\
 Stretch a language model's context with RoPE scaling, and get its short-text ability back.
 
   linearard demo                              a real model on this CPU, start to report, in minutes
+  linearard plan llama2-7b-32k --gpu-memory 24GiB   memory and time of a recipe, before it is run
   linearard train smollm2-135m-64k            a recipe: by name, or your own YAML file
   linearard evaluate runs/smollm2-135m-64k    original, stretched and restored side by side
   linearard export runs/smollm2-135m-64k exported/
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, train, evaluate, export, sweep):
+    for command in (demo, plan, train, evaluate, export, sweep):
         subparser = command.add_parser(subparsers)
         subparser.add_argument("--quiet", action="store_true", help="no progress bars")
         subparser.add_argument(

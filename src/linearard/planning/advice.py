@@ -66,46 +66,50 @@ def advise(
     fields = _candidates(plan, stages, adapter)
     single = []
     for overrides, effect in fields:
-        change = _tried(overrides, effect, rebuild)
-        if change is not None and change.peak < plan.peak:
-            single.append(change)
+        found = _joined([overrides], rebuild)
+        if found is not None and _saves(found[1], plan):
+            single.append(Change(overrides, effect, found[1].peak, found[1].seconds))
     chosen: list[Change] = []
+    fitting = None
     for change in single:
         chosen.append(change)
-        joined = _joined(chosen, rebuild)
-        if joined is not None and joined[1].needed <= needed:
+        fitting = _fitting(chosen, needed, rebuild)
+        if fitting is not None:
             break
-    else:
+    if fitting is None:
         return Advice(single, None)
-    for change in list(chosen):
+    for change in reversed(chosen[:]):  # those that change most about the result first
         rest = [other for other in chosen if other is not change]
-        fewer = _joined(rest, rebuild) if rest else None
-        if fewer is not None and fewer[1].needed <= needed:
-            chosen, joined = rest, fewer
-    overrides, fitting = joined
+        fewer = _fitting(rest, needed, rebuild)
+        if fewer is not None:
+            chosen, fitting = rest, fewer
+    overrides, fits = fitting
     effect = "; ".join(dict.fromkeys(c.effect for c in chosen if c.effect))
-    return Advice(single, Change(overrides, effect, fitting.peak, fitting.seconds))
+    return Advice(single, Change(overrides, effect, fits.peak, fits.seconds))
 
 
-def _tried(
-    overrides: Overrides, effect: str, rebuild: Callable[[Overrides], RunPlan]
-) -> Change | None:
-    try:
-        changed = rebuild(overrides)
-    except UserError:  # the recipe cannot be changed so
-        return None
-    return Change(overrides, effect, changed.peak, changed.seconds)
+def _saves(changed: RunPlan, plan: RunPlan) -> bool:
+    """Whether some stage holds less: the fullest one may need a change of its own."""
+    pairs = zip(changed.stages, plan.stages, strict=True)
+    return any(after.peak < before.peak for after, before in pairs)
+
+
+def _fitting(
+    changes: list[Change], needed: float, rebuild: Callable[[Overrides], RunPlan]
+) -> tuple[Overrides, RunPlan] | None:
+    found = _joined([change.overrides for change in changes], rebuild)
+    return found if found is not None and found[1].needed <= needed else None
 
 
 def _joined(
-    changes: list[Change], rebuild: Callable[[Overrides], RunPlan]
+    changes: list[Overrides], rebuild: Callable[[Overrides], RunPlan]
 ) -> tuple[Overrides, RunPlan] | None:
     overrides: Overrides = {}
     for change in changes:
-        overrides |= change.overrides
+        overrides |= change
     try:
         return overrides, rebuild(overrides)
-    except UserError:
+    except UserError:  # the recipe cannot be changed so
         return None
 
 
@@ -135,17 +139,20 @@ def _candidates(
                 found.append(
                     ({f"stages.{name}.parts.{part}.batch_size": half}, "smaller, more steps")
                 )
-    for name, stage in stages.items():
-        if "8bit" not in str(stage.optim):
-            states = {f"stages.{name}.optim": "adamw_bnb_8bit"}
-            found.append((states, "optimizer states in 8 bits; needs the package bitsandbytes"))
+    states = {
+        f"stages.{name}.optim": "adamw_bnb_8bit"
+        for name, stage in stages.items()
+        if "8bit" not in str(stage.optim)
+    }
+    if states:
+        found.append((states, "optimizer states in 8 bits; needs the package bitsandbytes"))
     if plan.shape.dropout:
         found.append(({"adapter.dropout": "0"}, "no dropout"))
     if plan.shape.rank > 16:
         for divisor in (2, 4, 8):
             smaller = {
                 "adapter.r": str(plan.shape.rank // divisor),
-                "adapter.alpha": str(adapter.alpha / divisor),
+                "adapter.alpha": f"{adapter.alpha / divisor:g}",
             }
             found.append((smaller, f"rank {plan.shape.rank // divisor}"))
     for divisor in (2, 4):

@@ -67,6 +67,11 @@ class StagePlan:
     checkpoint: float
     kept: int | None
 
+    @property
+    def peak(self) -> float:
+        """Most bytes held at any moment."""
+        return max(part.memory.peak for part in self.parts)
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -86,8 +91,8 @@ class RunPlan:
 
     @property
     def peak(self) -> float:
-        """Most bytes held at any moment of any stage."""
-        return max(part.memory.peak for stage in self.stages for part in stage.parts)
+        """Most bytes held in any stage."""
+        return max(stage.peak for stage in self.stages)
 
     @property
     def needed(self) -> float:

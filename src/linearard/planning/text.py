@@ -6,23 +6,17 @@ from collections.abc import Iterator
 
 from linearard.planning.advice import Advice, Change
 from linearard.planning.rates import Rates
+from linearard.planning.recipe import PlannedRecipe
 from linearard.planning.run import PartPlan, RunPlan, StagePlan
 
 _GIB = 2**30
 
 
-def plan_text(
-    plan: RunPlan, rates: Rates | None, limit: float | None, advice: Advice | None
-) -> str:
-    """Tables of memory and time, and whether it fits.
-
-    Args:
-        plan: the run.
-        rates: what times were counted with; None: none were.
-        limit: bytes of the GPU, or None: not known.
-        advice: what to change, if it does not fit.
-    """
-    return "\n".join([*_head(plan, rates), *_stages(plan), *_verdict(plan, limit, advice)])
+def plan_text(found: PlannedRecipe) -> str:
+    """Memory and time of every stage, whether it fits, and what to change if not."""
+    plan = found.plan
+    lines = [*_head(plan, found.rates), *_stages(plan), *_verdict(plan, found.limit, found.advice)]
+    return "\n".join(lines)
 
 
 def _head(plan: RunPlan, rates: Rates | None) -> Iterator[str]:

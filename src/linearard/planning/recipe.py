@@ -1,0 +1,126 @@
+"""From a recipe to its plan: which device, which precision, which rates, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from linearard.model import load_config, resolve_device, resolve_dtype
+from linearard.planning.advice import Advice, Overrides, advise
+from linearard.planning.rates import Rates, shipped_rates, stored_rates
+from linearard.planning.run import RunPlan, plan_run
+from linearard.planning.shapes import ModelShape
+from linearard.rope import check_scaling, native_window
+
+if TYPE_CHECKING:
+    from linearard.train import Recipe, RestorationConfig
+
+_StageArguments = Callable[..., "dict[str, RestorationConfig]"]
+
+
+@dataclass(frozen=True)
+class PlannedRecipe:
+    """A plan, and how it was made.
+
+    Attributes:
+        plan: the run.
+        rates: what times were counted with; None: none were.
+        limit: bytes of the GPU; None: not known.
+        advice: what to change, where the run does not fit.
+    """
+
+    plan: RunPlan
+    rates: Rates | None
+    limit: float | None
+    advice: Advice | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the run fits; None: no limit is known."""
+        return None if self.limit is None else self.plan.needed <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; sizes in bytes, times in seconds."""
+        rates = self.rates
+        return self.plan.to_dict() | {
+            "rates": None if rates is None else {"device": rates.device, "source": rates.source},
+            "gpu_bytes": self.limit,
+            "fits": self.fits,
+            "excess_bytes": None if self.limit is None else max(0.0, self.plan.needed - self.limit),
+            "advice": None if self.advice is None else asdict(self.advice),
+        }
+
+
+def planned_recipe(
+    load: Callable[[Overrides], Recipe], stage_arguments: _StageArguments, limit: float | None
+) -> PlannedRecipe:
+    """Plan a recipe for the device it would run on; without a GPU here, for one.
+
+    Args:
+        load: the recipe with further overrides.
+        stage_arguments: `train.stages.stage_arguments`.
+        limit: bytes of the GPU; None: those of the GPU here, if there is one.
+
+    Raises:
+        UserError: whatever `linearard train` would refuse in the recipe before it loads weights.
+    """
+    recipe = load({})
+    config = load_config(recipe.model)
+    on_cpu = recipe.model.device == "cpu"
+    here = torch.cuda.is_available() and not on_cpu
+    rates = _rates(recipe, on_cpu, here)
+    if limit is None and here:
+        device = resolve_device(recipe.model.device)
+        limit = float(torch.cuda.get_device_properties(device).total_memory)
+    shapes: dict[str, ModelShape] = {}
+
+    def checked(overrides: Overrides) -> tuple[Recipe, dict[str, RestorationConfig], str]:
+        changed = load(overrides)
+        dtype = _dtype(changed, on_cpu, here)
+        # On another machine the arguments must suit this one: the CPU knows no float16.
+        arguments_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+        device = resolve_device(changed.model.device) if here else torch.device("cpu")
+        stages = stage_arguments(
+            changed, config, device, dtype if here else arguments_dtype, progress=False
+        )
+        return changed, stages, dtype
+
+    def build(overrides: Overrides) -> RunPlan:
+        changed, stages, dtype = checked(overrides)
+        key = repr(changed.adapter)
+        if key not in shapes:
+            shapes[key] = ModelShape.of(config, changed.adapter)
+        return plan_run(
+            shapes[key],
+            stages,
+            native_window=native_window(config, check_scaling(changed.rope, config)),
+            mixed=dtype != torch.float32,
+            fused=not on_cpu,
+            rates=rates,
+        )
+
+    plan, advice = build({}), None
+    if limit is not None and plan.needed > limit:
+        advice = advise(plan, checked({})[1], recipe.adapter, limit, build)
+    return PlannedRecipe(plan, rates, limit, advice)
+
+
+def _dtype(recipe: Recipe, on_cpu: bool, here: bool) -> torch.dtype:
+    if on_cpu or here:
+        return resolve_dtype(recipe.model.dtype, resolve_device(recipe.model.device))
+    return torch.bfloat16 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+
+
+def _rates(recipe: Recipe, on_cpu: bool, here: bool) -> Rates | None:
+    if on_cpu:
+        return stored_rates("cpu")
+    if here:
+        device = resolve_device(recipe.model.device)
+        name = torch.cuda.get_device_name(device)
+        own = stored_rates(name)
+        shipped = shipped_rates()
+        return own or (shipped if shipped.device == name else None)
+    return shipped_rates()

@@ -1,0 +1,30 @@
+"""Sizes of memory as users write them."""
+
+from __future__ import annotations
+
+import re
+
+from linearard.errors import RecipeError
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{middle}B": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for middle, base in (("", 1000), ("i", 1024))
+}
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of `24GiB`, `80 GB`, `512MiB` or a plain number.
+
+    Raises:
+        RecipeError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if match is None or match[2].lower() not in units or not float(match[1]):
+        raise RecipeError(
+            expected="a size of memory such as 24GiB or 80GB",
+            got=repr(text),
+            fix="Correct --gpu-memory.",
+        )
+    return float(match[1]) * units[match[2].lower()]
