@@ -11,6 +11,7 @@ import random
 from unittest import mock
 
 import torch
+from layer_cases import HEADS, check_layer
 from random_cases import compile_classes, draw_case
 from relation_oracle import Case, check, check_identical, draw
 
@@ -57,6 +58,19 @@ def identical_models():
         ):
             case = Case(201, 64, heads=4, kv_heads=kv_heads, **limits)
             check_identical(case, "triton", torch.bfloat16, "cuda")
+
+
+def layers_are_what_each_relation_is_alone():
+    """Launches that three relations share, with and without descriptors, to the bit."""
+    for case, dtype in (
+        (Case(321, 64, batch=2, padding="holes"), torch.bfloat16),
+        (Case(512, 128, window=100, weights=(True, False, True)), torch.bfloat16),
+        (Case(200, 64, documents=(70, 0, 130), causal=False, strided=True), torch.float16),
+        (Case(130, 40, amplitude=40.0), torch.float32),
+    ):
+        for heads in HEADS:
+            check_layer(case, heads, "triton", dtype, "cuda")
+        check_layer(case, HEADS[0], "triton", dtype, "cuda", frozen=("k",), unused=("v",))
 
 
 def long_runs_agree_to_the_bit():
@@ -135,6 +149,7 @@ def chunked_on_a_gpu():
 SINGLE_JOBS = (
     larger_calls,
     identical_models,
+    layers_are_what_each_relation_is_alone,
     long_runs_agree_to_the_bit,
     more_heads_than_a_grid_dimension_holds,
     more_elements_than_32_bits_count,

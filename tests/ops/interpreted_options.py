@@ -9,10 +9,11 @@ import random
 
 import pytest
 import torch
+from layer_cases import HEADS, check_layer
 from random_cases import compile_classes, draw_case
 from relation_oracle import Case, check, check_identical, draw
 
-from linearard.ops.relation_kl import attention_kl, relation_kl
+from linearard.ops.relation_kl import attention_kl, layer_relation_kl, relation_kl
 
 # the probability of a hidden pair may overflow; it is replaced, not multiplied
 pytestmark = [
@@ -86,6 +87,39 @@ def test_random_calls(kind, monkeypatch):
         "triton",
         getattr(torch, kind.dtype),
     )
+
+
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_random_layers(descriptors, monkeypatch):
+    """Relations that share a launch, to the bit what they are alone."""
+    if descriptors:
+        through_descriptors(monkeypatch)
+    rng = random.Random(5)
+    kinds = [k for k in compile_classes() if k.dtype != "bfloat16" and k.head_dim <= 80]
+    for i, kind in enumerate(kinds[:9]):
+        case = draw_case(kind, rng, largest=70)
+        case = Case(**{**vars(case), "batch": min(case.batch, 2)})
+        frozen, unused = ((), ()) if i % 3 else (("q",), ("v",))
+        layer = {"frozen": frozen, "unused": unused}
+        check_layer(case, HEADS[i % len(HEADS)], "triton", getattr(torch, kind.dtype), **layer)
+
+
+def test_options_a_layer_is_one_launch_each_way(monkeypatch):
+    launches = []
+    for name in ("forward", "backward"):
+        module = importlib.import_module(f"linearard.ops.relation_kl.triton.{name}")
+        on_device = module.on_device
+        monkeypatch.setattr(
+            module, "on_device", lambda x, n=name, f=on_device: launches.append(n) or f(x)
+        )
+    pairs = {}
+    for name, heads in {"q": 3, "k": 1, "v": 1}.items():
+        q_t, _, q_s, _, _ = draw(Case(40, 16, heads=heads), torch.float32, "cpu")
+        pairs[name] = (q_t, q_s.requires_grad_())
+    losses = layer_relation_kl(pairs, implementation="triton")
+    sum(losses.values()).backward()
+    assert launches == ["forward", "backward"]
+    assert all((student.grad != 0).any() for _, student in pairs.values())
 
 
 @pytest.mark.parametrize("kv_heads", [None, 1])

@@ -1,27 +1,23 @@
-"""The one door to the relation KL: check the operands, choose an implementation, reduce."""
+"""The one door to the relation KL: a relation, attention, or the relations of a layer together."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from linearard.errors import OperandError
-from linearard.ops.relation_kl import chunked, reference
-from linearard.ops.relation_kl.autograd import LinearMemoryRows
 from linearard.ops.relation_kl.checks import (
+    Operands,
+    check_layer,
     check_operands,
     check_reduction,
     expanded_weights,
     positive,
+    scales_of,
 )
+from linearard.ops.relation_kl.dispatch import choose, kl_rows, reduce_rows
 from linearard.ops.relation_kl.visibility import Visibility
-
-_IMPLEMENTATIONS = ("reference", "chunked", "triton")
-_TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_TRITON_MAX_HEAD_DIM = 256
 
 
 def relation_kl(
@@ -137,117 +133,117 @@ def attention_kl(
         OperandError: operands or options do not fit together, or the implementation asked for
             cannot take them.
     """
-    check_operands(q_t, k_t, q_s, k_s)
-    batch, _, tokens, head_dim = q_s.shape
-    scale = positive("scale", head_dim**-0.5 if scale is None else scale)
-    scale = scale / positive("temperature", temperature)
+    one = Operands(q_t, k_t, q_s, k_s)
+    check_operands(one)
+    return _reduced(
+        {"": one},
+        causal=causal,
+        window=window,
+        cu_seqlens=cu_seqlens,
+        scale=scale,
+        temperature=temperature,
+        lengths=lengths,
+        mask=mask,
+        row_weights=row_weights,
+        reduction=reduction,
+        implementation=implementation,
+    )[""]
+
+
+def layer_relation_kl(
+    relations: Mapping[str, Sequence[Tensor]],
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    cu_seqlens: Tensor | Sequence[int] | None = None,
+    scale: float | Mapping[str, float] | None = None,
+    temperature: float = 1.0,
+    lengths: Tensor | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    reduction: str = "mean",
+    implementation: str | None = None,
+) -> dict[str, Tensor]:
+    """The relations of one layer in one call: to the bit what a call of each gives.
+
+    On a GPU up to three self-relations that differ in their heads alone share one launch forward
+    and one backward, so that those of few heads (grouped keys and values) do not leave it idle.
+
+    Args:
+        relations: by name: (teacher, student) of a self-relation, as :func:`relation_kl` takes
+            them, or (q_t, k_t, q_s, k_s), as :func:`attention_kl` does. Heads, head_dim and dtype
+            may differ between relations; batch, tokens and device may not.
+        causal: as in :func:`attention_kl`, like all that follow.
+        window: how far a row sees, its own token included.
+        cu_seqlens: int [documents + 1], boundaries of packed documents.
+        scale: of all relations, or by name; default ``D ** -0.5``, each its own D.
+        temperature: divides all scores.
+        lengths: [B] valid tokens at the start of each sequence.
+        mask: bool [B, N], True where the token is valid.
+        row_weights: weights of the rows, broadcasting to [B, H, N] of every relation.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, of each relation by itself.
+        implementation: ``"reference"``, ``"chunked"``, ``"triton"`` or None.
+
+    Returns:
+        By name, in the order given, what :func:`attention_kl` returns of that relation.
+
+    Raises:
+        OperandError: as :func:`attention_kl`, naming the relation; or relations do not fit
+            together.
+    """
+    return _reduced(
+        check_layer(relations),
+        causal=causal,
+        window=window,
+        cu_seqlens=cu_seqlens,
+        scale=scale,
+        temperature=temperature,
+        lengths=lengths,
+        mask=mask,
+        row_weights=row_weights,
+        reduction=reduction,
+        implementation=implementation,
+    )
+
+
+def _reduced(
+    relations: dict[str, Operands],
+    *,
+    causal,
+    window,
+    cu_seqlens,
+    scale,
+    temperature,
+    lengths,
+    mask,
+    row_weights,
+    reduction,
+    implementation,
+) -> dict[str, Tensor]:
+    """See ``layer_relation_kl``; the operands are checked."""
+    like = next(iter(relations.values())).q_s
+    temperature = positive("temperature", temperature)
+    scales = scales_of(scale, relations, temperature)
     visible = Visibility.of(
-        (batch, tokens),
-        q_s.device,
+        (like.shape[0], like.shape[2]),
+        like.device,
         causal=causal,
         window=window,
         cu_seqlens=cu_seqlens,
         lengths=lengths,
         mask=mask,
     )
+    weights = dict.fromkeys(relations)
     if row_weights is not None:
-        row_weights = expanded_weights(row_weights, q_s, visible.valid)
+        weights = {
+            name: expanded_weights(row_weights, x.q_s, visible.valid)
+            for name, x in relations.items()
+        }
     check_reduction(reduction)
-    implementation = _choose(implementation, q_s)
-
-    self_relation = k_t is q_t and k_s is q_s
-    q_t, k_t = q_t.detach(), k_t.detach()
-    if visible.valid is not None:
-        gone = ~visible.valid[:, None, :, None]
-        q_t, q_s = q_t.masked_fill(gone, 0.0), q_s.masked_fill(gone, 0.0)
-        if not self_relation:
-            k_t, k_s = k_t.masked_fill(gone, 0.0), k_s.masked_fill(gone, 0.0)
-    if self_relation:
-        k_t, k_s = q_t, q_s
-
-    with torch.autocast(q_s.device.type, enabled=False):
-        if q_s.numel() == 0:  # no rows, but a graph that reaches the student
-            rows = (q_s.sum(-1) + k_s.sum()).to(torch.promote_types(q_s.dtype, torch.float32))
-        elif implementation == "reference":
-            rows = reference.kl_rows(q_t, k_t, q_s, k_s, visible=visible, scale=scale)
-        else:
-            if self_relation:
-                k_t = k_s = None
-            rows = LinearMemoryRows.apply(
-                _linear_memory(implementation), q_t, k_t, q_s, k_s, visible, scale
-            )
-        return _reduce(rows, visible.valid, row_weights, reduction)
-
-
-def _reduce(rows: Tensor, valid: Tensor | None, weights: Tensor | None, reduction: str) -> Tensor:
-    if valid is not None:  # an upstream gradient at an invalid row stops here
-        rows = rows.masked_fill(~valid[:, None], 0.0)
-    if weights is not None:
-        weights = weights.to(rows.dtype)
-        rows = rows * weights
-    if reduction == "none":
-        return rows
-    total = rows.sum()
-    if reduction == "sum":
-        return total
-    if weights is not None:
-        weight = weights.sum()
-        return total / weight.masked_fill(weight == 0, 1.0)
-    if valid is None:
-        return total / max(1, rows.numel())
-    return total / (valid.sum() * rows.shape[1]).clamp_min(1)
-
-
-def _linear_memory(implementation: str):
-    if implementation == "chunked":
-        return chunked
-    from linearard.ops.relation_kl import triton
-
-    return triton
-
-
-def _choose(implementation: str | None, student: Tensor) -> str:
-    head_dim, dtype, device = student.shape[-1], student.dtype, student.device
-    has_triton = importlib.util.find_spec("triton") is not None
-    fits = dtype in _TRITON_DTYPES and head_dim <= _TRITON_MAX_HEAD_DIM
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    if implementation is None:
-        return "triton" if has_triton and fits and nvidia else "chunked"
-    if implementation not in _IMPLEMENTATIONS:
-        raise OperandError(
-            expected="implementation None, 'reference', 'chunked' or 'triton'",
-            got=repr(implementation),
-            fix="Leave it out to get the fastest that fits.",
-        )
-    if implementation == "triton":
-        if not has_triton:
-            raise OperandError(
-                expected="Triton for implementation='triton'",
-                got="an environment without it",
-                fix="Install triton, or ask for implementation='chunked'.",
-            )
-        if dtype not in _TRITON_DTYPES:
-            raise OperandError(
-                expected="bfloat16, float16 or float32 for implementation='triton'",
-                got=str(dtype).removeprefix("torch."),
-                fix="Cast to float32, or ask for implementation='chunked'.",
-            )
-        if head_dim > _TRITON_MAX_HEAD_DIM:
-            raise OperandError(
-                expected=f"head_dim up to {_TRITON_MAX_HEAD_DIM} for implementation='triton'",
-                got=f"head_dim {head_dim}",
-                fix="Ask for implementation='chunked', which takes any head_dim.",
-            )
-        if not nvidia and not _interpreted():
-            raise OperandError(
-                expected="tensors on an NVIDIA GPU for implementation='triton'",
-                got=f"tensors on {device}",
-                fix="Move them to 'cuda', or ask for implementation='chunked'.",
-            )
-    return implementation
-
-
-def _interpreted() -> bool:
-    from triton import knobs
-
-    return knobs.runtime.interpret
+    chosen = {name: choose(implementation, x.q_s) for name, x in relations.items()}
+    with torch.autocast(like.device.type, enabled=False):
+        rows = kl_rows(relations, scales, visible, chosen)
+        return {
+            name: reduce_rows(x, visible.valid, weights[name], reduction)
+            for name, x in rows.items()
+        }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,59 +12,79 @@ from torch.autograd.function import once_differentiable
 from linearard.ops.relation_kl.visibility import Visibility
 
 
-class Implementation(Protocol):
-    """What a linear-memory implementation provides; ``k`` is None for a self-relation (k = q).
+class Relation(NamedTuple):
+    """Operands of one relation; keys are None in a self-relation (k = q).
 
-    ``q`` [B, H, N, D], ``k`` [B, Hkv, N, D], none of them 0. Tokens that are not valid hold zeros.
-    ``stats`` is opaque to the caller and comes back to ``backward`` as it was.
+    Attributes:
+        q_t: teacher queries [B, H, N, D], none of them 0.
+        k_t: teacher keys [B, Hkv, N, D].
+        q_s: student queries, as ``q_t``.
+        k_s: student keys, as ``k_t``.
+    """
+
+    q_t: Tensor
+    k_t: Tensor | None
+    q_s: Tensor
+    k_s: Tensor | None
+
+
+class Implementation(Protocol):
+    """What a linear-memory implementation provides.
+
+    It is given one relation, or up to three self-relations that differ in their heads alone.
+    Tokens that are not valid hold zeros.
     """
 
     def forward(
-        self,
-        q_t: Tensor,
-        k_t: Tensor | None,
-        q_s: Tensor,
-        k_s: Tensor | None,
-        visible: Visibility,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        """KL of every row [B, H, N], and what ``backward`` needs to know of the rows."""
+        self, relations: Sequence[Relation], visible: Visibility, scale: float
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """KL of every row, [B, H, N] a relation, and what ``backward`` needs to know of the rows."""
         ...
 
     def backward(
         self,
-        grad: Tensor,
-        stats: Tensor,
-        q_t: Tensor,
-        k_t: Tensor | None,
-        q_s: Tensor,
-        k_s: Tensor | None,
+        grads: Sequence[Tensor | None],
+        stats: Sequence[Tensor],
+        relations: Sequence[Relation],
         visible: Visibility,
         scale: float,
-        needs: tuple[bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of ``q_s`` and ``k_s``, those that ``needs`` names; ``grad`` is [B, H, N]."""
+        needs: Sequence[tuple[bool, bool]],
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Gradients of ``q_s`` and ``k_s`` of each relation, those that ``needs`` names.
+
+        ``grads``: [B, H, N], or None where nothing depends on a relation; ``stats``: as forward
+        returned them.
+        """
         ...
 
 
 class LinearMemoryRows(torch.autograd.Function):
-    """KL of every row [B, H, N] through an :class:`Implementation`."""
+    """KL of every row, [B, H, N] a relation, through an :class:`Implementation`."""
 
     @staticmethod
-    def forward(ctx, implementation, q_t, k_t, q_s, k_s, visible, scale):
-        """See :class:`Implementation`."""
-        rows, stats = implementation.forward(q_t, k_t, q_s, k_s, visible, scale)
-        ctx.save_for_backward(stats, q_t, k_t, q_s, k_s, visible.cu_seqlens, visible.valid)
+    def forward(ctx, implementation, visible, scale, *operands):
+        """``operands``: the four of each :class:`Relation`, one after the other."""
+        ctx.set_materialize_grads(False)
+        relations = _relations(operands)
+        rows, stats = implementation.forward(relations, visible, scale)
+        ctx.save_for_backward(visible.cu_seqlens, visible.valid, *operands, *stats)
         ctx.visible = visible._replace(cu_seqlens=None, valid=None)
-        ctx.implementation, ctx.scale = implementation, scale
-        return rows
+        ctx.implementation, ctx.scale, ctx.count = implementation, scale, len(operands)
+        return tuple(rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         """Gradients reach the student only."""
-        *operands, cu_seqlens, valid = ctx.saved_tensors
+        cu_seqlens, valid, *saved = ctx.saved_tensors
         visible = ctx.visible._replace(cu_seqlens=cu_seqlens, valid=valid)
-        needs = (ctx.needs_input_grad[3], ctx.needs_input_grad[4])
-        grad_q, grad_k = ctx.implementation.backward(grad, *operands, visible, ctx.scale, needs)
-        return None, None, None, grad_q, grad_k, None, None
+        relations, stats = _relations(saved[: ctx.count]), saved[ctx.count :]
+        asked = _relations(ctx.needs_input_grad[3:])
+        needs = [(r.q_s, r.k_s) for r in asked]
+        gradients = ctx.implementation.backward(grads, stats, relations, visible, ctx.scale, needs)
+        return None, None, None, *(x for q, k in gradients for x in (None, None, q, k))
+
+
+def _relations(operands: Sequence) -> list[Relation]:
+    """Every four of ``operands`` in a :class:`Relation`; q_t, k_t, q_s, k_s."""
+    return [Relation(*operands[i : i + 4]) for i in range(0, len(operands), 4)]

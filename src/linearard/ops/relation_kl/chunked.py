@@ -99,10 +99,24 @@ def _hide(scores: Tensor, block: _Block, visible: Visibility, fill: float) -> No
         scores.masked_fill_(~visible.valid[block.batch, block.j0 : block.j1], fill)
 
 
-def forward(q_t, k_t, q_s, k_s, visible, scale):
-    """KL [B, H, N] and statistics [4, B, Hkv, G, N]; see ``autograd.Implementation``.
+def forward(relations, visible, scale):
+    """KL [B, H, N] and statistics [4, B, Hkv, G, N] of each; see ``autograd.Implementation``."""
+    rows, stats = zip(*(_rows(*r, visible, scale) for r in relations), strict=True)
+    return list(rows), list(stats)
 
-    The largest score of both models' rows, the student's sum of exponentials over the teacher's,
+
+def backward(grads, stats, relations, visible, scale, needs):
+    """Gradients of the students; see ``autograd.Implementation``."""
+    return [
+        (None, None) if grad is None else _gradients(grad, known, *relation, visible, scale, needed)
+        for grad, known, relation, needed in zip(grads, stats, relations, needs, strict=True)
+    ]
+
+
+def _rows(q_t, k_t, q_s, k_s, visible, scale):
+    """KL of one relation, and four numbers a row.
+
+    The largest score of teacher and student, the student's sum of exponentials over the teacher's,
     and one over the student's. With the sums that belong to these exponentials a row's
     probabilities add up to 1; a rounded logsumexp would shift all of them together.
     """
@@ -139,8 +153,7 @@ def forward(q_t, k_t, q_s, k_s, visible, scale):
     return rows.flatten(1, 2), stats
 
 
-def backward(grad, stats, q_t, k_t, q_s, k_s, visible, scale, needs):
-    """Gradients of the student; see ``autograd.Implementation``."""
+def _gradients(grad, stats, q_t, k_t, q_s, k_s, visible, scale, needs):
     teacher, student = _Model(q_t, k_t), _Model(q_s, k_s)
     shift_t, shift_s, ratio, inverse = stats
     grad = grad.unflatten(1, (-1, student.group)) * inverse

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from linearard.ops.relation_kl.triton.relations import pick, pick_swept, steps
 from linearard.ops.relation_kl.triton.tiles import exponential, load_tokens, place
 
 
@@ -122,31 +123,28 @@ def _sweep(
 
 
 # the heads' counts enter no address that their alignment would widen: not a kernel for each
-@triton.jit(do_not_specialize_on_alignment=["a_heads", "b_heads", "together"])
+@triton.jit(do_not_specialize_on_alignment=["starts", "a_heads", "b_heads", "together"])
 def backward_kernel(
     a_t,
     a_s,
-    b_t,
-    b_s,
+    b_t_0,
+    b_s_0,
+    b_t_1,
+    b_s_1,
+    b_t_2,
+    b_s_2,
     out,
     stats,
     grad,
     flags,
     bounds,
     spans,
-    a_t_b,
-    a_t_h,
-    a_t_n,
-    a_s_b,
-    a_s_h,
-    a_s_n,
-    b_t_b,
-    b_t_h,
-    b_t_n,
-    b_s_b,
-    b_s_h,
-    b_s_n,
+    a_t_strides,
+    a_s_strides,
+    b_t_strides,
+    b_s_strides,
     tokens,
+    starts,
     a_heads,
     b_heads,
     together,
@@ -165,32 +163,47 @@ def backward_kernel(
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program: the gradient of ROWS tokens of one head of ``a``."""
+    """One program: the gradient of ROWS tokens of one head of ``a``.
+
+    ``stats`` and ``grad`` hold the rows of all relations; where there are several, a is b.
+    """
     blocks = tl.cdiv(tokens, ROWS)
     all_heads = tl.num_programs(0) // blocks
-    head, block = place(blocks, all_heads, together)  # head of B * a_heads
+    place_of, block = place(blocks, all_heads, together)  # head of all relations' B * a_heads
+    place_of = place_of.to(tl.int64)
+    before = pick(starts, starts, place_of, 0, 1)  # heads of other relations
+    heads_a = pick(a_heads, starts, place_of, 0, 1)
+    heads_b = pick(b_heads, starts, place_of, 0, 1)
     length = all_heads.to(tl.int64) * tokens  # of one of the statistics
     if ROW:  # long rows first (with both parts all are equally long)
         block = blocks - 1 - block
     else:
-        length *= b_heads // a_heads
+        length *= heads_b // heads_a
     first = block * ROWS
-    head = head.to(tl.int64)
-    b = head // a_heads
-    h = head % a_heads
+    head = place_of - before  # head of B * a_heads
+    b = head // heads_a
+    h = head % heads_a
     rows = first + tl.arange(0, ROWS)
     inside = rows < tokens
-    at = (b, h, a_t_b, a_t_h, a_t_n)
-    own_t = load_tokens(a_t, at, first, tokens, DIM, WIDTH, ROWS, True, False)
-    at = (b, h, a_s_b, a_s_h, a_s_n)
-    own_s = load_tokens(a_s, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    step_b, step_h, step_n = steps(a_t_strides, starts, place_of)
+    at = (b, h, step_b, step_h, step_n)
+    own_t = pick(a_t, starts, place_of, 0, 1)
+    own_t = load_tokens(own_t, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    step_b, step_h, step_n = steps(a_s_strides, starts, place_of)
+    at = (b, h, step_b, step_h, step_n)
+    own_s = pick(a_s, starts, place_of, 0, 1)
+    own_s = load_tokens(own_s, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    b_t_b, b_t_h, b_t_n = steps(b_t_strides, starts, place_of)
+    b_s_b, b_s_h, b_s_n = steps(b_s_strides, starts, place_of)
+    b_t = pick_swept(b_t_0, b_t_1, b_t_2, starts, place_of)
+    b_s = pick_swept(b_s_0, b_s_1, b_s_2, starts, place_of)
     if ROW:
-        at = head * tokens + rows
+        at = place_of * tokens + rows
         row_stats = _load_stats(stats, grad, at, length, inside, True)
         repeats = 1
     else:
         row_stats = (0, 0, 0, 0)
-        repeats = b_heads // a_heads
+        repeats = heads_b // heads_a
 
     low = 0
     high = tokens
@@ -220,10 +233,10 @@ def backward_kernel(
     seen = (rows, seen_from, seen_to)
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     for repeat in range(0, repeats):
-        b_head = h // (a_heads // b_heads) if ROW else h * repeats + repeat
+        b_head = h // (heads_a // heads_b) if ROW else h * repeats + repeat
         at_t = (b, b_head, b_t_b, b_t_h, b_t_n)
         at_s = (b, b_head, b_s_b, b_s_h, b_s_n)
-        base = (b * b_heads + b_head) * tokens
+        base = (before + b * heads_b + b_head) * tokens
         b_stats = (stats + base, grad + base, length)
         if CAUSAL:
             if ROW:
@@ -266,5 +279,6 @@ def backward_kernel(
 
     dim = tl.arange(0, WIDTH)
     at = (head * tokens + rows)[:, None] * DIM + dim[None, :]
+    out = pick(out, starts, place_of, 0, 1)
     keep = inside[:, None] & (dim < DIM)[None, :]
     tl.store(out + at, (total * scale).to(out.dtype.element_ty), mask=keep)

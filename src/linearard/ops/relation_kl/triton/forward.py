@@ -13,9 +13,16 @@ import torch
 import triton
 import triton.language as tl
 
+from linearard.ops.relation_kl.triton.relations import (
+    first_heads,
+    pick,
+    pick_swept,
+    steps,
+    strides,
+    swept,
+)
 from linearard.ops.relation_kl.triton.tiles import (
     LOG2_E,
-    descriptor,
     exponential,
     forward_tile,
     heads_together,
@@ -95,32 +102,29 @@ def _sweep(
 
 
 # the heads' counts enter no address that their alignment would widen: not a kernel for each
-@triton.jit(do_not_specialize_on_alignment=["heads", "group", "together"])
+@triton.jit(do_not_specialize_on_alignment=["starts", "heads", "kv_heads", "together"])
 def _forward_kernel(
     q_t,
-    k_t,
     q_s,
-    k_s,
+    k_t_0,
+    k_s_0,
+    k_t_1,
+    k_s_1,
+    k_t_2,
+    k_s_2,
     flags,
     bounds,
     spans,
     kl,
     stats,
-    q_t_b,
-    q_t_h,
-    q_t_n,
-    k_t_b,
-    k_t_h,
-    k_t_n,
-    q_s_b,
-    q_s_h,
-    q_s_n,
-    k_s_b,
-    k_s_h,
-    k_s_n,
+    q_t_strides,
+    q_s_strides,
+    k_t_strides,
+    k_s_strides,
     tokens,
+    starts,
     heads,
-    group,
+    kv_heads,
     together,
     c,
     DIM: tl.constexpr,
@@ -136,18 +140,29 @@ def _forward_kernel(
     """One program: ROWS rows of one head. Long rows first, so that the last programs are short."""
     blocks = tl.cdiv(tokens, ROWS)
     all_heads = tl.num_programs(0) // blocks
-    head, block = place(blocks, all_heads, together)  # head of B * H
+    place_of, block = place(blocks, all_heads, together)  # head of all relations' B * H
     first = (blocks - 1 - block) * ROWS
-    head = head.to(tl.int64)
-    b = head // heads
-    h = head % heads
+    place_of = place_of.to(tl.int64)
+    head = place_of - pick(starts, starts, place_of, 0, 1)  # head of B * H
+    own_heads = pick(heads, starts, place_of, 0, 1)
+    b = head // own_heads
+    h = head % own_heads
     rows = first + tl.arange(0, ROWS)
-    at = (b, h, q_t_b, q_t_h, q_t_n)
-    tile_t = load_tokens(q_t, at, first, tokens, DIM, WIDTH, ROWS, True, False)
-    at = (b, h, q_s_b, q_s_h, q_s_n)
-    tile_s = load_tokens(q_s, at, first, tokens, DIM, WIDTH, ROWS, True, False)
-    at_t = (b, h // group, k_t_b, k_t_h, k_t_n)
-    at_s = (b, h // group, k_s_b, k_s_h, k_s_n)
+    step_b, step_h, step_n = steps(q_t_strides, starts, place_of)
+    at = (b, h, step_b, step_h, step_n)
+    own = pick(q_t, starts, place_of, 0, 1)
+    tile_t = load_tokens(own, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    step_b, step_h, step_n = steps(q_s_strides, starts, place_of)
+    at = (b, h, step_b, step_h, step_n)
+    own = pick(q_s, starts, place_of, 0, 1)
+    tile_s = load_tokens(own, at, first, tokens, DIM, WIDTH, ROWS, True, False)
+    kv_head = h // (own_heads // pick(kv_heads, starts, place_of, 0, 1))
+    step_b, step_h, step_n = steps(k_t_strides, starts, place_of)
+    at_t = (b, kv_head, step_b, step_h, step_n)
+    step_b, step_h, step_n = steps(k_s_strides, starts, place_of)
+    at_s = (b, kv_head, step_b, step_h, step_n)
+    k_t = pick_swept(k_t_0, k_t_1, k_t_2, starts, place_of)
+    k_s = pick_swept(k_s_0, k_s_1, k_s_2, starts, place_of)
 
     low = 0
     high = tokens
@@ -212,10 +227,12 @@ def _forward_kernel(
     sum_t = tl.where(counts, sum_t, 1.0)
     sum_s = tl.where(counts, sum_s, 1.0)
     bits = cross / sum_t - tl.log2(tl.div_rn(sum_t, sum_s))  # equal sums: exactly 0
-    at = head * tokens + rows
-    tl.store(kl + at, tl.where(counts, bits * 0.6931471805599453, 0.0), mask=inside)
+    kl = pick(kl, starts, place_of, 0, 1)
+    tl.store(
+        kl + head * tokens + rows, tl.where(counts, bits * 0.6931471805599453, 0.0), mask=inside
+    )
     length = all_heads.to(tl.int64) * tokens
-    stats += at
+    stats += place_of * tokens + rows
     # backward: exp2(-inf) = 0 in rows that do not count
     tl.store(stats, tl.where(counts, -max_t, float("-inf")), mask=inside)
     tl.store(stats + length, tl.where(counts, -max_s, float("-inf")), mask=inside)
@@ -223,34 +240,38 @@ def _forward_kernel(
     tl.store(stats + 3 * length, 1.0 / sum_s, mask=inside)
 
 
-def forward(q_t, k_t, q_s, k_s, visible, scale):
-    """KL [B, H, N] and statistics [4, B, H, N], float32; see ``autograd.Implementation``."""
-    q_t, q_s = row_major(q_t, q_s)
-    k_t, k_s = (q_t, q_s) if k_s is None else row_major(k_t, k_s)
-    batch, heads, tokens, head_dim = q_s.shape
-    kl = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q_s.device)
-    stats = kl.new_empty(4, *kl.shape)
+def forward(relations, visible, scale):
+    """KL of each relation [B, H, N] and the statistics [4, sum of B * H, N], float32.
+
+    See ``autograd.Implementation``.
+    """
+    q_t, q_s = (row_major(*(r[i] for r in relations)) for i in (0, 2))
+    k_t, k_s = q_t, q_s
+    if relations[0].k_s is not None:
+        k_t, k_s = (row_major(*(r[i] for r in relations)) for i in (1, 3))
+    like = q_s[0]
+    batch, _, tokens, head_dim = like.shape
+    all_heads = batch * sum(x.shape[1] for x in q_s)
+    rows = [torch.empty(x.shape[:3], dtype=torch.float32, device=x.device) for x in q_s]
+    stats = rows[0].new_empty(4, all_heads, tokens)
     if tokens == 1:  # each row sees itself alone; backward says why no kernel is made of it
-        return kl.zero_(), stats
-    tile = forward_tile(q_s)
-    tma = tma_fits(k_t, k_s)
-    with on_device(q_s):
-        _forward_kernel[(batch * heads * triton.cdiv(tokens, tile.rows),)](
-            q_t,
-            descriptor(k_t, tile.columns) if tma else k_t,
-            q_s,
-            descriptor(k_s, tile.columns) if tma else k_s,
-            *seen_operands(visible, tokens, q_s.device),
-            kl,
+        return [x.zero_() for x in rows], [stats]
+    tile = forward_tile(like)
+    tma = tma_fits(*k_t, *k_s)
+    with on_device(like):
+        _forward_kernel[(all_heads * triton.cdiv(tokens, tile.rows),)](
+            tuple(q_t),
+            tuple(q_s),
+            *swept(k_t, k_s, tile.columns, tma),
+            *seen_operands(visible, tokens, like.device),
+            tuple(rows),
             stats,
-            *q_t.stride()[:3],
-            *k_t.stride()[:3],
-            *q_s.stride()[:3],
-            *k_s.stride()[:3],
+            *(strides(x) for x in (q_t, q_s, k_t, k_s)),
             tokens,
-            heads,
-            heads // k_s.shape[1],
-            heads_together(k_s),
+            first_heads(q_s),
+            tuple(x.shape[1] for x in q_s),
+            tuple(x.shape[1] for x in k_s),
+            heads_together(k_s[0]),
             scale * LOG2_E,
             DIM=head_dim,
             WIDTH=padded(head_dim),
@@ -260,8 +281,8 @@ def forward(q_t, k_t, q_s, k_s, visible, scale):
             HAS_VALID=visible.valid is not None,
             BANDED=visible.banded,
             TMA=tma,
-            PRECISION=precision(q_s),
+            PRECISION=precision(like),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-    return kl, stats
+    return rows, [stats]

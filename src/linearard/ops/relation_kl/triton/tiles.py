@@ -103,6 +103,11 @@ def precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, where tensors lie on a CPU."""
+    return triton.knobs.runtime.interpret
+
+
 def on_device(x: Tensor) -> AbstractContextManager:
     """Launch on the device of ``x``, whichever is current."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
