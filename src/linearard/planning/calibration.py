@@ -221,9 +221,9 @@ def _with_passes(rates: Rates, device: torch.device, dtype: torch.dtype, sizes: 
     spent = _busy(step) if device.type == "cuda" else _seconds(step, device, sizes.rounds)
     shape = ModelShape.of(restorable.config, restorable.adapter.config)
     work = (shape, objective, tokens, batch)
-    products = step_products(*work, native_window=4096)
     fused = device.type == "cuda" and dtype != torch.float32
-    passed = sum(step_traffic(*work, native_window=4096, fused=fused and shape.fused).values())
+    products = step_products(*work, native_window=4096, fused=fused and shape.fused)
+    passed = sum(step_traffic(*work, native_window=4096, fused=fused).values())
     left = spent - sum(map(rates.seconds, products))
     # Never faster than a plain pass, and no more than ten times slower.
     copied = rates.bandwidth

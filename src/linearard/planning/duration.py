@@ -41,6 +41,7 @@ def batch_duration(
     native_window: int,
     fused: bool,
     recompute: bool = False,
+    graphs: bool = False,
 ) -> Duration:
     """Time of one batch without the optimizer.
 
@@ -49,13 +50,13 @@ def batch_duration(
     Args:
         shape, objective, tokens, batch, native_window, recompute: see `step_products`.
         rates: of the device.
+        graphs: whether steps are recorded and replayed, so that nothing waits for the host.
         fused: whether layers that `linearard.model.fused` knows run so.
     """
     sizes = (shape, objective, tokens, batch)
-    products = step_products(*sizes, native_window=native_window, recompute=recompute)
-    traffic = step_traffic(
-        *sizes, native_window=native_window, fused=fused and shape.fused, recompute=recompute
-    )
+    how = {"native_window": native_window, "recompute": recompute}
+    products = step_products(*sizes, **how, fused=fused and shape.fused)
+    traffic = step_traffic(*sizes, **how, fused=fused)
     parts: Counter[str] = Counter()
     phases: Counter[str] = Counter()
     for product in products:
@@ -65,8 +66,10 @@ def batch_duration(
     for phase, count in traffic.items():
         parts["elementwise"] += count / rates.bandwidth
         phases[phase == "teacher"] += count / rates.bandwidth
-    host = host_seconds(shape, objective, rates, recompute=recompute)
-    waiting = sum(max(0.0, host[teacher] - phases[teacher]) for teacher in (True, False))
+    waiting = 0.0
+    if not graphs:
+        host = host_seconds(shape, objective, rates, recompute=recompute)
+        waiting = sum(max(0.0, host[teacher] - phases[teacher]) for teacher in (True, False))
     return Duration(
         seconds=sum(phases.values()) + waiting,
         parts=dict(parts),

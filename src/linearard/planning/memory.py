@@ -34,6 +34,7 @@ class Setting:
         state: bytes that the optimizer keeps for each trained weight that learns.
         update: bytes it needs for each while it steps.
         accumulated: whether gradients of an earlier batch wait while this one runs.
+        graphs: whether steps are recorded as CUDA graphs, which hold all gradients at all times.
         remembered: copies of the trained weights, kept of earlier stages.
     """
 
@@ -43,6 +44,7 @@ class Setting:
     state: float = 8.0
     update: float = 0.0
     accumulated: bool = False
+    graphs: bool = False
     remembered: int = 0
 
 
@@ -138,7 +140,7 @@ class _Step:
         )
 
     def _forward(self) -> Iterator[Memory]:
-        kept, waiting = self.kept, sum(self.gradients) * self.setting.accumulated
+        kept, waiting = self.kept, self._waiting()
         layers = range(len(self.shape.layers))
         teacher = [kept.teacher(i) if i in self.related else 0.0 for i in layers]
         output = self.rows * self.shape.hidden * self.setting.element
@@ -180,7 +182,7 @@ class _Step:
                 held = sum(self.casts[: i + 1])
             yield self._memory(
                 f"backward pass of layer {i}",
-                gradients=waiting or done + self.gradients[i],
+                gradients=self._held(done + self.gradients[i]),
                 activations=sum(between[: i + 1]) + (inside[i] if again[i] else 0.0),
                 teacher=sum(compared) + taught * self.recompute,
                 workspace=kept.differentiating(i, self.student_pass),
@@ -191,7 +193,7 @@ class _Step:
     def _beside_teacher(self) -> Iterator[Memory]:
         """One layer at a time; its gradients stay until the backward pass scales a copy of them."""
         kept, found = self.kept, sum(self.gradients)
-        waiting = found * self.setting.accumulated
+        waiting = self._waiting()
         last = max(self.related)
         yield self._memory(
             "end of the forward pass",
@@ -202,6 +204,16 @@ class _Step:
             **{"weight casts": sum(self.casts[i] for i in self.related)},
         )
         yield self._memory("backward pass", gradients=waiting + 2 * found)
+
+    def _waiting(self) -> float:
+        """Bytes of gradients that a batch finds when it begins."""
+        return sum(self.gradients) * (self.setting.accumulated or self.setting.graphs)
+
+    def _held(self, done: float) -> float:
+        """Bytes of gradients when those of `done` bytes have been found in this batch."""
+        if self.setting.accumulated and self.setting.graphs:
+            return sum(self.gradients) + done  # before the recording, a batch's own are apart
+        return max(self._waiting(), done)
 
     def _memory(self, moment: str, **parts: float) -> Memory:
         static = weight_bytes(self.shape, self.setting.element)
@@ -217,14 +229,17 @@ class _Step:
         return sum(p.adapter_weights(rank) for at, p in projections if (index, at) in among)
 
     def _head_workspace(self) -> float:
-        """Float32 logits in chunks: logit KL holds four at once, cross-entropy two and half a one."""
+        """Logits in chunks. In plain PyTorch, logit KL holds four in float32, cross-entropy 2.5."""
         objective, kept = self.objective, self.kept
         if not objective.needs_output:
             return 0.0
-        chunk = _FLOAT32 * min(LOGIT_ELEMENTS, self.rows * self.shape.vocab)
-        chunks = 4.0 if objective.logit_weight else 2.5
+        chunk = min(LOGIT_ELEMENTS, self.rows * self.shape.vocab)
+        if self.setting.fused:  # in place, in the precision of the products
+            held = self.setting.element * chunk * (2.0 if objective.logit_weight else 1.0)
+        else:
+            held = _FLOAT32 * chunk * (4.0 if objective.logit_weight else 2.5)
         terms = sum(x > 0 for x in (objective.lm_weight, objective.recall_weight))
         rows = terms * self.rows
         if objective.logit_weight:
             rows += min(objective.logit_positions or kept.tokens, kept.tokens) * kept.batch
-        return chunks * chunk + rows * self.shape.hidden * self.setting.element
+        return held + rows * self.shape.hidden * self.setting.element

@@ -50,6 +50,7 @@ def step_products(
     *,
     native_window: int,
     recompute: bool = False,
+    fused: bool = False,
 ) -> list[Product]:
     """All products of one batch, forward and backward.
 
@@ -59,11 +60,12 @@ def step_products(
         tokens, batch: of a sequence; sequences.
         native_window: what the teacher reads at once where logit KL is formed on longer windows.
         recompute: gradient checkpointing.
+        fused: whether the layers are those of `linearard.model.fused`.
 
     Raises:
         RecipeError: the objective names layers the model does not have.
     """
-    step = _Step(shape, objective, tokens, batch, native_window, recompute)
+    step = _Step(shape, objective, tokens, batch, native_window, recompute, fused)
     return list(step.products())
 
 
@@ -83,8 +85,9 @@ class _Step:
         batch: int,
         native_window: int,
         recompute: bool,
+        fused: bool,
     ) -> None:
-        self.shape, self.objective = shape, objective
+        self.shape, self.objective, self.fused = shape, objective, fused
         self.tokens, self.batch, self.rows = tokens, batch, batch * tokens
         self.reads = teacher_reads(objective, tokens, native_window)
         self.related = related_layers(shape, objective)
@@ -128,8 +131,9 @@ class _Step:
                 counted = needed == WHOLE or (feeds and needed == FEEDS)
                 for projection in group:
                     yield _gemm("student", index, projection, self.rows, counted)
-                    # Nothing reads what a layer's last product gives: its recomputation stops before.
-                    if again and projection.role != "mlp out":
+                    # Nothing reads what a layer's last product gives: recomputation stops before, but
+                    # a fused MLP is computed whole.
+                    if again and (self.fused or projection.role != "mlp out"):
                         yield _gemm("recompute", index, projection, self.rows, False)
                     learns = counted and (needed == WHOLE or is_read(self.objective, projection))
                     if projection.trained:
@@ -144,7 +148,8 @@ class _Step:
         for index in self.related:
             for projection in self.shape.layers[index].projections:
                 if projection.feeds_attention:
-                    yield _gemm("student", index, projection, self.rows, True)
+                    if not self.fused:  # the teacher has the same product of the same input
+                        yield _gemm("student", index, projection, self.rows, False)
                     if projection.trained:
                         learns = is_read(self.objective, projection)
                         yield from self._adapter(index, projection, True, False, False, learns)

@@ -141,7 +141,7 @@ def plan_run(
         stages: their checked arguments.
         native_window: of the model.
         mixed: half precision; else float32.
-        fused: whether layers that `linearard.model.fused` knows run so.
+        fused: whether on a GPU, where layers that `linearard.model.fused` knows run so.
         rates: of the device; None: no times.
     """
     plans = []
@@ -156,6 +156,7 @@ def plan_run(
             state=state,
             update=update,
             accumulated=waiting,
+            graphs=fused and records_graphs(stage),
             remembered=number,
         )
         planned = [
@@ -165,6 +166,12 @@ def plan_run(
         plans.append(_plan_stage(shape, name, stage, planned, state, rates))
     final = float(_FLOAT32 * shape.trained_parameters)
     return RunPlan(shape, "mixed" if mixed else "float32", plans, final)
+
+
+def records_graphs(stage: RestorationConfig) -> bool:
+    """Whether the trainer records this stage's steps as CUDA graphs, on one GPU."""
+    skips = any(part.objective.skip_positions for part in stage.all_parts.values())
+    return stage.cuda_graphs and not (stage.fp16 or stage.recompute or skips)
 
 
 def _plan_part(
@@ -187,6 +194,7 @@ def _plan_part(
             native_window=native_window,
             fused=setting.fused,
             recompute=setting.recompute,
+            graphs=setting.graphs,
         )
     batches = tokens = None
     if part.sequences is not None:

@@ -13,7 +13,8 @@ _FUSED = {"norm": 4, "rotation": 4, "activation": 6, "adapter": 0}
 _PLAIN_BACK = {"norm": 74, "rotation": 20, "activation": 26, "adapter": 14}
 _FUSED_BACK = {"norm": 6, "rotation": 4, "activation": 10, "adapter": 4}
 _RESIDUAL = 6  # read two, write one, twice a layer
-_LOGIT_KL, _CROSS_ENTROPY = 90, 36  # bytes a float32 logit, its gradient included
+#: Bytes a logit, its gradient included: float32 in many passes; fused, read, read again and written.
+_LOGITS = {"logit_kl": (90, 10), "cross_entropy": (36, 6)}
 #: AdamW reads and writes weight and two moments and reads the gradient; norm, clipping and the check of
 #: the gradient read it three times and write it once.
 _OPTIMIZER = 44
@@ -34,14 +35,14 @@ def step_traffic(
 
     Args:
         shape, objective, tokens, batch, native_window, recompute: see `step_products`.
-        fused: whether the layers are those of `linearard.model.fused`.
+        fused: whether layers that `linearard.model.fused` knows run so: on a GPU in half precision.
     """
     rows = tokens * batch
     windows, window = teacher_reads(objective, tokens, native_window)
     teacher, student = passes(shape, objective)
     own = objective.inputs == "own"
     related = related_layers(shape, objective)
-    ahead, back = (_FUSED, _FUSED_BACK) if fused else (_PLAIN, _PLAIN_BACK)
+    ahead, back = (_FUSED, _FUSED_BACK) if fused and shape.fused else (_PLAIN, _PLAIN_BACK)
     found = dict.fromkeys(("teacher", "student", "backward", "recompute"), 0.0)
     for index, layer in enumerate(shape.layers):
         if windows:
@@ -62,9 +63,9 @@ def step_traffic(
     found["backward"] += _CAST * shape.trained_parameters
     if objective.logit_weight:
         counted = min(objective.logit_positions or tokens, tokens) * batch
-        found["student"] += _LOGIT_KL * counted * shape.vocab
+        found["student"] += _LOGITS["logit_kl"][fused] * counted * shape.vocab
     for weight in (objective.lm_weight, objective.recall_weight):
-        found["student"] += (weight > 0) * _CROSS_ENTROPY * rows * shape.vocab
+        found["student"] += (weight > 0) * _LOGITS["cross_entropy"][fused] * rows * shape.vocab
     return found
 
 
