@@ -171,10 +171,10 @@ def test_nothing_observes_after_an_error_behind_the_last_layer(monkeypatch):
     module = module_for(**OUTPUT)
     module.gradient_checkpointing_enable()
 
-    def fail(self, hidden):
+    def fail(self, rows):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(ChunkedCausalLM, "logits", fail)
+    monkeypatch.setattr(ChunkedCausalLM, "chunks", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         module(tiny.tokens())
     assert module.restorable.tap._observer is None

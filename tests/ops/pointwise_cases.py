@@ -111,3 +111,50 @@ def test_swiglu(dtype, shape):
     for a, b in zip(got, gradients, strict=True):
         assert a.dtype == dtype
         close(a, b, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 7), (5, 130), (2, 9001)])
+@pytest.mark.parametrize("partly", [False, True])
+@pytest.mark.parametrize("loss", ["kl", "cross entropy"])
+def test_losses_of_logits(dtype, shape, partly, loss):
+    student = draw(*shape, dtype=dtype)
+    counted = torch.arange(shape[0], device=DEVICE) % 2 == 0 if partly else None
+    wide = leaf(student)
+    log_q = wide.log_softmax(-1)
+    if loss == "kl":
+        teacher = draw(*shape, dtype=dtype, seed=1)
+        log_p = teacher.double().log_softmax(-1)
+        rows = (log_p.exp() * (log_p - log_q)).sum(-1)
+        got = ops.kl_rows(teacher, student, counted)
+    else:
+        targets = torch.arange(shape[0], device=DEVICE) * 2 % shape[1]
+        rows = -log_q.gather(1, targets[:, None])[:, 0]
+        got = ops.cross_entropy_rows(student, targets, counted)
+    if partly:
+        rows = torch.where(counted, rows, 0.0)
+    assert got.dtype == torch.float32
+    # a sum of as many float32 terms as there are classes, in blocks
+    torch.testing.assert_close(got.double(), rows.detach(), rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(rows.sum(), wide)
+    # probabilities are differences of logarithms of a size of up to 20: 20 * 2^-23 each
+    error = (student.double() - gradient).abs() - BOUNDS[dtype] * gradient.abs()
+    assert error.max() < 5e-6 + (2**-24 if dtype == torch.float16 else 0)
+
+
+def test_logits_that_exclude_classes():
+    """-inf in the teacher costs nothing, and equal distributions have no KL and no gradient."""
+    teacher = draw(2, 50, dtype=torch.float32)
+    teacher[:, 7] = float("-inf")
+    student = draw(2, 50, dtype=torch.float32, seed=1)
+    wide = leaf(student)
+    log_p, log_q = teacher.double().log_softmax(-1), wide.log_softmax(-1)
+    terms = torch.where(log_p > -torch.inf, log_p.exp() * (log_p.clamp(min=-1e9) - log_q), 0.0)
+    if NAME == "triton":  # plain PyTorch gives nan here, as it always did
+        torch.testing.assert_close(
+            ops.kl_rows(teacher, student, None).double(), terms.sum(-1).detach(), rtol=1e-5, atol=0
+        )
+    same = draw(2, 50, dtype=torch.float32)
+    other = same.clone()
+    assert ops.kl_rows(same, other, None).abs().max() < 1e-6
+    assert other.abs().max() < 1e-7

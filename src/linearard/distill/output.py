@@ -15,9 +15,10 @@ from torch import Tensor
 
 from linearard.errors import RecipeError
 from linearard.model import ChunkedCausalLM
+from linearard.ops import pointwise
 
-#: Float32 logits of some rows, and where these rows are -> their summed loss and its gradient.
-_ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+#: Logits of some rows, and where these rows are -> their summed loss. The logits become its gradient.
+_ChunkLoss = Callable[[Tensor, slice], Tensor]
 
 
 def next_token_loss(
@@ -32,20 +33,15 @@ def next_token_loss(
         mask: bool `[batch, tokens]`, False for padding, or None.
     """
     targets = input_ids[:, 1:].flatten()
-    counted = torch.ones_like(targets, dtype=torch.bool)
-    if mask is not None:
-        counted = mask[:, 1:].flatten()
+    counted = None if mask is None else mask[:, 1:].flatten()
 
-    def chunk_loss(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        log_p = logits.log_softmax(-1)
-        index, weight = targets[part, None], counted[part, None].to(log_p.dtype)
-        loss = -(log_p.gather(1, index) * weight).sum()
-        slope = log_p.exp_()
-        slope.scatter_add_(1, index, torch.full_like(weight, -1.0))
-        return loss, slope.mul_(weight)
+    def chunk_loss(logits: Tensor, part: slice) -> Tensor:
+        some = None if counted is None else counted[part]
+        return pointwise.cross_entropy_rows(logits, targets[part], some).sum()
 
     rows = hidden[:, :-1].flatten(0, 1)
-    return _SumOverRows.apply(rows, language_model, chunk_loss) / counted.sum().clamp(min=1)
+    count = len(targets) if counted is None else counted.sum().clamp(min=1)
+    return _SumOverRows.apply(rows, language_model, chunk_loss) / count
 
 
 def output_kl(
@@ -63,23 +59,18 @@ def output_kl(
         positions: how many trailing tokens count; None: all.
         mask: bool `[batch, tokens]`, False for padding, or None.
     """
-    counted = slice(None if positions is None else -positions, None)
-    teacher = teacher_hidden[:, counted].flatten(0, 1)
-    student = student_hidden[:, counted].flatten(0, 1)
-    valid = None if mask is None else mask[:, counted].flatten()
+    last = slice(None if positions is None else -positions, None)
+    teacher = teacher_hidden[:, last].flatten(0, 1)
+    student = student_hidden[:, last].flatten(0, 1)
+    counted = None if mask is None else mask[:, last].flatten()
 
-    def chunk_loss(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        expected = language_model.logits(teacher[part]).log_softmax(-1)
-        got = logits.log_softmax(-1)
-        p = expected.exp()
-        rows = expected.sub_(got).mul_(p).sum(-1)
-        slope = got.exp_().sub_(p)
-        if valid is not None:
-            rows = rows.masked_fill(~valid[part], 0.0)
-            slope.masked_fill_(~valid[part, None], 0.0)
-        return rows.sum(), slope
+    def chunk_loss(logits: Tensor, part: slice) -> Tensor:
+        linear = language_model.head_is_linear(teacher)
+        form = language_model.head if linear else language_model.logits
+        some = None if counted is None else counted[part]
+        return pointwise.kl_rows(form(teacher[part]), logits, some).sum()
 
-    count = len(student) if valid is None else valid.sum().clamp(min=1)
+    count = len(student) if counted is None else counted.sum().clamp(min=1)
     return _SumOverRows.apply(student, language_model, chunk_loss) / count
 
 
@@ -107,14 +98,24 @@ class _SumOverRows(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(rows) if wanted else None
         total = torch.zeros((), device=rows.device)
+        linear = language_model.head_is_linear(rows)
+        # The operations keep the precision of the forward pass, as in any backward pass.
+        precise = torch.autocast(rows.device.type, enabled=False)
         for part in language_model.chunks(len(rows)):
+            if linear:
+                with precise:
+                    logits = language_model.head(rows[part])
+                    total += chunk_loss(logits, part)
+                    if wanted:
+                        torch.mm(logits, language_model.head.weight, out=gradient[part])
+                continue
             leaf = rows[part].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 logits = language_model.logits(leaf)
-            loss, slope = chunk_loss(logits.detach(), part)
-            total += loss
+            slope = logits.detach().clone()
+            total += chunk_loss(slope, part)
             if wanted:
-                with torch.autocast(rows.device.type, enabled=False):  # as in any backward pass
+                with precise:
                     (gradient[part],) = torch.autograd.grad(logits, leaf, slope)
         ctx.save_for_backward(gradient)
         return total

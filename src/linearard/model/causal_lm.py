@@ -67,6 +67,19 @@ class ChunkedCausalLM:
             )
         return outputs.last_hidden_state
 
+    def head_is_linear(self, hidden: Tensor) -> bool:
+        """Whether logits are `hidden @ head.weight.T` and nothing else, in the dtype of both."""
+        head = self.head
+        hooked = bool(head._forward_hooks or head._forward_pre_hooks)
+        plain = type(head) is torch.nn.Linear and head.bias is None and not hooked
+        return (
+            plain
+            and self._scale == 1
+            and not self._softcap
+            and head.weight.dtype == hidden.dtype
+            and head.weight.device == hidden.device
+        )
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [rows, vocab] of hidden states [rows, hidden]."""
         logits = self.head(hidden) * self._scale if self._scale != 1 else self.head(hidden)

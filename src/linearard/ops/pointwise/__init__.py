@@ -1,6 +1,8 @@
-"""The steps of a decoder layer between its matrix products, each in one pass over memory."""
+"""The steps of a decoder between its matrix products, each in one pass over memory."""
 
 from linearard.ops.pointwise.api import (
+    cross_entropy_rows,
+    kl_rows,
     rms_norm,
     rms_norm_backward,
     rotate,
@@ -10,6 +12,8 @@ from linearard.ops.pointwise.api import (
 )
 
 __all__ = [
+    "cross_entropy_rows",
+    "kl_rows",
     "rms_norm",
     "rms_norm_backward",
     "rotate",

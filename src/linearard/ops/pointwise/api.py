@@ -1,4 +1,4 @@
-"""Normalisation, rotation and gating, forward and backward: fused on a GPU, plain PyTorch elsewhere.
+"""Normalisation, rotation, gating, losses of logits: fused on a GPU, plain PyTorch elsewhere.
 
 All of them compute in float32 and round once, to the dtype of their input. Results differ from a chain of
 PyTorch operations in that dtype by the roundings which that chain makes in between.
@@ -59,6 +59,34 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients with respect to gate and up; the first takes the memory of `gradient`."""
     return _kernels(gate).swiglu_backward(gradient, gate, up)
+
+
+def kl_rows(teacher: Tensor, student: Tensor, counted: Tensor | None) -> Tensor:
+    """`KL(softmax(teacher) || softmax(student))` of each row, in nats.
+
+    Args:
+        teacher: logits `[rows, classes]`, contiguous.
+        student: the same; overwritten with the gradient of the rows' sum.
+        counted: bool `[rows]`: rows that count; the others give 0. None: all.
+
+    Returns:
+        Float32 `[rows]` (float64 for logits in it).
+    """
+    return _kernels(student).kl_rows(teacher, student, counted)
+
+
+def cross_entropy_rows(logits: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
+    """`-log softmax(logits)[target]` of each row, in nats.
+
+    Args:
+        logits: `[rows, classes]`, contiguous; overwritten with the gradient of the rows' sum.
+        targets: int64 `[rows]`.
+        counted: bool `[rows]`: rows that count; the others give 0. None: all.
+
+    Returns:
+        Float32 `[rows]` (float64 for logits in it).
+    """
+    return _kernels(logits).cross_entropy_rows(logits, targets, counted)
 
 
 def _kernels(x: Tensor) -> ModuleType:

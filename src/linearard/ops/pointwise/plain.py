@@ -52,3 +52,28 @@ def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor,
     to_up = (slope * wide * sigmoid).to(up.dtype)
     to_gate = slope * _wide(up) * sigmoid * (1 + wide * (1 - sigmoid))
     return gradient.copy_(to_gate), to_up
+
+
+def kl_rows(teacher: Tensor, student: Tensor, counted: Tensor | None) -> Tensor:
+    """See `api.kl_rows`."""
+    expected, got = _wide(teacher).log_softmax(-1), _wide(student).log_softmax(-1)
+    p = expected.exp()
+    rows = expected.sub_(got).mul_(p).sum(-1)
+    return _overwrite(student, got.exp_().sub_(p), rows, counted)
+
+
+def cross_entropy_rows(logits: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
+    """See `api.cross_entropy_rows`."""
+    log_p = _wide(logits).log_softmax(-1)
+    rows = -log_p.gather(1, targets[:, None])[:, 0]
+    slope = log_p.exp_()
+    slope.scatter_add_(1, targets[:, None], torch.full_like(rows, -1.0)[:, None])
+    return _overwrite(logits, slope, rows, counted)
+
+
+def _overwrite(logits: Tensor, slope: Tensor, rows: Tensor, counted: Tensor | None) -> Tensor:
+    if counted is not None:
+        rows = rows.masked_fill(~counted, 0.0)
+        slope.masked_fill_(~counted[:, None], 0.0)
+    logits.copy_(slope)
+    return rows
