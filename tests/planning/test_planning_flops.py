@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
+from linearard.model.fused import fuse_layers
 from linearard.planning import step_flops
 from linearard.planning.products import step_products, visible_pairs
 from linearard.planning.shapes import ModelShape
@@ -47,17 +48,19 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
-        name = str(operation).split(".")[1]
+        name = str(operation).split(".")[1].rstrip("_")
         if name in ("mm", "addmm", "bmm", "baddbmm"):
             left = args[1 if "add" in name else 0]
             self.counts["bmm" if "bmm" in name else "mm"] += 2 * out.numel() * left.shape[-1]
         return out
 
 
-def counted_in_a_step(architecture, adapter, objective, recompute):
+def counted_in_a_step(architecture, adapter, objective, recompute, fused=False):
     """Operations of one step by ATen name: dense attention and dense relations."""
     model = tiny.tiny_model(architecture, attn_implementation="eager")
     restorable = RestorableModel(model, None, tiny.LINEAR, adapter)
+    if fused:
+        fuse_layers(restorable.model, everywhere=True)
     module = RestorationModule(restorable, objective).train()
     if recompute:
         module.gradient_checkpointing_enable()
@@ -67,12 +70,10 @@ def counted_in_a_step(architecture, adapter, objective, recompute):
     return counter.counts
 
 
-def planned(architecture, adapter, objective, recompute):
-    config = tiny.tiny_config(architecture)
-    shape = ModelShape.of(config, adapter)
-    found = step_products(
-        shape, objective, TOKENS, BATCH, native_window=tiny.WINDOW, recompute=recompute
-    )
+def planned(architecture, adapter, objective, recompute, fused=False):
+    shape = ModelShape.of(tiny.tiny_config(architecture), adapter)
+    how = {"native_window": tiny.WINDOW, "recompute": recompute, "fused": fused}
+    found = step_products(shape, objective, TOKENS, BATCH, **how)
     counts = {"mm": 0, "bmm": 0}
     for product in found:
         if product.kind in ("gemm", "lora", "head"):
@@ -84,13 +85,14 @@ def planned(architecture, adapter, objective, recompute):
     return counts
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_products_are_those_of_a_real_step(name, recompute):
+def test_products_are_those_of_a_real_step(name, recompute, fused):
     objective = ObjectiveConfig(**OBJECTIVES[name], implementation="reference")
     adapter = AdapterConfig(r=5, dropout=0.0)
-    got = planned("llama", adapter, objective, recompute)
-    assert got == counted_in_a_step("llama", adapter, objective, recompute)
+    case = ("llama", adapter, objective, recompute, fused)
+    assert planned(*case) == counted_in_a_step(*case)
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen3", "gemma3", "phi3"])

@@ -206,9 +206,10 @@ class _Step:
         if learns:
             yield _product("backward", "lora", outputs, rows, rank, index, True)
             yield _product("backward", "lora", rows, outputs, rank, index, True)
-            yield _product("backward", "lora", rank, rows, inputs, index, True)
+        if learns or (counted and self.fused):  # fused, A's products are one for q, k and v
+            yield _product("backward", "lora", rank, rows, inputs, index, learns)
             if alive or self.to_embedding:
-                yield _product("backward", "lora", rows, rank, inputs, index, alive)
+                yield _product("backward", "lora", rows, rank, inputs, index, alive and learns)
 
     def _attention(
         self, index: int, layer: LayerShape, counted: bool, again: bool, alive: bool
