@@ -19,7 +19,15 @@ Refuses to time what fails its check against float64 first. The file it writes:
         error, error_plain        as above
         pairs                     pairs of tokens that see each other, over those of causal rows
         ms, full_ms, ratio_full   p50 of forward_backward, that of the causal shape, and their ratio
-    shapes are named DTYPE.dHEAD_DIM.tTOKENS, such as bf16.d128.t4096; .wWINDOW or .pDOCUMENTS follow
+    layers: NAME -> heads {q, k, v}, and
+        error, error_plain        as above, of the queries
+        forward_backward          of layer_relation_kl, ms: {p20, p50, p80}; likewise separate, of a
+                                  call each, and queries, of the queries alone
+        ms                        p50 of forward_backward
+        ratio_share               ms over that of the queries times heads of all over theirs
+        ratio_separate            ms over that of separate calls
+    shapes are named DTYPE.dHEAD_DIM.tTOKENS, such as bf16.d128.t4096; .wWINDOW or .pDOCUMENTS follow;
+    layers bf16.dHEAD_DIM.tTOKENS.hQ+K+V
 """
 
 from __future__ import annotations
@@ -35,13 +43,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from linearard.ops.relation_kl import relation_kl
+from linearard.ops.relation_kl import layer_relation_kl, relation_kl
 
 SHAPES = [(1, 32, 4096, 128), (1, 9, 8192, 64), (1, 32, 16384, 128)]
 LONG = (1, 32, 32768, 128)
 LIMITED_SHAPE = (1, 32, 16384, 128)
 WINDOWS = [1024, 4096]
 DOCUMENTS = [16]  # packed documents of one length
+LAYERS = [(8192, 128, (32, 8, 8)), (2048, 64, (9, 3, 3))]  # LLaMA3-8B, SmolLM2-135M
 DENSE_LIMIT = 64 << 30  # bytes that the dense formula may need
 
 
@@ -220,6 +229,43 @@ def measure_limited(rounds):
     }
 
 
+def measure_layers(rounds):
+    """Queries, keys and values together, beside a call each and the queries alone."""
+    results = {}
+    for tokens, head_dim, heads in LAYERS:
+        error, error_plain = check((1, heads[0], tokens, head_dim))
+        pairs = {
+            name: operands((1, n, tokens, head_dim)) for name, n in zip("qkv", heads, strict=True)
+        }
+
+        def together(pairs=pairs):
+            losses = layer_relation_kl(pairs)
+            torch.autograd.grad(sum(losses.values()), [student for _, student in pairs.values()])
+
+        def alone(name, pairs=pairs):
+            torch.autograd.grad(relation_kl(*pairs[name]), pairs[name][1])
+
+        def separate(alone=alone):
+            for name in "qkv":
+                alone(name)
+
+        candidates = {"forward_backward": together, "separate": separate}
+        candidates["queries"] = lambda alone=alone: alone("q")
+        times = interleaved(candidates, rounds, 4)
+        ms = times["forward_backward"]["p50"]
+        share = times["queries"]["p50"] * sum(heads) / heads[0]
+        results[f"bf16.d{head_dim}.t{tokens}.h{'+'.join(map(str, heads))}"] = {
+            "heads": dict(zip("qkv", heads, strict=True)),
+            "error": error,
+            "error_plain": error_plain,
+            **times,
+            "ms": ms,
+            "ratio_share": round(ms / share, 4),
+            "ratio_separate": round(ms / times["separate"]["p50"], 4),
+        }
+    return results
+
+
 def gemm_rate():
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     ms = interleaved({"gemm": lambda: a @ b}, 10, 4)["gemm"]["p50"]
@@ -264,4 +310,6 @@ def main(arguments: list[str]) -> None:
         options.out.write_text(json.dumps(results, indent=2) + "\n")
     results["limited"] = measure_limited(options.rounds)
     print(results["limited"], flush=True)
+    results["layers"] = measure_layers(options.rounds)
+    print(results["layers"], flush=True)
     options.out.write_text(json.dumps(results, indent=2) + "\n")

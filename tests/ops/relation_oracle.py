@@ -283,10 +283,10 @@ def check(case: Case, implementation: str, dtype=torch.float32, device="cpu", re
     for name, x, p, t, size in zip(("rows", "dq", "dk"), answer, plain, truth, sizes, strict=False):
         # Where rows see few columns, or one column has all the probability, plain PyTorch rounds once
         # or not at all: there the largest score minus itself is 0. The kernels take both steps in one
-        # multiply-add, which leaves that score's rounding in all probabilities of a row alike; what of
-        # it stays in a sum of float32 is what exp2 and log2 err by. No result is better than its
-        # probabilities: each is granted 2^-22, the error of a GPU's exp2, or in float32, with scores of
-        # 10,000 each off by its own rounding, a unit in the last place of the largest score.
+        # multiply-add, which leaves that score's rounding in all exponentials of the row alike; it goes
+        # when they are divided by their sum, of which float32 and exp2 keep an error. No result is better
+        # than its probabilities: each is granted 2^-22, the error of a GPU's exp2, or in float32, with
+        # scores of 10,000 each off by its own rounding, a unit in the last place of the largest score.
         budget = 0.0
         if dtype != torch.float64:
             large = dtype == torch.float32 and case.amplitude > 10

@@ -95,6 +95,29 @@ def test_gradcheck(kv_heads, padding, implementation):
 
 
 @pytest.mark.parametrize("implementation", PLAIN_TORCH)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "options",
+    [{"lengths": [7, 4]}, {"scale": 0.7, "lengths": [5, 0]}, {"scale": 0.7, "temperature": 1.5}],
+    ids=lambda o: "-".join(o),
+)
+@pytest.mark.parametrize("wanted", ["self", "q", "k", "both"])
+def test_directional_finite_differences(wanted, options, reduction, implementation):
+    kv_heads = None if wanted == "self" else 2
+    case = Case(7, 3, heads=4, kv_heads=kv_heads, batch=2, strided=wanted == "both")
+    q_t, k_t, q_s, k_s, _ = draw(case, torch.float64, "cpu")
+    options = {**options, "reduction": reduction, "implementation": implementation}
+    run, leaves = {
+        "self": (lambda x: relation_kl(q_t, x, **options), [q_s]),
+        "q": (lambda q: attention_kl(q_t, k_t, q, k_s, **options), [q_s]),
+        "k": (lambda k: attention_kl(q_t, k_t, q_s, k, **options), [k_s]),
+        "both": (lambda q, k: attention_kl(q_t, k_t, q, k, **options), [q_s, k_s]),
+    }[wanted]
+    leaves = [x.requires_grad_() for x in leaves]
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("implementation", PLAIN_TORCH)
 def test_reductions_and_lengths(implementation):
     teacher, _, student, _, _ = draw(Case(41, 16, heads=3, batch=3), torch.float64, "cpu")
     lengths = torch.tensor([41, 5, 0])
@@ -188,6 +211,8 @@ def test_inputs_are_left_as_they_were():
 
 
 X = torch.zeros(2, 4, 6, 8)
+NESTED = torch.nested.nested_tensor([X[0], X[1]], layout=torch.jagged)
+SQUARE = torch.ones(2, 1, 6, 6, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
@@ -196,23 +221,32 @@ X = torch.zeros(2, 4, 6, 8)
         (lambda: relation_kl(X[0], X[0]), "batch, heads, tokens, head_dim"),
         (lambda: relation_kl([1.0], X), "got list"),
         (lambda: relation_kl(X[..., :0], X[..., :0]), "a head and a head_dim of at least 1"),
-        (lambda: relation_kl(X.int(), X.int()), "got int32"),
+        (lambda: relation_kl(X[0, 0], X[0, 0]), r"Reshape it.*x\[None, None\]"),
+        (
+            lambda: relation_kl(X.to_sparse(), X.to_sparse()),
+            "dense tensor, got sparse_coo.*lengths",
+        ),
+        (lambda: relation_kl(NESTED, NESTED), "dense tensor, got jagged.*give cu_seqlens"),
+        (lambda: relation_kl(X.int(), X.int()), "got int32.*bfloat16 being the nearest"),
+        (lambda: relation_kl(X.to(torch.float8_e5m2), X), "got float8_e5m2.*bfloat16"),
+        (lambda: attention_kl(X, X[:, :, :3], X, X[:, :, :3]), "keys of the same tokens"),
         (lambda: relation_kl(X, X.double()), "float64"),
         (lambda: relation_kl(X, X.to("meta")), "on meta"),
         (lambda: relation_kl(X, X[:, :2]), "one shape in teacher and student"),
         (lambda: attention_kl(X, X[:, :3], X, X[:, :3]), "H a multiple of Hkv"),
-        (lambda: attention_kl(X, X[..., :4], X, X[..., :4]), "keys of the same tokens|same tokens"),
+        (lambda: attention_kl(X, X[..., :4], X, X[..., :4]), "same tokens and head_dim"),
         (lambda: relation_kl(X, X, scale=0.0), "scale to be a finite number above 0"),
         (lambda: relation_kl(X, X, temperature=math.inf), "temperature to be a finite"),
         (lambda: relation_kl(X, X, temperature="hot"), "'hot'"),
-        (lambda: relation_kl(X, X, reduction="max"), "got 'max'"),
+        (lambda: relation_kl(X, X, reduction="max"), "got 'max'.*reduce the rows"),
         (lambda: relation_kl(X, X, lengths=[6, 6], mask=X[:, 0, :, 0].bool()), "got both"),
         (lambda: relation_kl(X, X, mask=torch.ones(2, 6)), "attention_mask.bool()"),
         (lambda: relation_kl(X, X, mask=torch.ones(6, 2).bool()), r"shape \(2, 6\)"),
+        (lambda: relation_kl(X, X, mask=SQUARE), "one value a token; .*causal=True"),
         (lambda: relation_kl(X, X, lengths=[6]), "2 integers"),
         (lambda: relation_kl(X, X, lengths=[1.5, 2.0]), "2 integers"),
         (lambda: relation_kl(X, X, lengths=[7, 2]), "2 integers from 0 to 6, got"),
-        (lambda: relation_kl(X, X, implementation="fast"), "got 'fast'"),
+        (lambda: relation_kl(X, X, implementation="fast"), "got 'fast'.*Leave it out"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -74,7 +74,14 @@ def check_operands(relation: Operands, of: str = "") -> None:
                 expected=f"{name} to be a tensor [batch, heads, tokens, head_dim], "
                 "with a head and a head_dim of at least 1",
                 got=str(got),
-                fix="Reshape it to four dimensions.",
+                fix="Reshape it to four dimensions: x[None, None] for the tokens of one head.",
+            )
+        if x.layout != torch.strided:
+            raise OperandError(
+                expected=f"{name} as a dense tensor",
+                got=str(x.layout).removeprefix("torch."),
+                fix="Pack sequences of several lengths into one and give cu_seqlens, or pad and give "
+                "lengths.",
             )
         if x.dtype not in _DTYPES:
             raise OperandError(
@@ -100,7 +107,7 @@ def check_operands(relation: Operands, of: str = "") -> None:
         raise OperandError(
             expected="keys [B, Hkv, N, D] for queries [B, H, N, D] with H a multiple of Hkv",
             got=f"keys {tuple(k_s.shape)} for queries {tuple(q_s.shape)}{of}",
-            fix="Pass queries and keys of the same tokens, keys before they are repeated.",
+            fix="Pass queries and keys of the same tokens and head_dim, keys before they are repeated.",
         )
 
 
@@ -114,7 +121,7 @@ def check_reduction(reduction: str) -> None:
         raise OperandError(
             expected="reduction 'mean', 'sum' or 'none'",
             got=repr(reduction),
-            fix="Choose one of the three.",
+            fix="Ask for 'none' and reduce the rows as you like.",
         )
 
 
