@@ -14,7 +14,7 @@ from torch import Tensor
 
 from linearard.capture import LayerAttention, StopForward
 from linearard.distill.config import ObjectiveConfig
-from linearard.ops.relation_kl import attention_kl, relation_kl
+from linearard.ops.relation_kl import layer_relation_kl
 
 
 class TeacherRelations:
@@ -92,30 +92,26 @@ def relation_terms(
         teacher: the teacher's `query`, `key` and `value`, as far as a relation reads them.
         mask: bool `[batch, tokens]`, False for padding, or None.
     """
-    options = {
-        "causal": True,
-        "window": student.sliding_window,
-        "temperature": config.temperature,
-        "mask": mask,
-        "implementation": config.implementation,
-    }
-    terms = {}
+    operands: dict[str, tuple[Tensor, ...]] = {}
+    for name in config.active_relations:
+        if name == "qk":
+            operands[name] = (teacher["query"], teacher["key"], student.query, student.key)
+        else:
+            read = {"q": "query", "k": "key", "v": "value"}[name]
+            operands[name] = (teacher[read], getattr(student, read))
     # The operands arrive in their final precision; autocast must not lower it inside the loss.
     with torch.autocast(student.query.device.type, enabled=False):
-        for name in config.active_relations:
-            if name == "qk":
-                terms[name] = attention_kl(
-                    teacher["query"],
-                    teacher["key"],
-                    student.query,
-                    student.key,
-                    scale=student.scaling,
-                    **options,
-                )
-                continue
-            operand = {"q": "query", "k": "key", "v": "value"}[name]
-            own = getattr(student, operand)
-            terms[name] = relation_kl(teacher[operand], own, **options)
-            if config.normalisation == "paper":
+        terms = layer_relation_kl(
+            operands,
+            causal=True,
+            window=student.sliding_window,
+            scale={"qk": student.scaling} if "qk" in operands else None,
+            temperature=config.temperature,
+            mask=mask,
+            implementation=config.implementation,
+        )
+        if config.normalisation == "paper":
+            for name in terms.keys() - {"qk"}:
+                own = operands[name][1]
                 terms[name] = terms[name] * (own.shape[1] / student.query.shape[1])
     return terms
