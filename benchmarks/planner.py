@@ -3,15 +3,16 @@
     python -m benchmarks planner --out benchmarks/results/h200/planner.json       a GPU, under two minutes
 
 Models have the exact shape and random weights, built on the device. First `linearard plan --calibrate` runs,
-on shapes of its own; then each case is planned, and measured: forward, backward, clipping, AdamW, as the
-trainer does them. Then runs that the plan calls too large are run within that much memory, and must end out
-of memory. The file it writes:
+on shapes of its own. Runs that the plan calls too large are started within that much memory, and must end
+out of memory; then each case is planned, and a few steps of the trainer are measured. The file it writes:
 
     device, torch, transformers, python, commit, date      where and when
     calibration    the rates (planning.rates.Rates), and seconds: how long measuring took
-    cases: NAME -> model, tokens, batch, rank, recompute, objective; peak_gib and planned_gib, ratio_peak;
-        ms {p20, p50, p80}, planned_ms, ratio_ms with the calibrated rates and shipped_ratio_ms with those in
-        the package; mfu at the calibrated rate of products; parts: planned ms by kind of work
+    cases: NAME -> model, tokens, batch, rank, recompute, objective, kind;
+        peak_gib, planned_gib and ratio_peak; reserved_gib (PyTorch's blocks)
+        ms {p20, p50, p80} of a step, planned_ms and ratio_ms with the calibrated rates, shipped_ratio_ms
+        with those in the package; mfu, at the calibrated rate of products
+        moment, memory: planned GiB by part; parts, waiting_ms: planned time of a batch by kind of work
     too_large: NAME -> limit_gib, needed_gib, out_of_memory: whether it ended so
     within: how many cases are within 10 % of peak and 15 % of time, of how many
 """
@@ -24,25 +25,27 @@ import gc
 import json
 import platform
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from benchmarks.training_step import MODELS, SELF, timed
-from linearard.distill import ObjectiveConfig, RestorationModule
+from benchmarks.training_step import MODELS, SELF
+from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.planning import Rates, calibrate, shipped_rates
-from linearard.planning.duration import batch_duration, optimizer_seconds
-from linearard.planning.memory import Setting, step_memory
-from linearard.planning.run import CONTEXT_BYTES, FRAGMENTS
+from linearard.planning.run import plan_run
 from linearard.planning.shapes import ModelShape
+from linearard.train import RestorationConfig
+from linearard.train.trainer import RestorationTrainer
 
 GIB = 2**30
+FIRST = 4  # steps that are not timed: two plain ones, the recorded one, one more
 SHAPES: dict[str, dict[str, Any]] = MODELS | {
     "mistral-7b": {
         "model_type": "mistral",
@@ -98,79 +101,109 @@ def configured(case: Case) -> tuple[Any, AdapterConfig]:
     return config, AdapterConfig(kind=case.kind, r=rank, alpha=2.0 * rank, dropout=0.0)
 
 
-def real_step(case: Case, device: str) -> Callable[[], None]:
-    """Forward, backward, clipping and AdamW of one batch, as the trainer does them."""
+class RandomWindows(torch.utils.data.Dataset):
+    """Windows of random tokens."""
+
+    def __init__(self, vocabulary: int, tokens: int, count: int) -> None:
+        make = torch.Generator().manual_seed(0)
+        self._ids = torch.randint(vocabulary, (count, tokens), generator=make)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self._ids[index]}
+
+
+class Clock(transformers.TrainerCallback):
+    """When each step ended on the device."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def arguments_of(case: Case, device: str, steps: int) -> RestorationConfig:
+    return RestorationConfig(
+        output_dir=tempfile.gettempdir(),
+        window=case.tokens,
+        objective=ObjectiveConfig(**case.objective),
+        per_device_train_batch_size=case.batch,
+        gradient_checkpointing=case.recompute,
+        max_steps=steps,
+        learning_rate=1e-6,
+        bf16=True,
+        use_cpu=device == "cpu",
+        save_strategy="no",
+        logging_steps=10**6,
+        disable_tqdm=True,
+    )
+
+
+def train(case: Case, device: str, steps: int) -> list[float]:
+    """Seconds of each step of a run of the trainer, the first ones aside: they compile and record."""
     config, adapter = configured(case)
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     restorable = RestorableModel(model, None, {"rope_type": "linear", "factor": 8}, adapter)
     restorable.model.to(device)
-    module = RestorationModule(restorable, ObjectiveConfig(**case.objective)).train()
-    if case.recompute:
-        module.gradient_checkpointing_enable()
-    parameters = restorable.adapter.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=device == "cuda")
-    ids = torch.randint(config.vocab_size, (case.batch, case.tokens), device=device)
-
-    def step() -> None:
-        with restorable.adapter.without_casts():
-            with torch.autocast(device, torch.bfloat16):
-                loss = module(ids)["loss"]
-            loss.backward()
-        restorable.tap.observe(None)
-        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    windows = RandomWindows(config.vocab_size, case.tokens, case.batch * (steps + FIRST))
+    clock = Clock()
+    trainer = RestorationTrainer(
+        restorable, arguments_of(case, device, steps + FIRST), windows, callbacks=[clock]
+    )
+    trainer.train()
+    return [end - start for start, end in pairwise(clock.times[FIRST - 1 :])]
 
 
 def planned(case: Case, rates: Rates, device: str) -> dict[str, Any]:
     config, adapter = configured(case)
-    shape, objective = ModelShape.of(config, adapter), ObjectiveConfig(**case.objective)
-    native = config.max_position_embeddings
-    sizes = (shape, objective, case.tokens, case.batch)
-    on_gpu = device == "cuda"
-    setting = Setting(fused=on_gpu, recompute=case.recompute)
-    memory = step_memory(*sizes, setting, native_window=native)
-    spent = batch_duration(
-        *sizes, rates, native_window=native, fused=on_gpu, recompute=case.recompute
+    plan = plan_run(
+        ModelShape.of(config, adapter),
+        {"stage": arguments_of(case, device, 1)},
+        native_window=config.max_position_embeddings,
+        mixed=True,
+        fused=device == "cuda",
+        rates=rates,
     )
-    seconds = spent.seconds + optimizer_seconds(shape, rates)
+    (stage,) = plan.stages
+    (part,) = stage.parts
     return {
-        "planned_gib": round(memory.peak / GIB, 3),
-        "needed_gib": round((memory.peak * (1 + FRAGMENTS) + CONTEXT_BYTES) / GIB, 3),
-        "moment": memory.moment,
-        "memory": {name: round(x / GIB, 3) for name, x in memory.parts.items()},
-        "planned_ms": round(1000 * seconds, 2),
-        "parts": {name: round(1000 * x, 2) for name, x in spent.parts.items()},
-        "waiting_ms": round(1000 * spent.waiting, 2),
-        "flops": spent.flops,
+        "planned_gib": round(part.memory.peak / GIB, 3),
+        "needed_gib": round(plan.needed / GIB, 3),
+        "moment": part.memory.moment,
+        "memory": {name: round(x / GIB, 3) for name, x in part.memory.parts.items()},
+        "planned_ms": round(1000 * stage.step_seconds, 2),
+        "parts": {name: round(1000 * x, 2) for name, x in part.duration.parts.items()},
+        "waiting_ms": round(1000 * part.duration.waiting, 2),
+        "flops": part.duration.flops,
     }
 
 
 def measured(case: Case, device: str, rounds: int) -> dict[str, Any]:
-    step = real_step(case, device)
-    step()  # makes the optimizer's state, and compiles
     if device == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    found: dict[str, Any] = {"ms": timed({"step": step}, rounds, device)["step"]}
+    times = torch.tensor(train(case, device, rounds), dtype=torch.float64) * 1000
+    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    spread = [round(x, 3) for x in times.quantile(at).tolist()]
+    found: dict[str, Any] = {"ms": dict(zip(("p20", "p50", "p80"), spread, strict=True))}
     if device == "cuda":
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 3)
+        found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 3)
     return found
 
 
 def runs_out(case: Case, limit: float) -> bool:
-    """Whether two steps end out of memory within `limit` bytes."""
+    """Whether a run ends out of memory within `limit` bytes."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(limit / total)
     try:
-        step = real_step(case, "cuda")
-        for _ in range(2):
-            step()
-        torch.cuda.synchronize()
+        train(case, "cuda", 1)
         return False
     except torch.OutOfMemoryError:
         return True

@@ -202,7 +202,18 @@ def _host(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     alone = ObjectiveConfig(relations={}, lm_weight=1.0)
     learn = _seconds(_step(restorable, alone, ids), device, 5)
     together = _seconds(_step(restorable, ObjectiveConfig(relations=_PAPER), ids), device, 5)
+    parameters = restorable.adapter.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=device.type == "cuda")
+
+    def update() -> None:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in parameters])).item()
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+
     return {
+        "optimizer": _seconds(update, device, 5) / len(parameters),
         "teacher": read / layers,
         "student": learn / layers,
         "relation": max(0.0, together - read - learn) / (layers * len(_PAPER)),

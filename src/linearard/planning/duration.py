@@ -80,7 +80,8 @@ def batch_duration(
 
 def optimizer_seconds(shape: ModelShape, rates: Rates) -> float:
     """Clipping, checking and updating the trained weights, once a step."""
-    return optimizer_traffic(shape) / rates.bandwidth
+    launched = rates.host.get("optimizer", 0.0) * shape.tensors
+    return max(optimizer_traffic(shape) / rates.bandwidth, launched)
 
 
 def host_seconds(

@@ -45,7 +45,8 @@ class Rates:
         attention, relation: by shape; the nearest counts.
         bandwidth: bytes a second of elementwise passes.
         host: seconds that the host needs to launch, by what: `teacher` (a layer's forward), `student` (a
-            layer forward and backward), `relation` (one of a layer, both ways).
+            layer forward and backward), `relation` (one of a layer, both ways), `optimizer` (a trained
+            tensor, once a step).
         memory: bytes of the device; 0: not known.
     """
 
