@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -26,6 +24,8 @@ from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps
 from linearard.train.config import RestorationConfig
+from linearard.train.progress import LiveProgress, Speed
+from linearard.train.random_state import RandomState
 from linearard.train.windows import InterleavedParts, StageWindows, the_only_item
 
 
@@ -85,17 +85,19 @@ class RestorationTrainer(Trainer):
         self.restorable, self.stage, self._metadata = restorable, stage, metadata or {}
         self.can_return_loss = True
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
-        self._random_state: _RandomState | None = None
+        self._random_state: RandomState | None = None
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
-        self._tokens, self._clock = 0, time.perf_counter()
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self._speed = Speed(restorable, parts, dtype)
         self._captured: CapturedSteps | None = None
         if _can_be_captured(self.args):
             self._captured = CapturedSteps(self._run_batch, restorable.adapter.parameters())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; recorded graphs end with it."""
+        self._speed.start()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -148,7 +150,7 @@ class RestorationTrainer(Trainer):
             if name != "loss":
                 self._term_sums[name] = self._term_sums.get(name, 0.0) + value
                 self._term_counts[name] = self._term_counts.get(name, 0) + 1
-        self._tokens += inputs["input_ids"].numel()
+        self._speed.add(inputs)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -165,7 +167,7 @@ class RestorationTrainer(Trainer):
 
     def end_good_step(self) -> None:
         """Remember what a checkpoint of this step holds beyond weights, should the next be refused."""
-        self._random_state = _RandomState()
+        self._random_state = RandomState()
 
     def refuse_bad_step(self) -> None:
         """Raise if a loss or a gradient of this step is not finite; called before the optimizer.
@@ -216,17 +218,14 @@ class RestorationTrainer(Trainer):
         return f"{shown} (the first begins {self.restorable.tokenizer.decode(first)!r})"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the mean of every term since the last log, and tokens per second."""
+        """Log with the mean of every term since the last log, and the speed."""
         if "loss" in logs and self._term_sums:
             names = list(self._term_sums)
             means = [self._term_sums[name] / self._term_counts[name] for name in names]
             means = self.accelerator.gather(torch.stack(means).float()[None]).mean(0)
             logs |= dict(zip(names, means.tolist(), strict=True))
-            now = time.perf_counter()
-            rate = self._tokens * self.args.world_size / (now - self._clock)
-            logs["tokens_per_second"] = rate
+            logs |= self._speed.read(self.args.world_size)
             self._term_sums, self._term_counts = {}, {}
-            self._tokens, self._clock = 0, now
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -279,56 +278,6 @@ def _check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> 
 def _numbered(dataset: Dataset) -> StageWindows | InterleavedParts:
     done = isinstance(dataset, StageWindows | InterleavedParts)
     return dataset if done else StageWindows(dataset)
-
-
-class LiveProgress(ProgressCallback):
-    """A progress bar that shows the loss, its terms and the speed instead of printing dictionaries."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__()
-        self._stage = stage
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Name the stage on the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self._stage)
-
-    def on_log(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Refresh the figures behind the bar."""
-        if self.training_bar is None or not logs or "loss" not in logs:
-            return
-        shown = {"loss": f"{logs['loss']:.4f}"}
-        for name, value in logs.items():
-            part, _, term = name.rpartition("/")
-            if term.startswith("relation_") or term in ("lm", "logit_kl", "hidden", "recall"):
-                term = term.removeprefix("relation_")
-                shown[f"{part}/{term}" if part else term] = f"{value:.3f}"
-        shown["tok/s"] = f"{logs.get('tokens_per_second', 0):,.0f}"
-        self.training_bar.set_postfix(shown)
-
-
-class _RandomState:
-    """The state of every random number generator that `Trainer` saves."""
-
-    def __init__(self) -> None:
-        self._python, self._numpy = random.getstate(), np.random.get_state()
-        self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-    def restore(self) -> None:
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda)
 
 
 class _RefuseBadStep(TrainerCallback):
