@@ -24,6 +24,8 @@ class RestorationModule(nn.Module):
     Args:
         restorable: one copy of the weights; its adapter is what receives gradients.
         objective: the terms of the loss; or several objectives by name, for the parts of a stage.
+        offload_teacher: keep the teacher's queries, keys and values in host memory until the student
+            has come to their layer.
 
     Raises:
         RecipeError: an objective names layers the model does not have, or a trained head.
@@ -34,6 +36,8 @@ class RestorationModule(nn.Module):
         self,
         restorable: RestorableModel,
         objective: ObjectiveConfig | Mapping[str, ObjectiveConfig],
+        *,
+        offload_teacher: bool = False,
     ) -> None:
         super().__init__()
         self.restorable = restorable
@@ -43,7 +47,8 @@ class RestorationModule(nn.Module):
         language_model = ChunkedCausalLM(restorable.model)
         named = {"": objective} if isinstance(objective, ObjectiveConfig) else objective
         self._objectives = {
-            name: Objective(config, restorable, language_model) for name, config in named.items()
+            name: Objective(config, restorable, language_model, offload_teacher)
+            for name, config in named.items()
         }
         if any(config.needs_output for config in named.values()):
             check_frozen_head(language_model)

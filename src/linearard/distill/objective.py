@@ -33,9 +33,13 @@ class Objective:
     """
 
     def __init__(
-        self, config: ObjectiveConfig, restorable: RestorableModel, language_model: ChunkedCausalLM
+        self,
+        config: ObjectiveConfig,
+        restorable: RestorableModel,
+        language_model: ChunkedCausalLM,
+        offload_teacher: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self._offload = config, offload_teacher
         self._restorable, self._language_model = restorable, language_model
         layers = restorable.tap.num_layers
         self._layers = config.weights_by_layer(layers)
@@ -81,7 +85,7 @@ class Objective:
         if config.needs_teacher:
             # The teacher's output is read by these two terms alone; else its pass ends early too.
             stop = not (config.logit_weight or self._compared)
-            observer = TeacherRelations(self._layers, config.active_relations, stop)
+            observer = TeacherRelations(self._layers, config.active_relations, stop, self._offload)
             teacher_output, teacher_hidden = self._teacher_pass(observer, input_ids, attention_mask)
             student = StudentRelations(
                 config, self._layers, observer.kept, mask, self.last_layer is not None

@@ -18,10 +18,23 @@ from linearard.ops.relation_kl import layer_relation_kl
 
 
 class TeacherRelations:
-    """Observer of the teacher's pass: keeps what the student will be compared with."""
+    """Observer of the teacher's pass: keeps what the student will be compared with.
 
-    def __init__(self, layers: Mapping[int, float], relations: Mapping[str, float], stop: bool):
-        self._layers, self._stop = layers, stop
+    Args:
+        layers: those that count.
+        relations: those that count.
+        stop: end the pass at the last of the layers.
+        offload: keep in host memory, which for a whole model is several GB of the GPU's.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[int, float],
+        relations: Mapping[str, float],
+        stop: bool,
+        offload: bool = False,
+    ):
+        self._layers, self._stop, self._offload = layers, stop, offload
         self._keep = {
             "query": "q" in relations or "qk" in relations,
             "key": "k" in relations or "qk" in relations,
@@ -33,10 +46,18 @@ class TeacherRelations:
         """Keep one layer's operands `[batch, heads, tokens, head_dim]`."""
         if attention.layer in self._layers:
             self.kept[attention.layer] = {
-                name: getattr(attention, name).detach() for name, kept in self._keep.items() if kept
+                name: self._put(getattr(attention, name).detach())
+                for name, kept in self._keep.items()
+                if kept
             }
         if self._stop and attention.layer == max(self._layers):
             raise StopForward
+
+    def _put(self, operand: Tensor) -> Tensor:
+        if not (self._offload and operand.is_cuda):
+            return operand
+        host = torch.empty_like(operand, device="cpu", pin_memory=True)
+        return host.copy_(operand, non_blocking=True)
 
 
 class StudentRelations:
@@ -68,7 +89,12 @@ class StudentRelations:
         """
         index = attention.layer
         if index in self._layers:
-            terms = relation_terms(self._config, attention, self._teacher[index], self._mask)
+            device = attention.query.device
+            teacher = {
+                name: operand.to(device, non_blocking=True)
+                for name, operand in self._teacher[index].items()
+            }
+            terms = relation_terms(self._config, attention, teacher, self._mask)
             for name, term in terms.items():
                 if index not in self.by_layer[name]:
                     self.by_layer[name][index] = term.detach()

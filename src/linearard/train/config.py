@@ -64,10 +64,18 @@ class RestorationConfig(TrainingArguments):
     gradient_checkpointing: bool = described(
         False, "Recompute layers in the backward pass: less memory, more time."
     )
+    offload_optimizer: bool = described(
+        False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."
+    )
+    offload_teacher: bool = described(
+        False,
+        "Keep the teacher's queries, keys and values in host memory until the student comes to their "
+        "layer.",
+    )
     cuda_graphs: bool = described(
         True,
         "On one GPU, record a step's kernels and replay them, which small models gain most from; "
-        "not with gradient_checkpointing or skip_positions.",
+        "not with gradient_checkpointing, offload_teacher or skip_positions.",
     )
     logging_steps: float = described(1, "Log every this many steps.")
     save_steps: float = described(50, "Write a checkpoint every this many steps.")
@@ -99,6 +107,10 @@ class RestorationConfig(TrainingArguments):
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
         _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
         _check(self.save_strategy != "best", self, "save_strategy", "steps, epoch or 'no'")
+        adamw = str(getattr(self.optim, "value", self.optim)).startswith("adamw_torch")
+        _check(
+            adamw or not self.offload_optimizer, self, "offload_optimizer", "false with this optim"
+        )
         _check(0 < self.num_train_epochs < math.inf, self, "num_train_epochs", "positive")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.lr_floor}

@@ -24,6 +24,7 @@ from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps
 from linearard.train.config import RestorationConfig
+from linearard.train.offload import OffloadedAdamW
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
 from linearard.train.windows import InterleavedParts, StageWindows, the_only_item
@@ -60,7 +61,7 @@ class RestorationTrainer(Trainer):
     ) -> None:
         _check_datasets(bool(args.parts), train_dataset, eval_dataset)
         parts = {name: part.objective for name, part in args.all_parts.items()}
-        module = RestorationModule(restorable, parts)
+        module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
         if args.recompute:
             module.gradient_checkpointing_enable()
         if args.ddp_broadcast_buffers is None:
@@ -77,6 +78,7 @@ class RestorationTrainer(Trainer):
             eval_dataset=None if eval_dataset is None else _numbered(eval_dataset),
             data_collator=the_only_item if args.parts else default_data_collator,
             callbacks=[_RefuseBadStep(self), *(callbacks or [])],
+            optimizer_cls_and_kwargs=_own_optimizer(args),
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -253,6 +255,13 @@ class RestorationTrainer(Trainer):
         checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
 
 
+def _own_optimizer(args: RestorationConfig) -> tuple[type, dict[str, Any]] | None:
+    if not args.offload_optimizer:
+        return None
+    betas = (args.adam_beta1, args.adam_beta2)
+    return OffloadedAdamW, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+
+
 def _can_be_captured(args: RestorationConfig) -> bool:
     """Whether a batch is the same kernels every time, on one device."""
     return (
@@ -260,6 +269,7 @@ def _can_be_captured(args: RestorationConfig) -> bool:
         and args.device.type == "cuda"
         and args.world_size == 1
         and not args.fp16  # the scaler looks at the gradients
+        and not args.offload_teacher
         and not args.recompute  # keeps and restores the state of random numbers from the host
         and not any(part.objective.skip_positions for part in args.all_parts.values())
     )
