@@ -45,7 +45,7 @@ def batch_duration(
 ) -> Duration:
     """Time of one batch without the optimizer.
 
-    The teacher's pass takes as long as the slower of device and host, and so does the rest.
+    The host launches ahead of the device: the slower of the two decides.
 
     Args:
         shape, objective, tokens, batch, native_window, recompute: see `step_products`.
@@ -58,20 +58,16 @@ def batch_duration(
     products = step_products(*sizes, **how, fused=fused and shape.fused)
     traffic = step_traffic(*sizes, **how, fused=fused)
     parts: Counter[str] = Counter()
-    phases: Counter[str] = Counter()
     for product in products:
-        seconds = rates.seconds(product)
-        parts[product.kind] += seconds
-        phases[product.phase == "teacher"] += seconds
-    for phase, count in traffic.items():
-        parts["elementwise"] += count / rates.bandwidth
-        phases[phase == "teacher"] += count / rates.bandwidth
+        parts[product.kind] += rates.seconds(product)
+    parts["elementwise"] = sum(traffic.values()) / rates.bandwidth
+    busy = sum(parts.values())
     waiting = 0.0
     if not graphs:
-        host = host_seconds(shape, objective, rates, recompute=recompute)
-        waiting = sum(max(0.0, host[teacher] - phases[teacher]) for teacher in (True, False))
+        launching = host_seconds(shape, objective, rates, recompute=recompute)
+        waiting = max(0.0, launching - busy)
     return Duration(
-        seconds=sum(phases.values()) + waiting,
+        seconds=busy + waiting,
         parts=dict(parts),
         waiting=waiting,
         flops=sum(product.flops for product in products if product.counted),
@@ -86,8 +82,8 @@ def optimizer_seconds(shape: ModelShape, rates: Rates) -> float:
 
 def host_seconds(
     shape: ModelShape, objective: ObjectiveConfig, rates: Rates, *, recompute: bool = False
-) -> dict[bool, float]:
-    """Seconds that launching takes: of the teacher's pass (True), and of everything else (False)."""
+) -> float:
+    """Seconds that launching a batch takes."""
     teacher, student = passes(shape, objective)
     related = related_layers(shape, objective)
     layers = range(len(shape.layers))
@@ -98,8 +94,5 @@ def host_seconds(
     else:
         learned = len(related)  # fewer steps a layer, but a backward pass for each
     relations = len(related) * len(objective.active_relations)
-    cost = rates.host
-    return {
-        True: cost.get("teacher", 0.0) * read,
-        False: cost.get("student", 0.0) * learned + cost.get("relation", 0.0) * relations,
-    }
+    counts = {"teacher": read, "student": learned, "relation": relations}
+    return sum(rates.host.get(name, 0.0) * count for name, count in counts.items())
