@@ -141,6 +141,9 @@ def test_each_way_to_save_saves(planned):
     assert peak(f"{stage}gradient_checkpointing", "true") < whole
     assert peak(f"{stage}per_device_train_batch_size", "2") < whole
     assert peak(f"{stage}optim", "adamw_bnb_8bit") < whole
+    assert peak(f"{stage}offload_optimizer", "true") == whole - base["optimizer"]
+    again = [f"{stage}gradient_checkpointing", "true"]
+    assert peak(*again, f"{stage}offload_teacher", "true") < peak(*again)
     assert peak("--adapter.r", "32") < whole
     assert peak(f"{stage}window", "1024") < whole
     assert peak("--model.dtype", "float32") > whole

@@ -72,9 +72,12 @@ def advise(
     chosen: list[Change] = []
     fitting = None
     for change in single:
+        joined = _joined([*(other.overrides for other in chosen), change.overrides], rebuild)
+        if joined is None:  # it contradicts one that was chosen before
+            continue
         chosen.append(change)
-        fitting = _fitting(chosen, needed, rebuild)
-        if fitting is not None:
+        if joined[1].needed <= needed:
+            fitting = joined
             break
     if fitting is None:
         return Advice(single, None)
@@ -139,6 +142,20 @@ def _candidates(
                 found.append(
                     ({f"stages.{name}.parts.{part}.batch_size": half}, "smaller, more steps")
                 )
+    for name, stage in stages.items():
+        if any(part.objective.active_relations for part in stage.all_parts.values()):
+            away = {
+                f"stages.{name}.gradient_checkpointing": "true",
+                f"stages.{name}.offload_teacher": "true",
+            }
+            found.append((away, "the teacher's relations in host memory"))
+    moments = {
+        f"stages.{name}.offload_optimizer": "true"
+        for name, stage in stages.items()
+        if "adamw_torch" in str(getattr(stage.optim, "value", stage.optim))
+    }
+    if moments:
+        found.append((moments, "AdamW's moments in host memory"))
     states = {
         f"stages.{name}.optim": "adamw_bnb_8bit"
         for name, stage in stages.items()

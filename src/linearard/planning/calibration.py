@@ -64,6 +64,7 @@ def calibrate(device: torch.device | None = None) -> Rates:
         memory=float(torch.cuda.get_device_properties(device).total_memory)
         if device.type == "cuda"
         else 0.0,
+        bus=_bus(device),
     )
     return _with_passes(rates, device, dtype, sizes)
 
@@ -142,6 +143,20 @@ def _copying(device: torch.device, sizes: _Sizes) -> float:
     x = torch.empty(sizes.rows * sizes.hidden, device=device)
     y = torch.empty_like(x)
     return 2 * x.nbytes / _seconds(lambda: torch.add(x, 1.0, out=y), device, sizes.rounds)
+
+
+def _bus(device: torch.device) -> float:
+    """Bytes a second to the device and back, from and to pinned memory."""
+    if device.type != "cuda":
+        return 0.0
+    host = torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty_like(host, device=device)
+
+    def both() -> None:
+        there.copy_(host, non_blocking=True)
+        host.copy_(there, non_blocking=True)
+
+    return 2 * host.nbytes / _seconds(both, device, 3)
 
 
 def _model(

@@ -80,6 +80,11 @@ def optimizer_seconds(shape: ModelShape, rates: Rates) -> float:
     return max(optimizer_traffic(shape) / rates.bandwidth, launched)
 
 
+def transfer_seconds(count: float, rates: Rates) -> float:
+    """Moving bytes between host and device; 0 where that was not measured."""
+    return count / rates.bus if rates.bus else 0.0
+
+
 def host_seconds(
     shape: ModelShape, objective: ObjectiveConfig, rates: Rates, *, recompute: bool = False
 ) -> float:

@@ -35,6 +35,7 @@ class Setting:
         update: bytes it needs for each while it steps.
         accumulated: whether gradients of an earlier batch wait while this one runs.
         graphs: whether steps are recorded as CUDA graphs, which hold all gradients at all times.
+        offload_teacher: whether the teacher's q, k and v wait in host memory.
         remembered: copies of the trained weights, kept of earlier stages.
     """
 
@@ -45,6 +46,7 @@ class Setting:
     update: float = 0.0
     accumulated: bool = False
     graphs: bool = False
+    offload_teacher: bool = False
     remembered: int = 0
 
 
@@ -155,6 +157,10 @@ class _Step:
                 teacher=sum(teacher) + taught,
                 workspace=kept.passing(read),
             )
+        if self.setting.offload_teacher and self.recompute:
+            # Without recomputation, the student's backward pass keeps what came back from the host.
+            last = max(self.related, default=0)
+            teacher = [teacher[i] if i == last else 0.0 for i in layers]
         inside = [kept.student(i, self.student_pass) for i in layers]
         again = [self.recompute and self.student_pass.runs(i) == WHOLE for i in layers]
         between = [output if again[i] else inside[i] for i in layers]

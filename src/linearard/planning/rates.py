@@ -48,6 +48,7 @@ class Rates:
             layer forward and backward), `relation` (one of a layer, both ways), `optimizer` (a trained
             tensor, once a step).
         memory: bytes of the device; 0: not known.
+        bus: bytes a second between pinned host memory and the device; 0: not measured.
     """
 
     device: str
@@ -60,6 +61,7 @@ class Rates:
     bandwidth: float
     host: dict[str, float] = field(default_factory=dict)
     memory: float = 0.0
+    bus: float = 0.0
 
     def seconds(self, product: Product) -> float:
         """Time of a product on the device."""

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from linearard.planning.duration import Duration, batch_duration, optimizer_seconds
+from linearard.planning.duration import (
+    Duration,
+    batch_duration,
+    optimizer_seconds,
+    transfer_seconds,
+)
 from linearard.planning.memory import Memory, Setting, step_memory
 from linearard.planning.optimizers import optimizer_bytes
 from linearard.planning.passes import learning
@@ -153,10 +158,11 @@ def plan_run(
             element=2 if mixed else _FLOAT32,
             fused=fused and mixed,
             recompute=stage.recompute,
-            state=state,
-            update=update,
+            state=0.0 if stage.offload_optimizer else state,
+            update=0.0 if stage.offload_optimizer else update,
             accumulated=waiting,
             graphs=fused and records_graphs(stage),
+            offload_teacher=stage.offload_teacher,
             remembered=number,
         )
         planned = [
@@ -171,7 +177,9 @@ def plan_run(
 def records_graphs(stage: RestorationConfig) -> bool:
     """Whether the trainer records this stage's steps as CUDA graphs, on one GPU."""
     skips = any(part.objective.skip_positions for part in stage.all_parts.values())
-    return stage.cuda_graphs and not (stage.fp16 or stage.recompute or skips)
+    return stage.cuda_graphs and not (
+        stage.fp16 or stage.recompute or stage.offload_teacher or skips
+    )
 
 
 def _plan_part(
@@ -228,9 +236,12 @@ def _plan_stage(
     step_seconds = seconds = None
     if rates is not None:
         counts = [part.batches or 1 for part in parts]
+        update = optimizer_seconds(shape, rates)
+        if stage.offload_optimizer:  # the moments come and go
+            update += transfer_seconds(2 * state * shape.trained_parameters, rates)
         spent = sum(p.duration.seconds * n for p, n in zip(parts, counts, strict=True))
-        step_seconds = spent / sum(counts) * accumulation + optimizer_seconds(shape, rates)
-        seconds = None if steps is None else spent + steps * optimizer_seconds(shape, rates)
+        step_seconds = spent / sum(counts) * accumulation + update
+        seconds = None if steps is None else spent + steps * update
     return StagePlan(
         name=name,
         parts=parts,
