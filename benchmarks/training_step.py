@@ -10,7 +10,9 @@ the figures are for direction only. The file it writes:
     device, torch, transformers, python, commit, date      where and when
     model, tokens, batch, rank, parameters, trained        what; tokens of a sequence
     cases: NAME -> ms and teacher_ms (the teacher's forward alone, in turns with it): {p20, p50, p80},
-        ratio_teacher (p50 over p50), tokens_per_second, and on a GPU peak_gib, weights included
+        ratio_teacher (p50 over p50), tokens_per_second, and on a GPU peak_gib, weights included, and
+        teacher_graph_ms, the same forward as a CUDA graph
+    graphs: whether steps are replayed as CUDA graphs, as the trainer does
     profile: with --profile CASE, its kernels by time on the device: name, ms and calls of one step
 """
 
@@ -30,7 +32,8 @@ import torch
 import transformers
 
 from linearard.distill import ObjectiveConfig, RestorationModule
-from linearard.model import AdapterConfig, RestorableModel
+from linearard.model import AdapterConfig, ChunkedCausalLM, RestorableModel
+from linearard.train.captured import CapturedSteps
 
 MODELS: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -63,6 +66,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "rope_theta": 500000.0,
     },
+    "mistral-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
     "tiny": {
         "vocab_size": 1000,
         "hidden_size": 64,
@@ -85,33 +98,50 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, rank: int, device: str) -> RestorableModel:
-    """The model with random weights, built where it will run."""
-    config = transformers.LlamaConfig(**MODELS[name])
+def random_model(name: str, device: str) -> Any:
+    """The architecture with random weights in bfloat16, built where it will run."""
+    shape = MODELS[name]
+    kind = transformers.MistralConfig if "sliding_window" in shape else transformers.LlamaConfig
     torch.manual_seed(0)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    adapter = AdapterConfig(r=rank, alpha=2.0 * rank, dropout=0.0)
-    restorable = RestorableModel(model, None, {"rope_type": "linear", "factor": 8}, adapter)
+        return transformers.AutoModelForCausalLM.from_config(kind(**shape), dtype=torch.bfloat16)
+
+
+def build(name: str, rank: int, device: str, dropout: float = 0.0) -> RestorableModel:
+    """A random model with its views and LoRA."""
+    adapter = AdapterConfig(r=rank, alpha=2.0 * rank, dropout=dropout)
+    scaling = {"rope_type": "linear", "factor": 8}
+    restorable = RestorableModel(random_model(name, device), None, scaling, adapter)
     restorable.model.to(device)
     return restorable
 
 
 def training_step(
-    restorable: RestorableModel, settings: dict[str, Any], ids: torch.Tensor, recompute: bool
+    restorable: RestorableModel,
+    settings: dict[str, Any],
+    ids: torch.Tensor,
+    recompute: bool,
+    graphs: bool = False,
 ) -> Callable[[], None]:
-    """A function that makes one step of this objective."""
+    """A function that makes one step of this objective, as the trainer does."""
     module = RestorationModule(restorable, ObjectiveConfig(**settings)).train()
     if recompute:
         module.gradient_checkpointing_enable()
     parameters = restorable.adapter.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=ids.is_cuda)
 
-    def step() -> None:
+    def run(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.autocast(ids.device.type, torch.bfloat16):
-            loss = module(ids)["loss"]
+            loss = module(input_ids)["loss"]
         loss.backward()
         restorable.tap.observe(None)
+        return {"loss": loss.detach()}
+
+    run_batch = CapturedSteps(run, parameters) if graphs else lambda inputs: run(**inputs)
+
+    def step() -> None:
+        with restorable.adapter.without_casts():
+            run_batch({"input_ids": ids})
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -120,20 +150,20 @@ def training_step(
 
 
 def timed(candidates: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, Any]:
-    """Milliseconds {p20, p50, p80} of each, in turns after two unmeasured rounds."""
+    """Milliseconds {p20, p50, p80} of each, in turns after four unmeasured rounds."""
 
     def wait() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + 2):
+    for turn in range(rounds + 4):
         for name, run in candidates.items():
             wait()
             start = time.perf_counter()
             run()
             wait()
-            if turn >= 2:
+            if turn >= 4:
                 times[name].append(1000 * (time.perf_counter() - start))
     at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     return {
@@ -186,6 +216,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
     parser.add_argument("--profile", choices=CASES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--commit", help="default: that of the working tree")
@@ -201,14 +232,22 @@ def main(arguments: list[str]) -> None:
     vocabulary = restorable.config.vocab_size
     ids = torch.randint(vocabulary, (options.batch, options.tokens), device=device)
 
-    def teacher() -> None:
+    graphs = device == "cuda" and not (options.recompute or options.no_graphs)
+    language_model = ChunkedCausalLM(restorable.model)
+
+    def forward(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad(), restorable.view("original"):
-            restorable.model.get_decoder()(input_ids=ids, use_cache=False)
+            return {"hidden": language_model.hidden(input_ids)}
+
+    plain = {"teacher": lambda: forward(ids)}
+    if graphs:
+        recorded = CapturedSteps(forward, [])
+        plain["teacher_graph"] = lambda: recorded({"input_ids": ids})
 
     times, peaks, found = {}, {}, None
     for name in options.cases:  # a case at a time: each holds an optimizer's state
-        step = training_step(restorable, CASES[name], ids, options.recompute)
-        times[name] = timed({"teacher": teacher, "step": step}, options.rounds, device)
+        step = training_step(restorable, CASES[name], ids, options.recompute, graphs)
+        times[name] = timed(plain | {"step": step}, options.rounds, device)
         if device == "cuda":
             peaks[name] = peak_gib(step)
         if name == options.profile and device == "cuda":
@@ -227,6 +266,7 @@ def main(arguments: list[str]) -> None:
         "batch": options.batch,
         "rank": options.rank,
         "recompute": options.recompute,
+        "graphs": graphs,
         "parameters": sum(p.numel() for p in restorable.model.parameters()),
         "trained": sum(p.numel() for p in restorable.adapter.parameters()),
         "cases": {
@@ -234,6 +274,7 @@ def main(arguments: list[str]) -> None:
                 "ms": row["step"],
                 "teacher_ms": row["teacher"],
                 "ratio_teacher": round(row["step"]["p50"] / row["teacher"]["p50"], 3),
+                "teacher_graph_ms": row.get("teacher_graph"),
                 "tokens_per_second": round(1000 * count / row["step"]["p50"]),
                 "peak_gib": peaks.get(name),
             }

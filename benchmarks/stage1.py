@@ -1,0 +1,319 @@
+"""The paper's stage 1 through the real trainer, on models of the exact shape with random weights.
+
+    python -m benchmarks stage1 --model llama2-7b --out FILE.json            # 0.5 s a step
+    python -m benchmarks stage1 --model llama3-8b --out FILE.json            # 8,192 tokens
+    python -m benchmarks stage1 --model mistral-7b --out FILE.json           # sliding window of 4,096
+    python -m benchmarks stage1 --model llama2-7b --small --out FILE.json    # 24 GiB
+    python -m benchmarks stage1 --model llama2-7b --naive --out FILE.json    # plain PyTorch
+
+Q/Q + K/K + V/V, LoRA of rank 1024 on q, k and v with dropout, linear scaling by 8, random tokens. A step is
+a sequence: forward of teacher and student, backward, clipping, AdamW, the refusal of bad steps and a log.
+The first steps (kernels are compiled, the step is recorded) are not counted. The file it writes, by
+NAME = MODEL, MODEL.small or MODEL.naive:
+
+    device, torch, triton, transformers, python, commit, date    where and when
+    runs: NAME ->
+        model, tokens, rank, dropout, steps, options             what
+        ms                    of a step: {p20, p50, p80}, from events on the device
+        seconds_per_sequence  all counted steps over their number
+        stage_minutes         576 sequences at that speed
+        peak_gib, reserved_gib    most memory allocated (reserved), loading and warm-up included
+        startup_gib           allocated before the first step
+        tflop, peak_tflops    needed operations of a step (`planning.step_flops`); a second, of a product of
+                              8192 x 8192 bf16 matrices in this process
+        mfu                   tflop over seconds_per_sequence over peak_tflops
+        loss                  first and last: finite and falling
+        kernels               of one step launched kernel by kernel: ms in all, and of the relation KL,
+                              attention, matrix products and the rest
+        relation_share        of the relation KL: its ms over those of all kernels
+        top                   the kernels with most time: name, ms, calls
+    ratios: SHAPE -> time and memory of NAME.naive over NAME, where the file holds both
+
+Runs are added to a file that exists. `--naive` is two models, every layer's q, k and v kept by hooks, the
+whole model with its LM head, eager peft, and the KL in dense float32 matrices, a few heads at a time so that
+it survives; at the largest of 4096, 2048, 1024 tokens that does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib
+import json
+import platform
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import Dataset
+
+from benchmarks.stage1_naive import naive_step
+from benchmarks.training_step import MODELS, SELF, build
+from linearard.distill import ObjectiveConfig
+from linearard.model import AdapterConfig
+from linearard.planning.flops import step_flops
+from linearard.train.config import RestorationConfig
+from linearard.train.progress import peak_flops
+from linearard.train.trainer import RestorationTrainer
+
+TOKENS = {
+    "llama2-7b": 4096,
+    "llama3-8b": 8192,
+    "mistral-7b": 8192,
+    "smollm2-135m": 4096,
+    "tiny": 64,
+}
+SMALL = {
+    "gradient_checkpointing": True,
+    "offload_optimizer": True,
+    "offload_teacher": True,
+}
+WARM_UP = 6
+SEQUENCES = 576
+
+
+class RandomTokens(Dataset):
+    """Windows of random tokens."""
+
+    def __init__(self, count: int, tokens: int, vocabulary: int) -> None:
+        make = torch.Generator().manual_seed(0)
+        self._ids = torch.randint(vocabulary, (count, tokens), generator=make)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self._ids[index]}
+
+
+class Clock(transformers.TrainerCallback):
+    """An event after every step from the end of the warm-up on."""
+
+    def __init__(self) -> None:
+        self.events: list[torch.cuda.Event] = []
+        self.started = self.ended = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == WARM_UP:
+            torch.cuda.synchronize()
+            self.started = time.perf_counter()
+        if state.global_step >= WARM_UP:
+            self.events.append(torch.cuda.Event(enable_timing=True))
+            self.events[-1].record()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        torch.cuda.synchronize()
+        self.ended = time.perf_counter()
+
+    def milliseconds(self) -> list[float]:
+        """Of each counted step."""
+        pairs = zip(self.events, self.events[1:], strict=False)
+        return [one.elapsed_time(other) for one, other in pairs]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train for the counted steps and some before; what the file says of it."""
+    settings = dict(SMALL) if options.small else {}
+    if options.checkpointing:
+        settings["gradient_checkpointing"] = True
+    if options.no_graphs:
+        settings["cuda_graphs"] = False
+    torch.cuda.reset_peak_memory_stats()
+    restorable = build(options.model, options.rank, "cuda", options.dropout)
+    tokens, startup = options.tokens, torch.cuda.memory_allocated()
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = RestorationConfig(
+            output_dir=folder,
+            window=tokens,
+            learning_rate=2e-5,
+            bf16=True,
+            objective=ObjectiveConfig(relations=dict(SELF)),
+            save_strategy="no",
+            disable_tqdm=True,
+            max_steps=WARM_UP + options.steps,
+            **settings,
+        )
+        text = RandomTokens(WARM_UP + options.steps, tokens, restorable.config.vocab_size)
+        trainer = RestorationTrainer(restorable, args, text, callbacks=[clock])
+        trainer.train()
+        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        kernels = profile(trainer, text)
+    seconds = (clock.ended - clock.started) / options.steps
+    needed = step_flops(
+        restorable.config,
+        args.objective,
+        tokens,
+        1,
+        adapter=AdapterConfig(r=options.rank),
+        native_window=restorable.rope.native_window,
+    )
+    rate = peak_flops(restorable.device, torch.bfloat16)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "model": options.model,
+        "tokens": tokens,
+        "rank": options.rank,
+        "dropout": options.dropout,
+        "steps": options.steps,
+        "options": settings,
+        "ms": quantiles(clock.milliseconds()),
+        "seconds_per_sequence": round(seconds, 4),
+        "stage_minutes": round(seconds * SEQUENCES / 60, 2),
+        "peak_gib": gib(peak),
+        "reserved_gib": gib(reserved),
+        "startup_gib": gib(startup),
+        "tflop": round(needed / 1e12, 2),
+        "peak_tflops": round(rate / 1e12, 1),
+        "mfu": round(needed / seconds / rate, 4),
+        "loss": [round(losses[0], 6), round(losses[-1], 6)],
+        **kernels,
+    }
+
+
+def profile(trainer: RestorationTrainer, text: Dataset) -> dict[str, Any]:
+    """The kernels of one step, launched one by one."""
+    batch = {"input_ids": text[0]["input_ids"][None], "block": torch.tensor([0])}
+    trainer.current_gradient_accumulation_steps = 1
+
+    def step() -> None:
+        trainer.training_step(trainer.model_wrapped, dict(batch))
+
+    step()
+    both = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=both) as record:
+        step()
+        torch.cuda.synchronize()
+    events = [e for e in record.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda e: -e.self_device_time_total)
+    relation, sums = relation_kernels(), {}
+    for event in events:
+        kind = kind_of(event.key, relation)
+        sums[kind] = sums.get(kind, 0.0) + event.self_device_time_total / 1000
+    total = sum(sums.values())
+    return {
+        "kernels": {"all": round(total, 2), **{k: round(v, 2) for k, v in sums.items()}},
+        "relation_share": round(sums.get("relation", 0.0) / total, 4) if total else None,
+        "top": [
+            {"name": e.key[:90], "ms": round(e.self_device_time_total / 1000, 3), "calls": e.count}
+            for e in events[:25]
+        ],
+    }
+
+
+def relation_kernels() -> set[str]:
+    """Names of the relation KL's kernels."""
+    import triton
+
+    names = set()
+    package = "linearard.ops.relation_kl.triton"
+    for module in ("forward", "backward", "backward_kernel"):
+        for thing in vars(importlib.import_module(f"{package}.{module}")).values():
+            if isinstance(thing, triton.runtime.jit.JITFunction) and package in thing.__module__:
+                names.add(thing.__name__)
+    return names
+
+
+def kind_of(name: str, relation: set[str]) -> str:
+    """What a kernel is for, by its name."""
+    lower = name.lower()
+    if name in relation:
+        return "relation"
+    if any(mark in lower for mark in ("flash", "fmha", "sdpa", "cudnn_generated")):
+        return "attention"
+    if any(mark in lower for mark in ("nvjet", "gemm", "cutlass", "splitk")):
+        return "products"
+    return "copies" if lower.startswith(("memcpy", "memset")) else "elementwise"
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
+    return dict(zip(("p20", "p50", "p80"), (round(x, 3) for x in found), strict=True))
+
+
+def gib(count: int) -> float:
+    return round(count / 2**30, 3)
+
+
+def naive(options: argparse.Namespace) -> dict[str, Any]:
+    """The largest size that survives, and its time and memory."""
+    for tokens in (options.tokens, 4096, 2048, 1024, 512):
+        if tokens > options.tokens:
+            continue
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            times, loss = naive_step(options.model, options.rank, tokens, rounds=5)
+        except torch.OutOfMemoryError:
+            times = None
+        if times:
+            return {
+                "model": options.model,
+                "tokens": tokens,
+                "rank": options.rank,
+                "ms": quantiles(times),
+                "seconds_per_sequence": round(sorted(times)[len(times) // 2] / 1000, 4),
+                "peak_gib": gib(torch.cuda.max_memory_allocated()),
+                "loss": [round(x, 6) for x in loss],
+            }
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise SystemExit("no size of the naive way fits this GPU")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks stage1",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", choices=MODELS, default="llama2-7b")
+    parser.add_argument("--tokens", type=int, help="default: the model's native window, or 8192")
+    parser.add_argument("--rank", type=int, default=1024)
+    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--small", action="store_true", help=f"with {', '.join(SMALL)}")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing alone")
+    parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
+    parser.add_argument("--naive", action="store_true", help="plain PyTorch instead")
+    parser.add_argument("--commit", help="default: that of the working tree")
+    options = parser.parse_args(arguments)
+    options.tokens = options.tokens or TOKENS[options.model]
+    if not torch.cuda.is_available():
+        raise SystemExit("stage1 measures an NVIDIA GPU; there is none")
+    name = options.model + ".small" * options.small + ".naive" * options.naive
+    run = naive(options) if options.naive else measure(options)
+    head = ["git", "rev-parse", "HEAD"]
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": importlib.import_module("triton").__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "commit": options.commit
+        or subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+        "runs": {},
+    }
+    if options.out.exists():
+        result["runs"] = json.loads(options.out.read_text())["runs"]
+    result["runs"][name] = run
+    result["ratios"] = {
+        shape: {
+            "time": round(other["seconds_per_sequence"] / ours["seconds_per_sequence"], 2),
+            "memory": round(other["peak_gib"] / ours["peak_gib"], 2),
+            "tokens": [other["tokens"], ours["tokens"]],
+        }
+        for shape, ours in result["runs"].items()
+        if (other := result["runs"].get(f"{shape}.naive"))
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    shown = {key: value for key, value in run.items() if key != "top"}
+    print(f"{name}: {json.dumps(shown)}\nwrote {options.out}")
