@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 import tiny
-from linearard.capture import AttentionTap, unpadded
+from linearard.capture import AttentionTap, needs_no_mask, unpadded
 from linearard.capture.attention import _tapped_attention
 from linearard.capture.sdpa import (
     preferred_backends,
@@ -90,7 +90,9 @@ def test_whole_windows_need_no_mask(architecture, monkeypatch):
     padding = torch.ones_like(ids)
     padding[1, 50:] = 0
     expected = model(input_ids=ids, use_cache=False).logits
+    assert not needs_no_mask(model)
     AttentionTap(model)
+    assert needs_no_mask(model) is not architecture.startswith(("gemma2", "gemma3"))
     padded = model(input_ids=ids, attention_mask=padding, use_cache=False).logits
     masks, plain = [], torch.nn.functional.scaled_dot_product_attention
 

@@ -1,6 +1,12 @@
 """What a decoder's layers compute: queries, keys and values, and the hidden states between layers."""
 
-from linearard.capture.attention import AttentionTap, LayerAttention, StopForward, unpadded
+from linearard.capture.attention import (
+    AttentionTap,
+    LayerAttention,
+    StopForward,
+    needs_no_mask,
+    unpadded,
+)
 from linearard.capture.layers import LayerTap
 
-__all__ = ["AttentionTap", "LayerAttention", "LayerTap", "StopForward", "unpadded"]
+__all__ = ["AttentionTap", "LayerAttention", "LayerTap", "StopForward", "needs_no_mask", "unpadded"]

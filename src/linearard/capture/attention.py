@@ -123,6 +123,13 @@ class AttentionTap:
         self._observer = observer
 
 
+def needs_no_mask(model: nn.Module) -> bool:
+    """Whether whole windows are read without a mask: see `unpadded`."""
+    config = model.config.get_text_config()
+    known = config.model_type in _NO_OTHER_MASKS
+    return known and config._attn_implementation in (_PREFIX + "sdpa", _UNMASKED)
+
+
 @contextlib.contextmanager
 def unpadded(model: nn.Module) -> Iterator[None]:
     """Inside the block the model reads whole windows: no padding, no packed texts, no cache.
@@ -133,7 +140,7 @@ def unpadded(model: nn.Module) -> Iterator[None]:
     """
     config = model.config.get_text_config()
     before = config._attn_implementation
-    if before == _PREFIX + "sdpa" and config.model_type in _NO_OTHER_MASKS:
+    if needs_no_mask(model):
         config._attn_implementation_internal = _UNMASKED
     try:
         yield

@@ -18,6 +18,7 @@ from transformers import (
     default_data_collator,
 )
 
+from linearard.capture import needs_no_mask
 from linearard.distill import RestorationModule
 from linearard.errors import DataError, NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
@@ -94,7 +95,7 @@ class RestorationTrainer(Trainer):
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._speed = Speed(restorable, parts, dtype)
         self._captured: CapturedSteps | None = None
-        if _can_be_captured(self.args):
+        if needs_no_mask(restorable.model) and _can_be_captured(self.args):
             self._captured = CapturedSteps(self._run_batch, restorable.adapter.parameters())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
