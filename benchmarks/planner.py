@@ -249,7 +249,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", choices=[*CASES, *TINY])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=105, help="start no case after this long")
+    parser.add_argument("--seconds", type=float, default=95, help="start no case after this long")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--commit", help="default: that of the working tree")
     options = parser.parse_args(arguments)

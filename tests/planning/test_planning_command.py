@@ -181,6 +181,15 @@ def test_measured_rates_are_kept_and_used(cache, planned, capsys):
     assert plan["rates"]["device"] == "cpu" and plan["seconds"] > 0
 
 
+def test_rates_of_another_version_are_named(recipe, cache, capsys):
+    old = shipped_rates().to_dict() | {"device": "cpu", "versions": {"torch": "1.0"}}
+    store(Rates.from_dict(old))
+    assert main(["plan", str(recipe), "--model.device", "cpu"]) == 0
+    assert "measured with torch 1.0" in capsys.readouterr().out
+    assert main(["plan", str(recipe)]) == 0
+    assert "measured with" not in capsys.readouterr().out
+
+
 def test_slower_devices_take_longer(cache, planned):
     fast = shipped_rates()
     slow = Rates.from_dict(fast.to_dict() | {"device": "cpu", "gemm": fast.gemm / 1e6})

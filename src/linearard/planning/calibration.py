@@ -248,7 +248,7 @@ def _with_passes(rates: Rates, device: torch.device, dtype: torch.dtype, sizes: 
     shape = ModelShape.of(restorable.config, restorable.adapter.config)
     work = (shape, objective, tokens, batch)
     fused = device.type == "cuda" and dtype != torch.float32
-    products = step_products(*work, native_window=4096, fused=fused and shape.fused)
+    products = step_products(*work, native_window=4096, fused=fused)
     passed = sum(step_traffic(*work, native_window=4096, fused=fused).values())
     left = spent - sum(map(rates.seconds, products))
     # Never faster than a plain pass, and no more than ten times slower.
@@ -264,8 +264,9 @@ def _busy(step: Callable[[], None]) -> float:
     for _ in range(2):
         step()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
         step()
         torch.cuda.synchronize()
-    kernels = [e for e in record.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    return sum(kernel.device_time for kernel in kernels) / 1e6
+    kernels = record.key_averages()
+    on_device = [e for e in kernels if e.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(kernel.self_device_time_total for kernel in on_device) / 1e6

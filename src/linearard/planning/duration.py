@@ -55,7 +55,7 @@ def batch_duration(
     """
     sizes = (shape, objective, tokens, batch)
     how = {"native_window": native_window, "recompute": recompute}
-    products = step_products(*sizes, **how, fused=fused and shape.fused)
+    products = step_products(*sizes, **how, fused=fused)
     traffic = step_traffic(*sizes, **how, fused=fused)
     parts: Counter[str] = Counter()
     for product in products:

@@ -24,7 +24,7 @@ class Kept:
         shape, objective: model and loss.
         tokens, batch: of a sequence; sequences.
         element: bytes of an activation.
-        fused: whether the layers are those of `linearard.model.fused`.
+        fused: whether those of `linearard.model.fused` stand in for layers that it knows.
     """
 
     shape: ModelShape
@@ -74,7 +74,7 @@ class Kept:
         """What a layer holds for a moment in a forward pass: its MLP, or the float32 of a norm."""
         hidden, inner = self.shape.hidden, self.shape.intermediate
         mlp = self.element * (3 * inner + 2 * hidden)
-        if self.fused:
+        if "norm" in self._fused:
             return rows * mlp
         norm = 3 * _FLOAT32 * hidden + self.element * hidden
         return rows * max(mlp, norm)
@@ -85,16 +85,25 @@ class Kept:
         if reach.needed(index) != WHOLE:
             return self._rows * self.element * layer.heads * layer.head_dim
         hidden, inner = self.shape.hidden, self.shape.intermediate
-        return self._rows * self.element * ((2 if self.fused else 3) * inner + 2 * hidden)
+        return self._rows * self.element * (self._mlp * inner + 2 * hidden)
 
     @property
     def _rows(self) -> int:
         return self.tokens * self.batch
 
     @property
+    def _fused(self) -> frozenset[str]:
+        return self.shape.fused if self.fused else frozenset()
+
+    @property
+    def _mlp(self) -> int:
+        """Tensors of the intermediate size that an MLP keeps."""
+        return 2 if "mlp" in self._fused else 3
+
+    @property
     def _norm(self) -> int:
         """Of a norm's input, an element: the float32 copy; fused norms keep the input itself."""
-        return self.element if self.fused else _FLOAT32
+        return self.element if "norm" in self._fused else _FLOAT32
 
     def _inputs(self, layer: LayerShape, below: bool) -> float:
         """The norm before the attention, and what the adapters keep of its output, a row."""
@@ -105,7 +114,7 @@ class Kept:
             return a_row
         if not self.shape.dropout:
             a_row += self.element * hidden
-        elif self.fused:  # one draw for all; the mask has a byte an element
+        elif "attention" in self._fused:  # one draw for all; the mask has a byte an element
             a_row += hidden * (self.element + 1)
         else:
             a_row += len(trained) * hidden * (self.element + below)
@@ -124,5 +133,5 @@ class Kept:
         Of the MLP: what gate and up give, and the activated gate; fused, the first two.
         """
         attention = self.element * layer.heads * layer.head_dim + _FLOAT32 * layer.heads
-        inner = (2 if self.fused else 3) * self.element * self.shape.intermediate
+        inner = self._mlp * self.element * self.shape.intermediate
         return attention + self._norm * self.shape.hidden + inner

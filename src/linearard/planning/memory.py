@@ -121,9 +121,7 @@ class _Step:
         self.recompute = setting.recompute and self.own
         self.related = set(related_layers(shape, objective))
         self.teacher_pass, self.student_pass = passes(shape, objective)
-        self.kept = Kept(
-            shape, objective, tokens, batch, setting.element, setting.fused and shape.fused
-        )
+        self.kept = Kept(shape, objective, tokens, batch, setting.element, setting.fused)
         own = learning(shape, objective)
         self.gradients = [
             _FLOAT32 * self._weights(index, own) for index in range(len(shape.layers))

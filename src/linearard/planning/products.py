@@ -60,7 +60,7 @@ def step_products(
         tokens, batch: of a sequence; sequences.
         native_window: what the teacher reads at once where logit KL is formed on longer windows.
         recompute: gradient checkpointing.
-        fused: whether the layers are those of `linearard.model.fused`.
+        fused: whether those of `linearard.model.fused` stand in for layers that it knows.
 
     Raises:
         RecipeError: the objective names layers the model does not have.
@@ -87,7 +87,8 @@ class _Step:
         recompute: bool,
         fused: bool,
     ) -> None:
-        self.shape, self.objective, self.fused = shape, objective, fused
+        self.shape, self.objective = shape, objective
+        self.fused = shape.fused if fused else frozenset()
         self.tokens, self.batch, self.rows = tokens, batch, batch * tokens
         self.reads = teacher_reads(objective, tokens, native_window)
         self.related = related_layers(shape, objective)
@@ -133,7 +134,7 @@ class _Step:
                     yield _gemm("student", index, projection, self.rows, counted)
                     # Nothing reads what a layer's last product gives: recomputation stops before, but
                     # a fused MLP is computed whole.
-                    if again and (self.fused or projection.role != "mlp out"):
+                    if again and ("mlp" in self.fused or projection.role != "mlp out"):
                         yield _gemm("recompute", index, projection, self.rows, False)
                     learns = counted and (needed == WHOLE or is_read(self.objective, projection))
                     if projection.trained:
@@ -148,7 +149,9 @@ class _Step:
         for index in self.related:
             for projection in self.shape.layers[index].projections:
                 if projection.feeds_attention:
-                    if not self.fused:  # the teacher has the same product of the same input
+                    if (
+                        "attention" not in self.fused
+                    ):  # the teacher has the same product of the same input
                         yield _gemm("student", index, projection, self.rows, False)
                     if projection.trained:
                         learns = is_read(self.objective, projection)
@@ -206,7 +209,7 @@ class _Step:
         if learns:
             yield _product("backward", "lora", outputs, rows, rank, index, True)
             yield _product("backward", "lora", rows, outputs, rank, index, True)
-        if learns or (counted and self.fused):  # fused, A's products are one for q, k and v
+        if learns or (counted and "attention" in self.fused):  # A's products are one for q, k and v
             yield _product("backward", "lora", rank, rows, inputs, index, learns)
             if alive or self.to_embedding:
                 yield _product("backward", "lora", rows, rank, inputs, index, alive and learns)

@@ -84,7 +84,8 @@ class ModelShape:
         frozen_copies: of direct training: originals kept beside the trained matrices.
         tensors: number of trained tensors.
         rank, dropout: of LoRA; 0 in direct training.
-        fused: whether `model.fused` knows all of its layers; it runs on GPUs in half precision.
+        fused: which of `norm`, `attention` and `mlp` has a fused form (`model.fused`), which runs on GPUs in
+            half precision.
     """
 
     layers: tuple[LayerShape, ...]
@@ -98,7 +99,7 @@ class ModelShape:
     tensors: int
     rank: int
     dropout: float
-    fused: bool
+    fused: frozenset[str]
 
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
@@ -134,8 +135,7 @@ class ModelShape:
             tensors=len(parameters),
             rank=adapter.r if lora else 0,
             dropout=adapter.dropout if lora else 0.0,
-            # A norm for attention and MLP each, and one behind the last layer.
-            fused=fuse_layers(model) >= 4 * len(layers) + 1,
+            fused=_fused(model),
         )
 
 
@@ -151,6 +151,17 @@ def _empty_model(config: Any) -> Any:
             got=f"{type(config).__name__}: {' '.join(str(error).split())[:200]}",
             fix="Check model.name.",
         ) from error
+
+
+def _fused(model: Any) -> frozenset[str]:
+    fuse_layers(model)
+    kinds = {"q_proj": "attention", "gate_proj": "mlp"}
+    found = set()
+    for module in model.get_decoder().layers.modules():
+        if hasattr(module, "_fused_everywhere"):
+            own = [kind for name, kind in kinds.items() if hasattr(module, name)]
+            found.add(own[0] if own else "norm")
+    return frozenset(found)
 
 
 def _windows(config: Any) -> list[int | None]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from linearard.planning.advice import Advice, Change
-from linearard.planning.rates import Rates
+from linearard.planning.rates import Rates, shipped_rates
 from linearard.planning.recipe import PlannedRecipe
 from linearard.planning.run import PartPlan, RunPlan, StagePlan
 
@@ -29,6 +31,12 @@ def _head(plan: RunPlan, rates: Rates | None) -> Iterator[str]:
         yield "times: not known for this device; `linearard plan --calibrate` measures it"
     else:
         yield f"times: for {rates.device} ({rates.source})"
+        measured = rates.versions["torch"]
+        if measured != torch.__version__ and rates != shipped_rates():
+            yield (
+                f"  measured with torch {measured}, now {torch.__version__}: "
+                "run `linearard plan --calibrate` again"
+            )
 
 
 def _stages(plan: RunPlan) -> Iterator[str]:

@@ -12,6 +12,7 @@ _PLAIN = {"norm": 36, "rotation": 20, "activation": 10, "adapter": 10}
 _FUSED = {"norm": 4, "rotation": 4, "activation": 6, "adapter": 0}
 _PLAIN_BACK = {"norm": 74, "rotation": 20, "activation": 26, "adapter": 14}
 _FUSED_BACK = {"norm": 6, "rotation": 4, "activation": 10, "adapter": 4}
+_OF = {"norm": "norm", "rotation": "attention", "activation": "mlp", "adapter": "attention"}
 _RESIDUAL = 6  # read two, write one, twice a layer
 #: Bytes a logit, its gradient included: float32 in many passes; fused, read, read again and written.
 _LOGITS = {"logit_kl": (90, 10), "cross_entropy": (36, 6)}
@@ -42,7 +43,10 @@ def step_traffic(
     teacher, student = passes(shape, objective)
     own = objective.inputs == "own"
     related = related_layers(shape, objective)
-    ahead, back = (_FUSED, _FUSED_BACK) if fused and shape.fused else (_PLAIN, _PLAIN_BACK)
+    ahead, back = (
+        {name: (better if fused and _OF[name] in shape.fused else plain)[name] for name in _OF}
+        for plain, better in ((_PLAIN, _FUSED), (_PLAIN_BACK, _FUSED_BACK))
+    )
     found = dict.fromkeys(("teacher", "student", "backward", "recompute"), 0.0)
     for index, layer in enumerate(shape.layers):
         if windows:
