@@ -9,7 +9,7 @@
 Q/Q + K/K + V/V, LoRA of rank 1024 on q, k and v with dropout, linear scaling by 8, random tokens. A step is
 a sequence: forward of teacher and student, backward, clipping, AdamW, the refusal of bad steps and a log.
 The first steps (kernels are compiled, the step is recorded) are not counted. The file it writes, by
-NAME = MODEL, MODEL.small or MODEL.naive:
+NAME = MODEL, MODEL.small, MODEL.checkpointing or MODEL.naive:
 
     device, torch, triton, transformers, python, commit, date    where and when
     runs: NAME ->
@@ -287,7 +287,8 @@ def main(arguments: list[str]) -> None:
     options.tokens = options.tokens or TOKENS[options.model]
     if not torch.cuda.is_available():
         raise SystemExit("stage1 measures an NVIDIA GPU; there is none")
-    name = options.model + ".small" * options.small + ".naive" * options.naive
+    kinds = ("small", "naive", "checkpointing")
+    name = ".".join([options.model, *(kind for kind in kinds if getattr(options, kind))])
     run = naive(options) if options.naive else measure(options)
     head = ["git", "rev-parse", "HEAD"]
     result: dict[str, Any] = {
