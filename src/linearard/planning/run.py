@@ -161,7 +161,7 @@ def plan_run(
             state=0.0 if stage.offload_optimizer else state,
             update=0.0 if stage.offload_optimizer else update,
             accumulated=waiting,
-            graphs=fused and records_graphs(stage),
+            graphs=fused and shape.unmasked and records_graphs(stage),
             offload_teacher=stage.offload_teacher,
             remembered=number,
         )

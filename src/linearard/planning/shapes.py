@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from linearard.capture import AttentionTap, needs_no_mask
 from linearard.errors import ModelError
 from linearard.model import AdapterConfig
 from linearard.model.adapters import Adapter, TwoViewLinear
@@ -86,6 +87,7 @@ class ModelShape:
         rank, dropout: of LoRA; 0 in direct training.
         fused: which of `norm`, `attention` and `mlp` has a fused form (`model.fused`), which runs on GPUs in
             half precision.
+        unmasked: whether whole windows are read without an attention mask.
     """
 
     layers: tuple[LayerShape, ...]
@@ -100,6 +102,7 @@ class ModelShape:
     rank: int
     dropout: float
     fused: frozenset[str]
+    unmasked: bool
 
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
@@ -115,6 +118,7 @@ class ModelShape:
         config = copy.deepcopy(config.get_text_config())
         model = _empty_model(config)
         base = sum(p.numel() for p in model.parameters())
+        AttentionTap(model)  # as in a run: it decides which attention runs
         with torch.device("meta"):
             trained = Adapter(model, adapter)
         parameters = trained.parameters()
@@ -136,6 +140,7 @@ class ModelShape:
             rank=adapter.r if lora else 0,
             dropout=adapter.dropout if lora else 0.0,
             fused=_fused(model),
+            unmasked=needs_no_mask(model),
         )
 
 
