@@ -126,7 +126,9 @@ class CapturedSteps:
             graph = torch.cuda.CUDAGraph()
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads (a data loader that pins memory) may call what a recording thread may not.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=mode):
                 kind.outputs = self._run(**kind.inputs)
         except RuntimeError as error:
             self._works = False
