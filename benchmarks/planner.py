@@ -36,11 +36,11 @@ import torch
 import transformers
 
 from benchmarks.training_step import MODELS, SELF
+from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.planning import Rates, calibrate, shipped_rates
 from linearard.planning.run import plan_run
-from linearard.planning.shapes import ModelShape
 from linearard.train import RestorationConfig
 from linearard.train.trainer import RestorationTrainer
 

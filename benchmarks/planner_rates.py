@@ -19,11 +19,11 @@ import numpy as np
 import transformers
 
 from benchmarks.training_step import CASES, MODELS
+from linearard.counting.products import step_products, visible_pairs
+from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig
-from linearard.planning.products import step_products, visible_pairs
 from linearard.planning.rates import Rates, Speed
-from linearard.planning.shapes import ModelShape
 from linearard.planning.traffic import optimizer_traffic, step_traffic
 
 RESULTS = Path(__file__).parent / "results" / "h200"

@@ -19,7 +19,7 @@ NAME = MODEL, MODEL.small, MODEL.checkpointing or MODEL.naive:
         stage_minutes         576 sequences at that speed
         peak_gib, reserved_gib    most memory allocated (reserved), loading and warm-up included
         startup_gib           allocated before the first step
-        tflop, peak_tflops    needed operations of a step (`planning.step_flops`); a second, of a product of
+        tflop, peak_tflops    needed operations of a step (`counting.step_flops`); a second, of a product of
                               8192 x 8192 bf16 matrices in this process
         mfu                   tflop over seconds_per_sequence over peak_tflops
         loss                  first and last: finite and falling
@@ -54,9 +54,9 @@ from torch.utils.data import Dataset
 
 from benchmarks.stage1_naive import naive_step
 from benchmarks.training_step import MODELS, SELF, build
+from linearard.counting import step_flops
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig
-from linearard.planning.flops import step_flops
 from linearard.train.config import RestorationConfig
 from linearard.train.progress import peak_flops
 from linearard.train.trainer import RestorationTrainer

@@ -16,9 +16,9 @@ LEVELS = [
     {"rope", "capture"},
     {"model"},
     {"distill", "data"},
-    {"planning"},
+    {"counting"},
     {"train", "evaluation", "export"},
-    {"sweep"},
+    {"sweep", "planning"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -10,13 +10,13 @@ import torch
 
 import tiny
 from benchmarks.training_step import CASES, MODELS
+from linearard.counting.passes import passes
+from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.model.fused import fuse_layers
 from linearard.planning.kept import Kept
 from linearard.planning.memory import Setting, step_memory
-from linearard.planning.passes import passes
-from linearard.planning.shapes import ModelShape
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
 TOKENS, BATCH, GIB = 59, 2, 2**30

@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks import planner_rates
 from benchmarks.training_step import CASES
+from linearard.counting.products import Product
 from linearard.distill import ObjectiveConfig
 from linearard.errors import CheckpointError
 from linearard.planning import Rates, shipped_rates, stored_rates
 from linearard.planning.duration import batch_duration, optimizer_seconds
-from linearard.planning.products import Product
 
 
 def result(name):

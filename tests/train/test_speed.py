@@ -8,8 +8,8 @@ import torch
 
 import small_run
 import tiny
+from linearard.counting import step_flops
 from linearard.distill import ObjectiveConfig
-from linearard.planning.flops import step_flops
 from linearard.train.progress import Speed, peak_flops
 
 PARTS = {

@@ -1,7 +1,6 @@
-"""What a run needs, before it is started: operations, memory, time, and what to change so that it fits."""
+"""What a run needs, before it is started: memory, time, and what to change so that it fits."""
 
 from linearard.planning.calibration import calibrate
-from linearard.planning.flops import step_flops
 from linearard.planning.rates import Rates, shipped_rates, store, stored_rates
 from linearard.planning.recipe import PlannedRecipe, planned_recipe
 from linearard.planning.text import plan_text
@@ -13,7 +12,6 @@ __all__ = [
     "plan_text",
     "planned_recipe",
     "shipped_rates",
-    "step_flops",
     "store",
     "stored_rates",
 ]

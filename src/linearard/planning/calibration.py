@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from linearard.capture.sdpa import preferred_backends
+from linearard.counting.products import step_products, visible_pairs
+from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel, resolve_device, resolve_dtype
 from linearard.ops.relation_kl import relation_kl
-from linearard.planning.products import step_products, visible_pairs
 from linearard.planning.rates import Rates, Speed
-from linearard.planning.shapes import ModelShape
 from linearard.planning.traffic import step_traffic
 
 _PAPER = {"q": 1.0, "k": 1.0, "v": 1.0}

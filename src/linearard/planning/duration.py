@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from linearard.counting.passes import NOTHING, passes, related_layers
+from linearard.counting.products import step_products
+from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
-from linearard.planning.passes import NOTHING, passes, related_layers
-from linearard.planning.products import step_products
 from linearard.planning.rates import Rates
-from linearard.planning.shapes import ModelShape
 from linearard.planning.traffic import optimizer_traffic, step_traffic
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from linearard.counting.passes import NOTHING, WHOLE, Pass, related_layers
+from linearard.counting.shapes import LayerShape, ModelShape
 from linearard.distill import ObjectiveConfig
-from linearard.planning.passes import NOTHING, WHOLE, Pass, related_layers
-from linearard.planning.shapes import LayerShape, ModelShape
 
 _FLOAT32 = 4
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from linearard.distill import ObjectiveConfig
-from linearard.model import LOGIT_ELEMENTS
-from linearard.planning.kept import Kept
-from linearard.planning.passes import (
+from linearard.counting.passes import (
     NOTHING,
     WHOLE,
     learning,
@@ -16,7 +13,10 @@ from linearard.planning.passes import (
     related_layers,
     teacher_reads,
 )
-from linearard.planning.shapes import ModelShape
+from linearard.counting.shapes import ModelShape
+from linearard.distill import ObjectiveConfig
+from linearard.model import LOGIT_ELEMENTS
+from linearard.planning.kept import Kept
 
 #: cuBLAS keeps one workspace for the thread of forward passes and one for that of backward passes.
 _LIBRARIES = 2 * 32 * 2**20

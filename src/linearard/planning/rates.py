@@ -12,8 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from linearard.counting.products import Product
 from linearard.errors import CheckpointError
-from linearard.planning.products import Product
 
 _SHIPPED = "h200.json"
 _FORMAT = 1

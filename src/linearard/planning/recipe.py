@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from linearard.counting.shapes import ModelShape
 from linearard.model import load_config, resolve_device, resolve_dtype
 from linearard.planning.advice import Advice, Overrides, advise
 from linearard.planning.rates import Rates, shipped_rates, stored_rates
 from linearard.planning.run import RunPlan, plan_run
-from linearard.planning.shapes import ModelShape
 from linearard.rope import check_scaling, native_window
 
 if TYPE_CHECKING:

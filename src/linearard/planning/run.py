@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from linearard.counting.passes import learning
+from linearard.counting.shapes import ModelShape
 from linearard.planning.duration import (
     Duration,
     batch_duration,
@@ -15,9 +17,7 @@ from linearard.planning.duration import (
 )
 from linearard.planning.memory import Memory, Setting, step_memory
 from linearard.planning.optimizers import optimizer_bytes
-from linearard.planning.passes import learning
 from linearard.planning.rates import Rates
-from linearard.planning.shapes import ModelShape
 
 if TYPE_CHECKING:
     from linearard.train import RestorationConfig

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from linearard.counting.passes import NOTHING, WHOLE, passes, related_layers, teacher_reads
+from linearard.counting.shapes import LayerShape, ModelShape
 from linearard.distill import ObjectiveConfig
-from linearard.planning.passes import NOTHING, WHOLE, passes, related_layers, teacher_reads
-from linearard.planning.shapes import LayerShape, ModelShape
 
 #: Bytes an element, of layers of `transformers` in mixed precision, and of fused ones.
 #: Norm and rotation: each pass over the float32 copy counts; activation: silu and product.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import ProgressCallback
 
+from linearard.counting import step_flops
 from linearard.distill import ObjectiveConfig
 from linearard.errors import UserError
 from linearard.model import RestorableModel
-from linearard.planning.flops import step_flops
 
 _SIDE = 8192  # of the matrices whose product is the device's peak
 
@@ -58,7 +58,7 @@ class Speed:
         """Figures since the last look, of all processes together; then begin again.
 
         `tokens_per_second`, `seconds_per_sequence`, and on a GPU `mfu`: the operations that the step
-        needs (`planning.step_flops`) over those of a large matrix product in the same time.
+        needs (`counting.step_flops`) over those of a large matrix product in the same time.
         """
         seconds = time.perf_counter() - self._since
         figures = {"tokens_per_second": self._tokens * processes / seconds}

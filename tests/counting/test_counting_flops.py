@@ -7,12 +7,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from linearard.counting import step_flops
+from linearard.counting.products import step_products, visible_pairs
+from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.model.fused import fuse_layers
-from linearard.planning import step_flops
-from linearard.planning.products import step_products, visible_pairs
-from linearard.planning.shapes import ModelShape
 
 TOKENS, BATCH = 37, 3
 SELF = {"q": 1.0, "k": 1.0, "v": 1.0}

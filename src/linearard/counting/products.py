@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from linearard.distill import ObjectiveConfig
-from linearard.planning.passes import (
+from linearard.counting.passes import (
     FEEDS,
     NOTHING,
     WHOLE,
@@ -15,7 +14,8 @@ from linearard.planning.passes import (
     related_layers,
     teacher_reads,
 )
-from linearard.planning.shapes import LayerShape, ModelShape, Projection
+from linearard.counting.shapes import LayerShape, ModelShape, Projection
+from linearard.distill import ObjectiveConfig
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from linearard.counting.shapes import ModelShape, Projection
 from linearard.distill import ObjectiveConfig
-from linearard.planning.shapes import ModelShape, Projection
 
 WHOLE, FEEDS, NOTHING = "whole", "feeds", "nothing"  # how much of a layer; feeds: its q, k and v
 

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from linearard.counting.products import step_products
+from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig
-from linearard.planning.products import step_products
-from linearard.planning.shapes import ModelShape
 
 
 def step_flops(
