@@ -95,7 +95,9 @@ def _verdict(plan: RunPlan, limit: float | None, advice: Advice | None) -> Itera
     if advice is None:
         return
     yield "each change by itself:"
-    for change in advice.single:
+    # Where two stages are equally full, no change of one lowers the peak: then all that save are shown.
+    lower = [change for change in advice.single if change.peak < 0.99 * plan.peak]
+    for change in lower or advice.single:
         yield f"  {_change(change)}"
     if advice.together is None:
         yield "no union of these fits: take a smaller model or a larger GPU"
