@@ -34,6 +34,7 @@ RUNS: dict[str, list[tuple[str, str | None, str]]] = {
     "cpu/demo": [
         ("demo.original.smollm2_135m", None, "original"),
         ("demo.untrained.smollm2_135m_linear8", None, "stretched"),
+        ("demo.aligned.smollm2_135m_linear8", "alignment", "after alignment"),
         ("demo.restored.smollm2_135m_linear8", "restoration", "restored"),
     ],
 }
@@ -54,7 +55,8 @@ _TITLES = {
     "stage1": "stage 1 (restoration)",
     "stage2": "stage 2 (CPT), after stage 1",
     "paper_relations": "linear: stage 1, the paper's relations alone",
-    "restored": "linear, restored",
+    "aligned": "stage 1 (each layer alone)",
+    "restored": "stage 2 (all together), after stage 1",
 }
 
 

@@ -9,6 +9,8 @@ import small_run
 from linearard.cli.main import main
 
 TINY = {
+    "stages.alignment.window": "48",
+    "stages.alignment.sequences": "4",
     "stages.restoration.window": "48",
     "stages.restoration.sequences": "4",
     "evaluation": "{perplexity_windows: [32], agreement_window: 32, passkey_lengths: []}",
@@ -35,6 +37,8 @@ def test_options_fields_and_report(arguments, base_folder, tmp_path, capsys):
     assert captured.out.splitlines()[0].split() == [
         "original",
         "stretched",
+        "after",
+        "alignment",
         "restored",
         "recovered",
     ]
@@ -42,7 +46,7 @@ def test_options_fields_and_report(arguments, base_folder, tmp_path, capsys):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert recipe["output_dir"] == "2024" and recipe["adapter"] == {"kind": "direct"}
     assert recipe["stages"]["restoration"]["window"] == 48
-    assert recipe["stages"]["restoration"]["learning_rate"] == 3e-3  # the demo's own
+    assert recipe["stages"]["restoration"]["learning_rate"] == 1e-3  # the demo's own
     assert (run / "report.html").stat().st_size > 10_000
 
 

@@ -1,7 +1,7 @@
 """The claim in small: a real stretched model gets its short-text ability back.
 
-The margins are wide on purpose. With these settings the restored KL was about half of the untrained one
-and the perplexity about a third; order of the windows and initialisation move both by a few per cent.
+The margins are wide on purpose. With these settings the restored KL was about a quarter of the untrained
+one and the perplexity about an eighth; order of the windows and initialisation move both by a few per cent.
 """
 
 import importlib.util
@@ -20,7 +20,10 @@ pytestmark = [
 ]
 
 _SMALL = {
-    "stages.restoration.sequences": "32",
+    "stages.alignment.sequences": "40",
+    "stages.alignment.window": "384",
+    "stages.alignment.save_strategy": "no",
+    "stages.restoration.sequences": "8",
     "stages.restoration.window": "384",
     "stages.restoration.save_strategy": "no",
     "evaluation.perplexity_windows": "[384]",
@@ -42,8 +45,8 @@ def test_smollm2_is_restored_on_text_it_was_not_trained_on(tmp_path, capsys):
     )
     ppl = [view["perplexity"]["384"]["ppl"] for view in (original, stretched, restored)]
     assert ppl[1] > 5 * ppl[0], "linear x 8 hurts the untrained model"
-    assert ppl[2] < 0.6 * ppl[1], "restoration lowers the perplexity"
-    assert restored["agreement"]["kl"] < 0.8 * stretched["agreement"]["kl"]
-    assert restored["agreement"]["top1"] > stretched["agreement"]["top1"] + 0.05
+    assert ppl[2] < 0.3 * ppl[1], "restoration lowers the perplexity"
+    assert restored["agreement"]["kl"] < 0.5 * stretched["agreement"]["kl"]
+    assert restored["agreement"]["top1"] > stretched["agreement"]["top1"] + 0.2
     assert "restored" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000

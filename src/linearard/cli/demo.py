@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="restore SmolLM2-135M on the CPU, from start to report",
         description="Stretch SmolLM2-135M-Instruct eightfold, restore it on a little text, and compare "
         "original, stretched and restored. Needs no network and no GPU. Any field of its recipe can be "
-        "given as in `linearard train`, for instance --stages.restoration.sequences 256.",
+        "given as in `linearard train`, for instance --stages.alignment.sequences 256.",
     )
     parser.add_argument(
         "--model", help="another model: hub id, folder, .gguf file, or package:NAME"
