@@ -7,7 +7,7 @@ from torch import nn
 import small_run
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule
-from linearard.train.captured import CapturedSteps, GradientBuffers
+from linearard.train.captured import CapturedSteps, GradientBuffers, _reason
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 OBJECTIVES = {
@@ -55,6 +55,16 @@ def test_without_a_gpu_steps_stay_plain(caplog):
     steps({"x": torch.ones(2), "part": "b"})
     assert weight.grad.tolist() == [16, 16] and other.grad.tolist() == [1, 1]
     assert steps.graphs == 0 and caplog.text.count("No CUDA graphs") == 1
+
+
+def test_the_reason_is_the_first_error():
+    try:
+        try:
+            raise RuntimeError("not permitted\nmore")
+        except RuntimeError:
+            raise RuntimeError("failed due to a previous error")  # noqa: B904
+    except RuntimeError as error:
+        assert _reason(error) == "not permitted"
 
 
 def trained_steps(captured, dropout=0.0):
@@ -105,6 +115,29 @@ def test_graphs_train_as_plain_steps_do():
     assert (got - losses).abs().max() <= 3 * noise + 1e-3 * losses.abs().max()
     for a, b in zip(got_weights, weights, strict=True):
         assert (a - b).norm() < 2e-2 * b.norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_graph_of_autograd_that_is_still_alive_does_not_matter():
+    """As after an exception whose frames nobody has collected yet."""
+    weight = nn.Parameter(torch.ones(1000, device="cuda"))
+    alive = []
+
+    def run(x):
+        loss = (weight * x).square().sum()
+        if not torch.cuda.is_current_stream_capturing():
+            alive.append(loss)
+        loss.backward(retain_graph=True)
+        return {"loss": loss.detach()}
+
+    steps = CapturedSteps(run, [weight])
+    for number in range(1, 7):
+        loss = steps({"x": torch.full((1000,), float(number), device="cuda")})["loss"]
+        assert float(loss) == 1000 * number**2
+    assert steps.graphs == 1 and len(alive) == 2
+    total = 2.0 * sum(number**2 for number in range(1, 7))
+    assert torch.equal(weight.grad, torch.full_like(weight, total))
 
 
 @pytest.mark.gpu

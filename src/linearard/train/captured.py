@@ -7,8 +7,11 @@ then on replayed with new tokens.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +110,8 @@ class CapturedSteps:
         before = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
-        outputs = self._run(**inputs)
+        with _recording_stream():
+            outputs = self._run(**inputs)
         kind.trained = [p for p in self._parameters if p.grad is not None]
         for parameter, earlier in zip(self._parameters, before, strict=True):
             if parameter.grad is None:
@@ -122,22 +126,54 @@ class CapturedSteps:
             for name, value in inputs.items()
         }
         self._buffers.adopt(kind.trained)  # recording runs nothing: the values stay
+        # The first step compiles kernels, and exceptions caught there keep its frames, with all their
+        # tensors, until the garbage collector comes.
+        gc.collect()
         try:
             graph = torch.cuda.CUDAGraph()
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             # Other threads (a data loader that pins memory) may call what a recording thread may not.
             mode = "thread_local"
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=mode):
+            options = {"pool": self._pool, "stream": _stream(), "capture_error_mode": mode}
+            with torch.cuda.graph(graph, **options):
                 kind.outputs = self._run(**kind.inputs)
         except RuntimeError as error:
             self._works = False
             kind.inputs, kind.outputs = {}, {}
             torch.cuda.empty_cache()
-            reason = str(error).strip().splitlines()[0]
-            _LOGGER.warning("No CUDA graphs in this stage: %s", reason)
+            _LOGGER.warning("No CUDA graphs in this stage: %s", _reason(error))
         else:
             kind.graph = graph
+
+
+@functools.cache
+def _stream() -> Any:
+    return torch.cuda.Stream()
+
+
+@contextlib.contextmanager
+def _recording_stream() -> Iterator[None]:
+    """The stream that steps are recorded on, between what was asked for before and after.
+
+    A weight's node of the autograd graph belongs to the stream on which it was made, and lives as long as
+    any graph that it is in. One made on another stream than the recording's would break the recording.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    outer = torch.cuda.current_stream()
+    _stream().wait_stream(outer)
+    with torch.cuda.stream(_stream()):
+        yield
+    outer.wait_stream(_stream())
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the first error: those behind it only say that something failed before."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _describe(value: Any) -> Hashable:
