@@ -28,6 +28,9 @@ def restorable(architecture, *, fused, dtype=torch.float32, **adapter):
     for parameter in made.model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    for name, buffer in made.model.named_buffers():
+        if "original_" in name and "inv_freq" not in name:
+            buffer.data = buffer.data.to(dtype)
     return made
 
 
@@ -66,12 +69,13 @@ def step(module, ids, mask=None, *, autocast=False):
 
 @pytest.mark.parametrize("architecture", FUSED)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_step_is_the_same(architecture, recompute, monkeypatch):
+@pytest.mark.parametrize("kind", ["lora", "direct"])
+def test_a_step_is_the_same(architecture, recompute, kind, monkeypatch):
     ids = tiny.tokens(2, 41)
     mask = torch.ones_like(ids)
     mask[1, 29:] = 0
-    terms, expected = step(module_for(restorable(architecture, fused=False)), ids, mask)
-    made = restorable(architecture, fused=True)
+    terms, expected = step(module_for(restorable(architecture, fused=False, kind=kind)), ids, mask)
+    made = restorable(architecture, fused=True, kind=kind)
     module = module_for(made, recompute=recompute)
     calls = count_fused_calls(monkeypatch)
     got, gradients = step(module, ids, mask)
@@ -93,17 +97,22 @@ def test_a_step_is_the_same(architecture, recompute, monkeypatch):
 
 @pytest.mark.parametrize("relations", [{"qk": 1.0}, {"qk": 1.0, "v": 0.5}, {"q": 1.0, "k": 2.0}])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_teacher_inputs_share_the_projections(architecture, relations, monkeypatch):
+@pytest.mark.parametrize("kind", ["lora", "direct"])
+def test_teacher_inputs_share_the_projections(architecture, relations, kind, monkeypatch):
     ids = tiny.tokens(2, 41)
     objective = {"relations": relations, "inputs": "teacher", "layers": [2, 1]}
-    terms, expected = step(module_for(restorable(architecture, fused=False), **objective), ids)
-    module = module_for(restorable(architecture, fused=True), **objective)
+    terms, expected = step(
+        module_for(restorable(architecture, fused=False, kind=kind), **objective), ids
+    )
+    module = module_for(restorable(architecture, fused=True, kind=kind), **objective)
     from linearard.model.fused import install
 
     bases, project_plainly = [], install.project
 
     def seeing(*args):
-        bases.append(args[6] is not None if len(args) > 6 else False)
+        if len(args) < 7:  # layer 0, which the teacher alone runs
+            return project_plainly(*args)
+        bases.append("".join(n for n, y in zip("qkv", args[6], strict=True) if y is not None))
         return project_plainly(*args)
 
     monkeypatch.setattr(install, "project", seeing)
@@ -115,21 +124,22 @@ def test_teacher_inputs_share_the_projections(architecture, relations, monkeypat
             continue
         error = (gradients[name] - gradient).norm()
         assert error <= 1e-4 * gradient.norm(), (name, float(error))
-    # layer 0 is the teacher's alone; in the others the student adds LoRA to what the teacher has
-    assert bases == ([] if architecture == "qwen3" else [False, True, True])
+    # The student adds LoRA to what the teacher has, or takes the values that no relation reads.
+    known = "qkv" if kind == "lora" else "" if "v" in relations else "v"
+    assert bases == ([] if architecture == "qwen3" else [known, known])
     assert not any(hasattr(m, "_sharing") for m in module.model.modules())
 
 
-def test_half_precision_is_as_near_to_the_truth_as_before():
+@pytest.mark.parametrize("kind", ["lora", "direct"])
+def test_half_precision_is_as_near_to_the_truth_as_before(kind):
     """bfloat16 weights under autocast: errors against float32 weights of the same values."""
     ids = tiny.tokens(2, 61)
-    exact = restorable("llama", fused=False, dtype=torch.bfloat16)
-    for parameter in exact.model.parameters():
-        parameter.data = parameter.data.float()
+    exact = restorable("llama", fused=False, dtype=torch.bfloat16, kind=kind)
+    exact.model.float()
     terms, expected = step(module_for(exact), ids)
     errors = {}
     for fused in (False, True):
-        made = restorable("llama", fused=fused, dtype=torch.bfloat16)
+        made = restorable("llama", fused=fused, dtype=torch.bfloat16, kind=kind)
         module = module_for(made)
         with made.adapter.without_casts():
             got, gradients = step(module, ids, autocast=True)
@@ -196,7 +206,7 @@ def test_a_merged_model_is_the_same():
 
 def test_other_adapters_go_the_plain_way(monkeypatch):
     calls = count_fused_calls(monkeypatch)
-    for adapter in ({"kind": "direct"}, {"target_modules": ["q_proj", "o_proj"]}):
+    for adapter in ({"target_modules": ["q_proj", "o_proj"]}, {"target_modules": ["v_proj"]}):
         plain, fused = (restorable("llama", fused=f, **adapter) for f in (False, True))
         terms, _ = step(module_for(plain), tiny.tokens())
         assert step(module_for(fused), tiny.tokens())[0] == pytest.approx(terms, rel=2e-5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linearard.model.adapters import TwoViewLinear
 from linearard.model.fused.layers import gated_mlp, norm
-from linearard.model.fused.projections import LowRank, base_outputs, project
+from linearard.model.fused.projections import LowRank, Projection, base_outputs, project
 from linearard.ops import pointwise
 
 _LOGGER = logging.getLogger(__name__)
@@ -105,9 +106,7 @@ def _attention_forward(
     usable = read is not None and past_key_values is None and position_embeddings is not None
     if usable:
         cos, sin = position_embeddings
-        usable = cos.shape[-1] == module.head_dim and _runs(
-            module, hidden_states, read[0][0].weight
-        )
+        usable = cos.shape[-1] == module.head_dim and _runs(module, hidden_states, read.frozen)
     if not usable:
         return original(
             hidden_states,
@@ -118,8 +117,7 @@ def _attention_forward(
         )
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    linears, low_rank = read
-    q, k, v = _shared(module, hidden_states, linears, cos, sin, low_rank)
+    q, k, v = _shared(module, hidden_states, cos, sin, read)
     attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
     output, weights = attend(
         module,
@@ -134,6 +132,25 @@ def _attention_forward(
     )
     output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
     return module.o_proj(output), weights
+
+
+@dataclass
+class _Read:
+    """What an attention module's projections are now.
+
+    Attributes:
+        projections: of q, k and v, as they are to be applied.
+        low_rank: what LoRA adds, or None.
+        frozen: a weight in the precision of the products.
+        original: whether this is the model before any training.
+        shares: whether the trained model adds to the original's outputs.
+    """
+
+    projections: list[Projection]
+    low_rank: LowRank | None
+    frozen: Tensor
+    original: bool
+    shares: bool
 
 
 @dataclass
@@ -166,25 +183,25 @@ def sharing_projections(modules: Iterable[nn.Module], *, without_values: bool) -
 
 
 def _shared(
-    module: Any,
-    x: Tensor,
-    linears: Sequence[nn.Linear],
-    cos: Tensor,
-    sin: Tensor,
-    low_rank: LowRank | None,
+    module: Any, x: Tensor, cos: Tensor, sin: Tensor, read: _Read
 ) -> tuple[Tensor, Tensor, Tensor]:
     sharing: _Sharing | None = getattr(module, "_sharing", None)
+    projections, low_rank, width = read.projections, read.low_rank, module.head_dim
     if sharing is None:
-        return project(x, linears, module.head_dim, cos, sin, low_rank)
-    if low_rank is None:
-        sharing.base = base_outputs(x, linears)
-        heads = [y.view(*x.shape[:-1], -1, module.head_dim) for y in sharing.base]
+        return project(x, projections, width, cos, sin, low_rank)
+    if read.original:
+        sharing.base = base_outputs(x, projections)
+        heads = [y.view(*x.shape[:-1], -1, width) for y in sharing.base]
         q, k = (pointwise.rotate(y, cos, sin) for y in heads[:2])
         return q.transpose(1, 2), k.transpose(1, 2), heads[2].transpose(1, 2)
-    base, sharing.base = sharing.base, None
-    if sharing.without_values and base is not None:
+    base, sharing.base = sharing.base or [None] * 3, None
+    if not read.shares:
+        base[:2] = [None] * 2
+    if not sharing.without_values:
+        base[2] = base[2] if read.shares else None
+    elif base[2] is not None and low_rank is not None:
         low_rank = replace(low_rank, a=(*low_rank.a[:2], None), b=(*low_rank.b[:2], None))
-    return project(x, linears, module.head_dim, cos, sin, low_rank, base)
+    return project(x, projections, width, cos, sin, low_rank, base)
 
 
 def _runs(module: Any, x: Tensor, weight: Tensor) -> bool:
@@ -201,7 +218,8 @@ def _runs(module: Any, x: Tensor, weight: Tensor) -> bool:
 @torch.no_grad()
 def _agrees(module: Any, replacement: Callable[..., Any]) -> bool:
     """Whether both compute the same on random numbers, up to the rounding of the weights' dtype."""
-    weight = next(module.parameters())
+    read = _read_projections(module) if hasattr(module, "q_proj") else None
+    weight = next(module.parameters()) if read is None else read.frozen
     if weight.device.type == "meta":
         return True
     make = torch.Generator().manual_seed(0)
@@ -210,7 +228,7 @@ def _agrees(module: Any, replacement: Callable[..., Any]) -> bool:
         return torch.randn(*shape, generator=make).to(weight.device, weight.dtype)
 
     x, rest = draw(2, 9, weight.shape[-1]), {}
-    if hasattr(module, "q_proj"):
+    if read is not None:
         angles = draw(1, 9, module.head_dim // 2).repeat(1, 1, 2)
         rest = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
     expected, got = module.forward(x, **rest), replacement(x, **rest)
@@ -220,29 +238,40 @@ def _agrees(module: Any, replacement: Callable[..., Any]) -> bool:
     return bool(error < (1e-4 if weight.dtype == torch.float32 else 3e-2))
 
 
-def _read_projections(module: Any) -> tuple[list[nn.Linear], LowRank | None] | None:
-    """The frozen projections of q, k, v and their LoRA; None: something else than expected."""
+def _read_projections(module: Any) -> _Read | None:
+    """What the projections of q, k and v are; None: something else than expected."""
+    layers = [module.q_proj, module.k_proj, module.v_proj]
+    if any(map(_has_hooks, layers)):
+        return None
+    if all(type(layer) is TwoViewLinear for layer in layers):
+        original = layers[0].use_original
+        found = [
+            Projection(x.original_weight, x.original_bias)
+            if original
+            else Projection(x.weight, x.bias)
+            for x in layers
+        ]
+        return _Read(found, None, layers[0].original_weight, original, shares=False)
     linears, adapters = [], []
-    for projection in (module.q_proj, module.k_proj, module.v_proj):
-        if _has_hooks(projection):
-            return None
-        if type(projection) is nn.Linear:
-            linears.append(projection)
+    for layer in layers:
+        if type(layer) is nn.Linear:
+            linears.append(layer)
             continue
-        adapter = _read_lora(projection)
+        adapter = _read_lora(layer)
         if adapter is None:
             return None
-        linears.append(projection.base_layer)
-        if not projection.disable_adapters:
+        linears.append(layer.base_layer)
+        if not layer.disable_adapters:
             adapters.append(adapter)
     if not all(_is_frozen(linear) for linear in linears) or len(adapters) not in (0, 3):
         return None
-    if not adapters:
-        return linears, None
-    a, b, scalings, dropouts = zip(*adapters, strict=True)
-    if len(set(dropouts)) > 1:
-        return None
-    return linears, LowRank(a, b, scalings, dropouts[0])
+    found, low_rank = [Projection(x.weight, x.bias) for x in linears], None
+    if adapters:
+        a, b, scalings, dropouts = zip(*adapters, strict=True)
+        if len(set(dropouts)) > 1:
+            return None
+        low_rank = LowRank(a, b, scalings, dropouts[0])
+    return _Read(found, low_rank, linears[0].weight, low_rank is None, shares=True)
 
 
 def _read_lora(layer: Any) -> tuple[Tensor, Tensor, float, float] | None:

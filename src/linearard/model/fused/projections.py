@@ -1,4 +1,4 @@
-"""Queries, keys and values of a layer in one step: projections, LoRA and rotation.
+"""Queries, keys and values of a layer in one step: projections, what is trained of them, and rotation.
 
 With peft's modules a layer casts A and B three times, makes a tensor of the projections' size for each
 scaling and each sum, and rotates in five passes. Here the low-rank products are added by the matrix
@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from linearard.ops import pointwise
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A matrix `[out, in]` and a bias `[out]`: frozen, in the precision of the products, or trained."""
+
+    weight: Tensor
+    bias: Tensor | None
 
 
 @dataclass
@@ -36,38 +44,38 @@ class LowRank:
 
 def project(
     x: Tensor,
-    linears: Sequence[nn.Linear],
+    projections: Sequence[Projection],
     head_dim: int,
     cos: Tensor,
     sin: Tensor,
     low_rank: LowRank | None,
-    base: Sequence[Tensor] | None = None,
+    base: Sequence[Tensor | None] = (None, None, None),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values `[batch, heads, tokens, head_dim]`, queries and keys rotated.
 
     Args:
-        x: `[batch, tokens, in]`, in the projections' dtype.
-        linears: the frozen projections of q, k and v.
+        x: `[batch, tokens, in]`, in the precision of the products.
+        projections: of q, k and v.
         head_dim: of all three.
         cos, sin: `[batch or 1, tokens, head_dim]`.
         low_rank: what is trained beside the projections, or None.
-        base: the projections' own outputs if they are known (`base_outputs`). Those of q and k are
+        base: the projections' own outputs where they are known (`base_outputs`). Those of q and k are
             overwritten.
     """
     a, b, scalings, dropout = (), (), (), 0.0
     if low_rank is not None:
         a, b = low_rank.a, low_rank.b
         scalings, dropout = low_rank.scalings, low_rank.dropout
-    weights = [linear.weight for linear in linears]
-    biases = [linear.bias for linear in linears]
+    weights = [projection.weight for projection in projections]
+    biases = [projection.bias for projection in projections]
     settings = _Settings(head_dim, tuple(scalings), dropout, base)
     return _Project.apply(x, cos, sin, settings, *weights, *biases, *a, *b)
 
 
-def base_outputs(x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+def base_outputs(x: Tensor, projections: Sequence[Projection]) -> list[Tensor]:
     """The projections' own outputs `[rows, out]`, before LoRA and rotation."""
     rows = x.reshape(-1, x.shape[-1])
-    return [functional.linear(rows, linear.weight, linear.bias) for linear in linears]
+    return [functional.linear(rows, p.weight, p.bias) for p in projections]
 
 
 @dataclass
@@ -75,7 +83,7 @@ class _Settings:
     head_dim: int
     scalings: tuple[float, ...]
     dropout: float
-    base: Sequence[Tensor] | None
+    base: Sequence[Tensor | None]
 
 
 class _Project(torch.autograd.Function):
@@ -89,10 +97,9 @@ class _Project(torch.autograd.Function):
         rows = x.reshape(-1, width)
         kept: list[Tensor | None] = []
         with torch.autocast(x.device.type, enabled=False):
-            outputs = settings.base
-            if outputs is None:
-                outputs = [functional.linear(rows, *wb) for wb in zip(weights, biases, strict=True)]
-            outputs = list(outputs)
+            weights, biases = _in_dtype(weights, x.dtype), _in_dtype(biases, x.dtype)
+            known = zip(settings.base, weights, biases, strict=True)
+            outputs = [functional.linear(rows, w, c) if y is None else y for y, w, c in known]
             at = [i for i, down in enumerate(a) if down is not None]
             if at:
                 seen, mask = rows, None
@@ -113,13 +120,14 @@ class _Project(torch.autograd.Function):
             for rotated in (q, k):
                 pointwise.rotate(rotated, cos, sin, out=rotated)
         ctx.settings, ctx.shape, ctx.adapted = settings, x.shape, at
-        settings.base = None
-        ctx.save_for_backward(cos, sin, *weights, *kept)
+        settings.base = ()
+        ctx.trained, ctx.biased = ctx.needs_input_grad[4:7], ctx.needs_input_grad[7:10]
+        ctx.save_for_backward(cos, sin, rows if any(ctx.trained) else None, *weights, *kept)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
-        cos, sin, *saved = ctx.saved_tensors
+        cos, sin, rows, *saved = ctx.saved_tensors
         weights, kept = saved[:3], saved[3:]
         batch, tokens, width = ctx.shape
         gradients: list[Tensor | None] = []
@@ -130,6 +138,14 @@ class _Project(torch.autograd.Function):
                     gradient = pointwise.rotate_backward(gradient, cos, sin)
                 gradient = gradient.reshape(batch * tokens, -1)
             gradients.append(gradient)
+        to_weights = [
+            _in_float32(gradient.mT, rows) if trained and gradient is not None else None
+            for gradient, trained in zip(gradients, ctx.trained, strict=True)
+        ]
+        to_biases = [
+            _wide_sum(gradient) if biased and gradient is not None else None
+            for gradient, biased in zip(gradients, ctx.biased, strict=True)
+        ]
         to_x = None
         if ctx.needs_input_grad[0]:
             for gradient, weight in zip(gradients, weights, strict=True):
@@ -142,7 +158,7 @@ class _Project(torch.autograd.Function):
                 to_a[i], to_b[i] = down, up
         to_x = None if to_x is None else to_x.view(batch, tokens, width)
         adapters = (*to_a, *to_b)[: len(ctx.needs_input_grad) - 10]
-        return to_x, None, None, None, *[None] * 6, *adapters
+        return to_x, None, None, None, *to_weights, *to_biases, *adapters
 
 
 def _low_rank_backward(
@@ -186,6 +202,21 @@ def _cast(
     b_cast = [torch.empty_like(p, dtype=dtype) for p in b]
     torch._foreach_copy_([*together.split([len(p) for p in a]), *b_cast], [*a, *b])
     return together, b_cast
+
+
+def _in_dtype(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """The same, those in another dtype cast in one pass."""
+    others = [x for x in tensors if x is not None and x.dtype != dtype]
+    if not others:
+        return list(tensors)
+    cast = [torch.empty_like(x, dtype=dtype) for x in others]
+    torch._foreach_copy_(cast, others)
+    found = iter(cast)
+    return [x if x is None or x.dtype == dtype else next(found) for x in tensors]
+
+
+def _wide_sum(x: Tensor) -> Tensor:
+    return x.sum(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _in_float32(x: Tensor, y: Tensor) -> Tensor:
