@@ -61,7 +61,7 @@ def test_what_layers_keep_is_what_autograd_saves(kind, case, kv_heads, fused):
     adapter = AdapterConfig(kind=kind, r=24, dropout=0.0)
     objective = ObjectiveConfig(**CASES[case])
     shape = ModelShape.of(config, adapter)
-    assert shape.fused == {"norm", "mlp"} | ({"attention"} if kind == "lora" else set())
+    assert shape.fused == {"norm", "attention", "mlp"}
     kept = Kept(shape, objective, TOKENS, BATCH, element=2, fused=fused)
     _, student = passes(shape, objective)
     planned = sum(

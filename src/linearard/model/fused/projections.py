@@ -122,6 +122,8 @@ class _Project(torch.autograd.Function):
         ctx.settings, ctx.shape, ctx.adapted = settings, x.shape, at
         settings.base = ()
         ctx.trained, ctx.biased = ctx.needs_input_grad[4:7], ctx.needs_input_grad[7:10]
+        if not ctx.needs_input_grad[0]:  # nothing flows back through them
+            weights = [None] * 3
         ctx.save_for_backward(cos, sin, rows if any(ctx.trained) else None, *weights, *kept)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
