@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from exact_products import exact_products  # noqa: F401
 from relation_oracle import Case, check, draw
 
 from linearard.ops.relation_kl import attention_kl, relation_kl

@@ -9,6 +9,7 @@ import random
 
 import pytest
 import torch
+from exact_products import exact_products  # noqa: F401
 from layer_cases import HEADS, check_layer
 from random_cases import compile_classes, draw_case
 from relation_oracle import Case, check, check_identical, draw

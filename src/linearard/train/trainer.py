@@ -232,6 +232,8 @@ class RestorationTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:  # since transformers 5.24 every process comes here
+            return
         folder = Path(output_dir or self.args.output_dir)
         save_checkpoint(
             self.restorable,

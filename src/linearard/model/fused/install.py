@@ -26,6 +26,8 @@ _LOGGER = logging.getLogger(__name__)
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _NORMS = {f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
 _MLPS = {f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
+#: The cache's name, before and since transformers 5.24.
+_CACHES = ("past_key_values", "cache")
 #: What each attention hands to the attention function beside its operands.
 _WINDOWS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     "LlamaAttention": lambda module: {},
@@ -99,11 +101,12 @@ def _attention_forward(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
+    caches = {name: kwargs.pop(name) for name in _CACHES if name in kwargs}
     read = _read_projections(module)
-    usable = read is not None and past_key_values is None and position_embeddings is not None
+    usable = read is not None and position_embeddings is not None
+    usable = usable and all(cache is None for cache in caches.values())
     if usable:
         cos, sin = position_embeddings
         usable = cos.shape[-1] == module.head_dim and _runs(module, hidden_states, read.frozen)
@@ -112,7 +115,7 @@ def _attention_forward(
             hidden_states,
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **caches,
             **kwargs,
         )
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
