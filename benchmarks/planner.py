@@ -20,21 +20,17 @@ out of memory; then each case is planned, and a few steps of the trainer are mea
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import json
-import platform
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from benchmarks.record import add_arguments, circumstances, quantiles, write
 from benchmarks.training_step import MODELS, SELF
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
@@ -188,10 +184,8 @@ def planned(case: Case, rates: Rates, device: str) -> dict[str, Any]:
 def measured(case: Case, device: str, rounds: int) -> dict[str, Any]:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = torch.tensor(train(case, device, rounds), dtype=torch.float64) * 1000
-    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    spread = [round(x, 3) for x in times.quantile(at).tolist()]
-    found: dict[str, Any] = {"ms": dict(zip(("p20", "p50", "p80"), spread, strict=True))}
+    times = [1000 * seconds for seconds in train(case, device, rounds)]
+    found: dict[str, Any] = {"ms": quantiles(times)}
     if device == "cuda":
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 3)
         found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 3)
@@ -246,29 +240,17 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True)
+    add_arguments(parser)
     parser.add_argument("--cases", nargs="+", choices=[*CASES, *TINY])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=95, help="start no case after this long")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--commit", help="default: that of the working tree")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     names = options.cases or list(CASES if options.device == "cuda" else TINY)
-    commit = (
-        options.commit
-        or subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
     rates = calibrate(torch.device(options.device))
     result: dict[str, Any] = {
-        "device": rates.device,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
+        **circumstances(options.commit, options.device),
         "calibration": {
             "seconds": round(time.perf_counter() - start, 1),
             "rates": rates.to_dict(),
@@ -281,8 +263,7 @@ def main(arguments: list[str]) -> None:
 
     def save() -> None:  # after every case: a killed run leaves what it has
         result["within"] = within(list(result["cases"].values()))
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.out, result)
 
     large = TOO_LARGE if options.device == "cuda" and not options.cases else {}
     for name, (case, limit) in large.items():

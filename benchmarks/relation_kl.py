@@ -33,16 +33,12 @@ Refuses to time what fails its check against float64 first. The file it writes:
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import subprocess
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.record import add_arguments, circumstances, quantiles, write
 from linearard.ops.relation_kl import layer_relation_kl, relation_kl
 
 SHAPES = [(1, 32, 4096, 128), (1, 9, 8192, 64), (1, 32, 16384, 128)]
@@ -110,17 +106,7 @@ def interleaved(candidates, rounds, launches):
             stop.synchronize()
             if turn >= 2:
                 times[name].append(start.elapsed_time(stop) / launches)
-    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    return {
-        name: dict(
-            zip(
-                ("p20", "p50", "p80"),
-                (round(x, 4) for x in torch.tensor(t).double().quantile(quantiles).tolist()),
-                strict=True,
-            )
-        )
-        for name, t in times.items()
-    }
+    return {name: quantiles(t) for name, t in times.items()}
 
 
 def peak_gib(run):
@@ -274,30 +260,15 @@ def gemm_rate():
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks relation_kl", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    add_arguments(parser)
     parser.add_argument("--long", action="store_true", help="also 32768 tokens")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--commit", help="default: that of the working tree")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("needs an NVIDIA GPU")
-    import triton
-
-    commit = (
-        options.commit
-        or subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
     gemm = gemm_rate()
     results = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cudnn": torch.backends.cudnn.version(),
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
+        **circumstances(options.commit),
         "gemm_tflops": gemm,
         "shapes": {},
     }
@@ -306,10 +277,9 @@ def main(arguments: list[str]) -> None:
         results["shapes"][name] = row = measure(shape, gemm, options.rounds)
         print(name, {k: v for k, v in row.items() if not isinstance(v, dict)}, flush=True)
         print("   ", {k: v["p50"] for k, v in row.items() if isinstance(v, dict)}, flush=True)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        write(options.out, results)
     results["limited"] = measure_limited(options.rounds)
     print(results["limited"], flush=True)
     results["layers"] = measure_layers(options.rounds)
     print(results["layers"], flush=True)
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    write(options.out, results)

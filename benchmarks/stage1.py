@@ -37,21 +37,18 @@ it survives; at the largest of 4096, 2048, 1024 tokens that does.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import importlib
 import json
-import platform
-import subprocess
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch.utils.data import Dataset
 
+from benchmarks.record import add_arguments, circumstances, quantiles, write
 from benchmarks.stage1_naive import naive_step
 from benchmarks.training_step import MODELS, SELF, build
 from linearard.counting import step_flops
@@ -231,12 +228,6 @@ def kind_of(name: str, relation: set[str]) -> str:
     return "copies" if lower.startswith(("memcpy", "memset")) else "elementwise"
 
 
-def quantiles(values: list[float]) -> dict[str, float]:
-    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
-    return dict(zip(("p20", "p50", "p80"), (round(x, 3) for x in found), strict=True))
-
-
 def gib(count: int) -> float:
     return round(count / 2**30, 3)
 
@@ -272,7 +263,7 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True)
+    add_arguments(parser)
     parser.add_argument("--model", choices=MODELS, default="llama2-7b")
     parser.add_argument("--tokens", type=int, help="default: the model's native window, or 8192")
     parser.add_argument("--rank", type=int, default=1024)
@@ -282,7 +273,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing alone")
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
     parser.add_argument("--naive", action="store_true", help="plain PyTorch instead")
-    parser.add_argument("--commit", help="default: that of the working tree")
     options = parser.parse_args(arguments)
     options.tokens = options.tokens or TOKENS[options.model]
     if not torch.cuda.is_available():
@@ -290,18 +280,7 @@ def main(arguments: list[str]) -> None:
     kinds = ("small", "naive", "checkpointing")
     name = ".".join([options.model, *(kind for kind in kinds if getattr(options, kind))])
     run = naive(options) if options.naive else measure(options)
-    head = ["git", "rev-parse", "HEAD"]
-    result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": importlib.import_module("triton").__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "commit": options.commit
-        or subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "runs": {},
-    }
+    result: dict[str, Any] = {**circumstances(options.commit), "runs": {}}
     if options.out.exists():
         result["runs"] = json.loads(options.out.read_text())["runs"]
     result["runs"][name] = run
@@ -314,7 +293,6 @@ def main(arguments: list[str]) -> None:
         for shape, ours in result["runs"].items()
         if (other := result["runs"].get(f"{shape}.naive"))
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.out, result)
     shown = {key: value for key, value in run.items() if key != "top"}
     print(f"{name}: {json.dumps(shown)}\nwrote {options.out}")

@@ -11,44 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.figures import ARMS, RESULTS, RUNS, collect, selection_arms
+
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "RECIPES.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "RECIPES.md", ROOT / "docs" / "PERFORMANCE.md")
 SUMMARY = RESULTS / "summary.json"
 
-#: Run folder -> (key of its figures, stage whose tokens and seconds count, view), in README order.
-RUNS: dict[str, list[tuple[str, str | None, str]]] = {
-    "h200/smollm2-135m-linear": [
-        ("restoration.original.smollm2_135m", None, "original"),
-        ("restoration.untrained.smollm2_135m_linear8", None, "stretched"),
-        ("restoration.stage1.smollm2_135m_linear8", "restoration", "after restoration"),
-        ("restoration.stage2.smollm2_135m_linear8", "cpt", "restored"),
-    ],
-    "cpu/demo": [
-        ("demo.original.smollm2_135m", None, "original"),
-        ("demo.untrained.smollm2_135m_linear8", None, "stretched"),
-        ("demo.aligned.smollm2_135m_linear8", "alignment", "after alignment"),
-        ("demo.restored.smollm2_135m_linear8", "restoration", "restored"),
-    ],
-}
-#: Arms of the first sweep: key of the figures, arm, view, stage whose tokens and seconds count.
-ARMS = [
-    ("restoration.stage1.smollm2_135m_yarn8", "yarn_all_1e-3", "restored", "restoration"),
-    (
-        "restoration.paper_relations.smollm2_135m_linear8",
-        "self_3e-3_w4096",
-        "restored",
-        "restoration",
-    ),
-]
-_MODEL = "smollm2_135m_x8"  # of the sweep that three seeds were run with
 _TITLES = {
     "original": "original, native RoPE",
     "untrained": "linear, untrained",
@@ -60,162 +33,14 @@ _TITLES = {
 }
 
 
-def collect() -> dict[str, float]:
-    """Every figure, from the result files that exist."""
-    figures: dict[str, float] = {}
-    for folder, entries in RUNS.items():
-        path = RESULTS / folder / "evaluation.json"
-        if path.is_file():
-            figures |= _restoration(json.loads(path.read_text()), entries)
-    path = RESULTS / "h200" / "first-arms.json"
-    if path.is_file():
-        figures |= _arms(json.loads(path.read_text()))
-    path = RESULTS / "h200" / "relation_kl.json"
-    if path.is_file():
-        figures |= _kernel(json.loads(path.read_text()))
-    figures |= _selection() | _recovery()
-    return {key: round(value, 6) for key, value in sorted(figures.items())}
-
-
-def _selection_arms() -> list[dict[str, Any]]:
-    path = RESULTS / "h200" / "selection-arms.json"
-    return json.loads(path.read_text())["arms"] if path.is_file() else []
-
-
-def _selection() -> dict[str, float]:
-    """Figures of the arms that recipes were chosen by, as `selection.GROUP.ARM.…`."""
-    figures = {}
-    for arm in _selection_arms():
-        key = f"selection.{arm['group']}.{arm['slug']}"
-        if arm["view"] != "original":
-            figures |= {f"{key}.kl": arm["kl"], f"{key}.top1": arm["top1"]}
-        parts = {"ppl": arm["perplexity"], "passkey": arm["passkey"]}
-        for part, by_length in parts.items():
-            figures |= {f"{key}.{part}_{_length(int(n))}": v for n, v in by_length.items()}
-        figures[f"{key}.lambada_openai"] = arm["tasks"]["lambada_openai"]
-        if arm["tokens"]:
-            figures[f"{key}.tokens"] = arm["tokens"]
-    return figures
-
-
-def _restoration(
-    result: dict[str, Any], entries: list[tuple[str, str | None, str]]
-) -> dict[str, float]:
-    figures = {}
-    for key, stage, view in entries:
-        found = _view_figures(result["views"], view)
-        if stage and stage in result.get("stages", {}):
-            found["tokens"] = result["stages"][stage]["tokens"]
-            found["seconds"] = result["stages"][stage]["seconds"]
-        figures |= {f"{key}.{name}": value for name, value in found.items()}
-    return figures
-
-
-def _view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
-    """Figures of one view of an evaluation, by short name."""
-    original, parts = views["original"], views.get(view, {})
-    found = {}
-    if "agreement" in parts:
-        found |= {"kl": parts["agreement"]["kl"], "top1": parts["agreement"]["top1"]}
-    for window, values in parts.get("perplexity", {}).items():
-        name = f"ppl_{_length(int(window))}"
-        found[name] = values["ppl"]
-        found[f"{name}_ratio"] = values["ppl"] / original["perplexity"][window]["ppl"]
-    for kind in ("passkey", "retrieval"):
-        lengths: dict[int, list[float]] = {}
-        for cell in parts.get(kind, {}).get("cells", []):
-            lengths.setdefault(cell["length"], []).append(cell["accuracy"])
-        for length, accuracies in lengths.items():
-            found[f"{kind}_{_length(length)}"] = sum(accuracies) / len(accuracies)
-    for task, values in parts.get("tasks", {}).items():
-        found[task] = values["score"]
-    if "raw_retention" in parts.get("tasks", {}).get("lambada_openai", {}):
-        found["lambada_recovery"] = parts["tasks"]["lambada_openai"]["raw_retention"]
-    if "task_average" in parts:
-        found["tasks_recovery"] = parts["task_average"].get("raw_retention", 1.0)
-    for name, values in parts.get("texts", {}).items():
-        found[f"{name}.ppl_ratio"] = values["ppl"] / original["texts"][name]["ppl"]
-        if "agreement" in values:
-            found[f"{name}.kl"] = values["agreement"]["kl"]
-    if "generation" in parts:
-        found["repeated_4grams"] = parts["generation"]["repeated_4grams"]
-        found["loops"] = parts["generation"]["loops"]
-    return found
-
-
-def _recovery() -> dict[str, float]:
-    """Means over seeds of the sweep's arms, and their standard deviations as `…_sd`."""
-    figures: dict[str, float] = {}
-    for arm in sorted((RESULTS / "h200" / "recovery").glob("*/")):
-        runs = []
-        for path in sorted(arm.glob("seed-*/evaluation.json")):
-            result = json.loads(path.read_text())
-            found = _view_figures(result["views"], result["sweep"]["view"])
-            for part in ("tokens", "seconds"):
-                found[part] = sum(stage[part] for stage in result["stages"].values())
-            runs.append(found)
-            original = _view_figures(result["views"], "original")
-            figures |= {f"restoration.original.{_MODEL}.{n}": v for n, v in original.items()}
-        key = f"restoration.{arm.name.replace('-', '_')}.{_MODEL}"
-        for name in runs[0] if runs else ():
-            values = [run[name] for run in runs]
-            figures[f"{key}.{name}"] = statistics.mean(values)
-            if len(values) > 1:
-                figures[f"{key}.{name}_sd"] = statistics.stdev(values)
-        if runs:
-            figures[f"{key}.seeds"] = len(runs)
-    return figures
-
-
-_ARM_LABELS = {"KL to original (nats)": "kl", "top-1 agreement": "top1", "pass key": "passkey_2k"}
-
-
-def _arms(result: dict[str, Any]) -> dict[str, float]:
-    arms = {arm["name"]: arm for arm in result["arms"]}
-    figures = {}
-    for key, name, view, stage in ARMS:
-        arm = arms[name]
-        for label, values in arm["figures"].items():
-            part = _ARM_LABELS.get(label) or _arm_part(label)
-            if part is None or values.get(view) is None:
-                continue
-            figures[f"{key}.{part}"] = values[view]
-            if part.startswith("ppl_"):
-                figures[f"{key}.{part}_ratio"] = values[view] / values["original"]
-        if stage:
-            figures[f"{key}.tokens"] = sum(s["tokens"] for s in arm["stages"].values())
-            figures[f"{key}.seconds"] = sum(s["seconds"] for s in arm["stages"].values())
-    return figures
-
-
-def _arm_part(label: str) -> str | None:
-    if match := re.fullmatch(r"perplexity, ([\d,]+) tokens", label):
-        return f"ppl_{_length(int(match[1].replace(',', '')))}"
-    if match := re.fullmatch(r"(\w+) \((acc|acc_norm)\)", label):
-        return match[1]
-    return None
-
-
-def _length(tokens: int) -> str:
-    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
-
-
-def _kernel(result: dict[str, Any]) -> dict[str, float]:
-    figures = {}
-    for name, shape in result["shapes"].items():
-        parts = {key: shape[key] for key in ("ms", "ratio_cudnn", "ratio_flash", "gemm_fraction")}
-        parts["cudnn_ms"] = shape["cudnn"]["p50"]
-        figures |= {f"kernel.h200.{name}.{key}": v for key, v in parts.items() if v is not None}
-    return figures
-
-
 def tables(figures: dict[str, float]) -> dict[str, str]:
     """The tables by marker name, in Markdown."""
-    groups = sorted({arm["group"] for arm in _selection_arms()})
+    groups = sorted({arm["group"] for arm in selection_arms()})
     return {f"selection-{group}": _selection_table(figures, group) for group in groups} | {
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
         "demo": _restoration_table(figures, "demo", "512", [], []),
         "kernel": _kernel_table(figures),
+        "stage1": _stage1_table(figures),
     }
 
 
@@ -258,7 +83,7 @@ def _selection_table(figures: dict[str, float], group: str) -> str:
         "LAMBADA": ("lambada_openai", ".2f"),
         "tokens": ("tokens", ",.0f"),
     }
-    arms = [arm for arm in _selection_arms() if arm["group"] == group]
+    arms = [arm for arm in selection_arms() if arm["group"] == group]
     keys = [f"selection.{group}.{arm['slug']}" for arm in arms]
     columns = {
         title: (part, form)
@@ -273,7 +98,7 @@ def _selection_table(figures: dict[str, float], group: str) -> str:
 
 
 def _kernel_table(figures: dict[str, float]) -> str:
-    names = {key.rpartition(".")[0] for key in figures if key.startswith("kernel.")}
+    names = {key.removesuffix(".ms") for key in figures if re.fullmatch(r"kernel\..*\.ms", key)}
     names = sorted(names, key=lambda name: figures[f"{name}.ms"])
     parts = {
         "forward + backward, ms": ("ms", ".2f"),
@@ -290,6 +115,26 @@ def _kernel_table(figures: dict[str, float]) -> str:
         for name in names
     ]
     return _markdown(["one relation, causal", *parts], rows)
+
+
+def _stage1_table(figures: dict[str, float]) -> str:
+    parts = {
+        "s a sequence": ("seconds_per_sequence", ".3f"),
+        "stage, min": ("stage_minutes", ".1f"),
+        "peak, GiB": ("peak_gib", ".1f"),
+        "model-FLOP utilisation": ("mfu", ".2f"),
+        "relation KL's share": ("relation_share", ".2f"),
+    }
+    end = ".seconds_per_sequence"
+    names = [key.removesuffix(end) for key in sorted(figures) if key.endswith(end)]
+    rows = [
+        [
+            name.removeprefix("stage1."),
+            *(_cell(figures.get(f"{name}.{p}"), form) for p, form in parts.values()),
+        ]
+        for name in names
+    ]
+    return _markdown(["the paper's stage 1", *parts], rows) if rows else "Not measured yet."
 
 
 def _cell(value: float | None, form: str) -> str:

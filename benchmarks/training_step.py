@@ -19,18 +19,14 @@ the figures are for direction only. The file it writes:
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from benchmarks.record import add_arguments, circumstances, quantiles, write
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, ChunkedCausalLM, RestorableModel
 from linearard.train.captured import CapturedSteps
@@ -165,17 +161,7 @@ def timed(candidates: dict[str, Callable[[], None]], rounds: int, device: str) -
             wait()
             if turn >= 4:
                 times[name].append(1000 * (time.perf_counter() - start))
-    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    return {
-        name: dict(
-            zip(
-                ("p20", "p50", "p80"),
-                (round(x, 3) for x in torch.tensor(t).double().quantile(at).tolist()),
-                strict=True,
-            )
-        )
-        for name, t in times.items()
-    }
+    return {name: quantiles(t) for name, t in times.items()}
 
 
 def peak_gib(run: Callable[[], None]) -> float:
@@ -208,7 +194,7 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True)
+    add_arguments(parser)
     parser.add_argument("--model", choices=MODELS, default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=8)
@@ -219,14 +205,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
     parser.add_argument("--profile", choices=CASES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--commit", help="default: that of the working tree")
     options = parser.parse_args(arguments)
-    commit = (
-        options.commit
-        or subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
     device = options.device
     restorable = build(options.model, options.rank, device)
     vocabulary = restorable.config.vocab_size
@@ -255,12 +234,7 @@ def main(arguments: list[str]) -> None:
         print(name, times[name], peaks.get(name, ""), flush=True)
     count = options.batch * options.tokens
     result = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
+        **circumstances(options.commit, device),
         "model": options.model,
         "tokens": options.tokens,
         "batch": options.batch,
@@ -283,6 +257,5 @@ def main(arguments: list[str]) -> None:
     }
     if found is not None:
         result["profile"] = {"case": options.profile, "kernels": found}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.out, result)
     print(f"wrote {options.out}")

@@ -1,8 +1,13 @@
 """No figure in the README was typed by hand."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from benchmarks import figures
 
 ROOT = Path(__file__).parent.parent
 
@@ -11,3 +16,37 @@ def test_readme_and_summary_are_what_the_result_files_give():
     command = [sys.executable, "-m", "benchmarks.summary", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "h100"
+    folder.mkdir()
+    run = {"seconds_per_sequence": 0.5, "peak_gib": 50.0, "mfu": 0.6, "relation_share": None}
+    naive = {"seconds_per_sequence": 2.0, "peak_gib": 70.0}
+    stage1 = {
+        "runs": {"llama2-7b": run, "llama2-7b.small": run, "llama2-7b.naive": naive},
+        "ratios": {"llama2-7b": {"time": 4.0, "memory": 1.4}},
+    }
+    planner = {
+        "within": {"cases": 7, "peak_10_percent": 6, "time_15_percent": 5},
+        "too_large": {"one": {"out_of_memory": True}, "other": {"out_of_memory": False}},
+    }
+    steps = {"model": "smollm2-135m", "cases": {"qk + v": {"ms": {"p50": 9}, "ratio_teacher": 1.5}}}
+    kernel = {"shapes": {"bf16.d64.t8": {"ms": 1, "ratio_cudnn": 0.9, "cudnn": {"p50": 1.1}}}}
+    kernel["shapes"]["bf16.d64.t8"] |= {"ratio_flash": None, "gemm_fraction": 0.5}
+    files = {"stage1": stage1, "planner": planner, "training_step": steps, "relation_kl": kernel}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+
+    found = figures.collect()
+
+    assert found["stage1.llama2_7b.h100.seconds_per_sequence"] == 0.5
+    assert found["stage1.llama2_7b.h100.small.peak_gib"] == 50
+    assert found["stage1.llama2_7b.h100.naive.time_ratio"] == 4
+    assert "stage1.llama2_7b.h100.relation_share" not in found
+    assert found["planner.h100.peak_10_percent"] == 6
+    assert (found["planner.h100.said_too_large"], found["planner.h100.ended"]) == (2, 1)
+    assert found["step.smollm2_135m.h100.qk_v.ratio_teacher"] == pytest.approx(1.5)
+    assert found["kernel.h100.bf16.d64.t8.deterministic.ratio_cudnn"] == pytest.approx(0.9)
+    assert "kernel.h100.bf16.d64.t8.ratio_flash" not in found

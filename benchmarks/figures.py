@@ -1,0 +1,240 @@
+"""Every figure that may be claimed: a flat `key: number`, collected from the result files."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+#: Run folder -> (key of its figures, stage whose tokens and seconds count, view), in README order.
+RUNS: dict[str, list[tuple[str, str | None, str]]] = {
+    "h200/smollm2-135m-linear": [
+        ("restoration.original.smollm2_135m", None, "original"),
+        ("restoration.untrained.smollm2_135m_linear8", None, "stretched"),
+        ("restoration.stage1.smollm2_135m_linear8", "restoration", "after restoration"),
+        ("restoration.stage2.smollm2_135m_linear8", "cpt", "restored"),
+    ],
+    "cpu/demo": [
+        ("demo.original.smollm2_135m", None, "original"),
+        ("demo.untrained.smollm2_135m_linear8", None, "stretched"),
+        ("demo.aligned.smollm2_135m_linear8", "alignment", "after alignment"),
+        ("demo.restored.smollm2_135m_linear8", "restoration", "restored"),
+    ],
+}
+#: Arms of the first sweep: key of the figures, arm, view, stage whose tokens and seconds count.
+ARMS = [
+    ("restoration.stage1.smollm2_135m_yarn8", "yarn_all_1e-3", "restored", "restoration"),
+    (
+        "restoration.paper_relations.smollm2_135m_linear8",
+        "self_3e-3_w4096",
+        "restored",
+        "restoration",
+    ),
+]
+_MODEL = "smollm2_135m_x8"  # of the sweep that three seeds were run with
+
+
+def collect() -> dict[str, float]:
+    """Every figure, from the result files that exist."""
+    figures: dict[str, float] = {}
+    for folder, entries in RUNS.items():
+        path = RESULTS / folder / "evaluation.json"
+        if path.is_file():
+            figures |= _restoration(json.loads(path.read_text()), entries)
+    path = RESULTS / "h200" / "first-arms.json"
+    if path.is_file():
+        figures |= _arms(json.loads(path.read_text()))
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        for start, read in _READERS.items():
+            for path in sorted(folder.glob(f"{start}*.json")):
+                figures |= read(folder.name, json.loads(path.read_text()))
+    figures |= _selection() | _recovery()
+    return {key: round(value, 6) for key, value in sorted(figures.items())}
+
+
+def selection_arms() -> list[dict[str, Any]]:
+    path = RESULTS / "h200" / "selection-arms.json"
+    return json.loads(path.read_text())["arms"] if path.is_file() else []
+
+
+def _selection() -> dict[str, float]:
+    """Figures of the arms that recipes were chosen by, as `selection.GROUP.ARM.…`."""
+    figures = {}
+    for arm in selection_arms():
+        key = f"selection.{arm['group']}.{arm['slug']}"
+        if arm["view"] != "original":
+            figures |= {f"{key}.kl": arm["kl"], f"{key}.top1": arm["top1"]}
+        parts = {"ppl": arm["perplexity"], "passkey": arm["passkey"]}
+        for part, by_length in parts.items():
+            figures |= {f"{key}.{part}_{_length(int(n))}": v for n, v in by_length.items()}
+        figures[f"{key}.lambada_openai"] = arm["tasks"]["lambada_openai"]
+        if arm["tokens"]:
+            figures[f"{key}.tokens"] = arm["tokens"]
+    return figures
+
+
+def _restoration(
+    result: dict[str, Any], entries: list[tuple[str, str | None, str]]
+) -> dict[str, float]:
+    figures = {}
+    for key, stage, view in entries:
+        found = _view_figures(result["views"], view)
+        if stage and stage in result.get("stages", {}):
+            found["tokens"] = result["stages"][stage]["tokens"]
+            found["seconds"] = result["stages"][stage]["seconds"]
+        figures |= {f"{key}.{name}": value for name, value in found.items()}
+    return figures
+
+
+def _view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
+    """Figures of one view of an evaluation, by short name."""
+    original, parts = views["original"], views.get(view, {})
+    found = {}
+    if "agreement" in parts:
+        found |= {"kl": parts["agreement"]["kl"], "top1": parts["agreement"]["top1"]}
+    for window, values in parts.get("perplexity", {}).items():
+        name = f"ppl_{_length(int(window))}"
+        found[name] = values["ppl"]
+        found[f"{name}_ratio"] = values["ppl"] / original["perplexity"][window]["ppl"]
+    for kind in ("passkey", "retrieval"):
+        lengths: dict[int, list[float]] = {}
+        for cell in parts.get(kind, {}).get("cells", []):
+            lengths.setdefault(cell["length"], []).append(cell["accuracy"])
+        for length, accuracies in lengths.items():
+            found[f"{kind}_{_length(length)}"] = sum(accuracies) / len(accuracies)
+    for task, values in parts.get("tasks", {}).items():
+        found[task] = values["score"]
+    if "raw_retention" in parts.get("tasks", {}).get("lambada_openai", {}):
+        found["lambada_recovery"] = parts["tasks"]["lambada_openai"]["raw_retention"]
+    if "task_average" in parts:
+        found["tasks_recovery"] = parts["task_average"].get("raw_retention", 1.0)
+    for name, values in parts.get("texts", {}).items():
+        found[f"{name}.ppl_ratio"] = values["ppl"] / original["texts"][name]["ppl"]
+        if "agreement" in values:
+            found[f"{name}.kl"] = values["agreement"]["kl"]
+    if "generation" in parts:
+        found["repeated_4grams"] = parts["generation"]["repeated_4grams"]
+        found["loops"] = parts["generation"]["loops"]
+    return found
+
+
+def _recovery() -> dict[str, float]:
+    """Means over seeds of the sweep's arms, and their standard deviations as `…_sd`."""
+    figures: dict[str, float] = {}
+    for arm in sorted(RESULTS.glob("*/recovery/*/")):
+        runs = []
+        for path in sorted(arm.glob("seed-*/evaluation.json")):
+            result = json.loads(path.read_text())
+            found = _view_figures(result["views"], result["sweep"]["view"])
+            for part in ("tokens", "seconds"):
+                found[part] = sum(stage[part] for stage in result["stages"].values())
+            runs.append(found)
+            original = _view_figures(result["views"], "original")
+            figures |= {f"restoration.original.{_MODEL}.{n}": v for n, v in original.items()}
+        key = f"restoration.{arm.name.replace('-', '_')}.{_MODEL}"
+        for name in runs[0] if runs else ():
+            values = [run[name] for run in runs]
+            figures[f"{key}.{name}"] = statistics.mean(values)
+            if len(values) > 1:
+                figures[f"{key}.{name}_sd"] = statistics.stdev(values)
+        if runs:
+            figures[f"{key}.seeds"] = len(runs)
+    return figures
+
+
+_ARM_LABELS = {"KL to original (nats)": "kl", "top-1 agreement": "top1", "pass key": "passkey_2k"}
+
+
+def _arms(result: dict[str, Any]) -> dict[str, float]:
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    figures = {}
+    for key, name, view, stage in ARMS:
+        arm = arms[name]
+        for label, values in arm["figures"].items():
+            part = _ARM_LABELS.get(label) or _arm_part(label)
+            if part is None or values.get(view) is None:
+                continue
+            figures[f"{key}.{part}"] = values[view]
+            if part.startswith("ppl_"):
+                figures[f"{key}.{part}_ratio"] = values[view] / values["original"]
+        if stage:
+            figures[f"{key}.tokens"] = sum(s["tokens"] for s in arm["stages"].values())
+            figures[f"{key}.seconds"] = sum(s["seconds"] for s in arm["stages"].values())
+    return figures
+
+
+def _arm_part(label: str) -> str | None:
+    if match := re.fullmatch(r"perplexity, ([\d,]+) tokens", label):
+        return f"ppl_{_length(int(match[1].replace(',', '')))}"
+    if match := re.fullmatch(r"(\w+) \((acc|acc_norm)\)", label):
+        return match[1]
+    return None
+
+
+def _length(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+
+
+def _kernel(gpu: str, result: dict[str, Any]) -> dict[str, float]:
+    figures = {}
+    for name, shape in result["shapes"].items():
+        parts = {key: shape[key] for key in ("ms", "ratio_cudnn", "ratio_flash", "gemm_fraction")}
+        parts["cudnn_ms"] = shape["cudnn"]["p50"]
+        # the kernels add in one order, always: what is fastest is deterministic
+        parts["deterministic.ratio_cudnn"] = shape["ratio_cudnn"]
+        figures |= {f"kernel.{gpu}.{name}.{key}": v for key, v in parts.items() if v is not None}
+    for name, layer in result.get("layers", {}).items():
+        figures[f"kernel.{gpu}.layer.{name}.ratio_share"] = layer["ratio_share"]
+    return figures
+
+
+def _stage1(gpu: str, result: dict[str, Any]) -> dict[str, float]:
+    """Steps of the paper's stage 1, by shape; `.small`, `.naive` and so on for other ways."""
+    wanted = ("seconds_per_sequence", "peak_gib", "mfu", "relation_share", "stage_minutes")
+    figures = {}
+    for name, run in result["runs"].items():
+        model, *way = name.split(".")
+        key = ".".join(["stage1", _slug(model), gpu, *way])
+        figures |= {f"{key}.{part}": run[part] for part in wanted if run.get(part) is not None}
+    for name, ratio in result.get("ratios", {}).items():
+        key = f"stage1.{_slug(name)}.{gpu}.naive"
+        figures |= {f"{key}.{part}_ratio": ratio[part] for part in ("time", "memory")}
+    return figures
+
+
+def _steps(gpu: str, result: dict[str, Any]) -> dict[str, float]:
+    """Steps by objective, over the teacher's forward alone."""
+    key = f"step.{_slug(result['model'])}.{gpu}"
+    figures = {}
+    for name, case in result["cases"].items():
+        figures[f"{key}.{_slug(name)}.ms"] = case["ms"]["p50"]
+        figures[f"{key}.{_slug(name)}.ratio_teacher"] = case["ratio_teacher"]
+    return figures
+
+
+def _planner(gpu: str, result: dict[str, Any]) -> dict[str, float]:
+    """How many planned runs were within the stated margins of measured ones."""
+    figures = {f"planner.{gpu}.{name}": count for name, count in result["within"].items()}
+    ended = [case["out_of_memory"] for case in result["too_large"].values()]
+    return figures | {
+        f"planner.{gpu}.said_too_large": len(ended),
+        f"planner.{gpu}.ended": sum(ended),
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+#: Result files, by how their names start, in a folder named after the GPU.
+_READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
+    "relation_kl": _kernel,
+    "stage1": _stage1,
+    "training_step": _steps,
+    "planner": _planner,
+}

@@ -1,0 +1,67 @@
+"""What every result file says about where it came from, and how it is written."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("triton", "transformers")  # those that a figure may depend on, where installed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--out` and `--commit`."""
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit", help="default: that of the working tree")
+
+
+def circumstances(commit: str | None, device: str = "cuda") -> dict[str, Any]:
+    """Device, versions, commit and date.
+
+    Args:
+        commit: what is measured, where the tree's own git cannot be asked.
+        device: "cuda" or "cpu".
+    """
+    on_gpu = device == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        **{name: found for name in _PACKAGES if (found := _version(name))},
+        **({"cudnn": torch.backends.cudnn.version()} if on_gpu else {}),
+        "python": platform.python_version(),
+        "commit": commit or _head(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def quantiles(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """p20, p50 and p80."""
+    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
+    return {name: round(x, digits) for name, x in zip(("p20", "p50", "p80"), found, strict=True)}
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write the result file, its folder made where missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _head() -> str:
+    head = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
