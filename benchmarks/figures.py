@@ -194,12 +194,13 @@ def _kernel(gpu: str, result: dict[str, Any]) -> dict[str, float]:
 
 
 def _stage1(gpu: str, result: dict[str, Any]) -> dict[str, float]:
-    """Steps of the paper's stage 1, by shape; `.small`, `.naive` and so on for other ways."""
+    """Steps of the paper's stages, by shape; `.small`, `.naive` and so on for other ways."""
     wanted = ("seconds_per_sequence", "peak_gib", "mfu", "relation_share", "stage_minutes")
     figures = {}
     for name, run in result["runs"].items():
         model, *way = name.split(".")
-        key = ".".join(["stage1", _slug(model), gpu, *way])
+        stage = way.pop(0) if way[:1] == ["stage2"] else "stage1"
+        key = ".".join([stage, _slug(model), gpu, *way])
         figures |= {f"{key}.{part}": run[part] for part in wanted if run.get(part) is not None}
     for name, ratio in result.get("ratios", {}).items():
         key = f"stage1.{_slug(name)}.{gpu}.naive"

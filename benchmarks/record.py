@@ -32,7 +32,9 @@ def circumstances(commit: str | None, device: str = "cuda") -> dict[str, Any]:
     """
     on_gpu = device == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if on_gpu
+        else platform.processor() or platform.machine(),
         "torch": torch.__version__,
         **{name: found for name in _PACKAGES if (found := _version(name))},
         **({"cudnn": torch.backends.cudnn.version()} if on_gpu else {}),

@@ -1,15 +1,19 @@
-"""The paper's stage 1 through the real trainer, on models of the exact shape with random weights.
+"""The paper's stages through the real trainer, on models of the exact shape with random weights.
 
     python -m benchmarks stage1 --model llama2-7b --out FILE.json            # 0.5 s a step
     python -m benchmarks stage1 --model llama3-8b --out FILE.json            # 8,192 tokens
     python -m benchmarks stage1 --model mistral-7b --out FILE.json           # sliding window of 4,096
     python -m benchmarks stage1 --model llama2-7b --small --out FILE.json    # 24 GiB
     python -m benchmarks stage1 --model llama2-7b --naive --out FILE.json    # plain PyTorch
+    python -m benchmarks stage1 --model llama2-7b --stage2 --steps 8 --out FILE.json             # 32,768
+    python -m benchmarks stage1 --model llama3-8b --stage2 --tokens 131072 --checkpointing --steps 3 \\
+        --out FILE.json
 
-Q/Q + K/K + V/V, LoRA of rank 1024 on q, k and v with dropout, linear scaling by 8, random tokens. A step is
-a sequence: forward of teacher and student, backward, clipping, AdamW, the refusal of bad steps and a log.
-The first steps (kernels are compiled, the step is recorded) are not counted. The file it writes, by
-NAME = MODEL, MODEL.small, MODEL.checkpointing or MODEL.naive:
+Stage 1: Q/Q + K/K + V/V; stage 2: the next token. LoRA of rank 1024 on q, k and v with dropout, linear
+scaling by 8, random tokens. A step is a sequence: forward of teacher and student, backward, clipping, AdamW,
+the refusal of bad steps and a log. The first steps (kernels are compiled, the step is recorded) are not
+counted. The file it writes, by
+NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
 
     device, torch, triton, transformers, python, commit, date    where and when
     runs: NAME ->
@@ -65,6 +69,11 @@ TOKENS = {
     "smollm2-135m": 4096,
     "tiny": 64,
 }
+OBJECTIVES: dict[bool, dict[str, Any]] = {  # by whether it is stage 2
+    False: {"relations": dict(SELF)},
+    True: {"relations": {}, "lm_weight": 1.0},
+}
+LONG = 32768  # tokens of a sequence of stage 2
 SMALL = {
     "gradient_checkpointing": True,
     "offload_optimizer": True,
@@ -130,7 +139,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             window=tokens,
             learning_rate=2e-5,
             bf16=True,
-            objective=ObjectiveConfig(relations=dict(SELF)),
+            objective=ObjectiveConfig(**OBJECTIVES[options.stage2]),
             save_strategy="no",
             disable_tqdm=True,
             max_steps=WARM_UP + options.steps,
@@ -161,7 +170,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "options": settings,
         "ms": quantiles(clock.milliseconds()),
         "seconds_per_sequence": round(seconds, 4),
-        "stage_minutes": round(seconds * SEQUENCES / 60, 2),
+        **({} if options.stage2 else {"stage_minutes": round(seconds * SEQUENCES / 60, 2)}),
         "peak_gib": gib(peak),
         "reserved_gib": gib(reserved),
         "startup_gib": gib(startup),
@@ -272,13 +281,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--small", action="store_true", help=f"with {', '.join(SMALL)}")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing alone")
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
+    parser.add_argument("--stage2", action="store_true", help="next-token loss on long sequences")
     parser.add_argument("--naive", action="store_true", help="plain PyTorch instead")
     options = parser.parse_args(arguments)
-    options.tokens = options.tokens or TOKENS[options.model]
+    options.tokens = options.tokens or (LONG if options.stage2 else TOKENS[options.model])
+    if options.stage2 and options.naive:
+        parser.error("--naive is a way of stage 1")
     if not torch.cuda.is_available():
         raise SystemExit("stage1 measures an NVIDIA GPU; there is none")
     kinds = ("small", "naive", "checkpointing")
-    name = ".".join([options.model, *(kind for kind in kinds if getattr(options, kind))])
+    stage = ["stage2", f"{options.tokens // 1024}k"] if options.stage2 else []
+    name = ".".join([options.model, *stage, *(kind for kind in kinds if getattr(options, kind))])
     run = naive(options) if options.naive else measure(options)
     result: dict[str, Any] = {**circumstances(options.commit), "runs": {}}
     if options.out.exists():

@@ -129,12 +129,12 @@ def _stage1_table(figures: dict[str, float]) -> str:
     names = [key.removesuffix(end) for key in sorted(figures) if key.endswith(end)]
     rows = [
         [
-            name.removeprefix("stage1."),
+            name,
             *(_cell(figures.get(f"{name}.{p}"), form) for p, form in parts.values()),
         ]
         for name in names
     ]
-    return _markdown(["the paper's stage 1", *parts], rows) if rows else "Not measured yet."
+    return _markdown(["stage, shape, GPU", *parts], rows) if rows else "Not measured yet."
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -24,7 +24,8 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     run = {"seconds_per_sequence": 0.5, "peak_gib": 50.0, "mfu": 0.6, "relation_share": None}
     naive = {"seconds_per_sequence": 2.0, "peak_gib": 70.0}
     stage1 = {
-        "runs": {"llama2-7b": run, "llama2-7b.small": run, "llama2-7b.naive": naive},
+        "runs": {"llama2-7b": run, "llama2-7b.small": run, "llama2-7b.naive": naive}
+        | {"llama2-7b.stage2.32k.checkpointing": run},
         "ratios": {"llama2-7b": {"time": 4.0, "memory": 1.4}},
     }
     planner = {
@@ -45,6 +46,7 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     assert found["stage1.llama2_7b.h100.small.peak_gib"] == 50
     assert found["stage1.llama2_7b.h100.naive.time_ratio"] == 4
     assert "stage1.llama2_7b.h100.relation_share" not in found
+    assert found["stage2.llama2_7b.h100.32k.checkpointing.mfu"] == 0.6
     assert found["planner.h100.peak_10_percent"] == 6
     assert (found["planner.h100.said_too_large"], found["planner.h100.ended"]) == (2, 1)
     assert found["step.smollm2_135m.h100.qk_v.ratio_teacher"] == pytest.approx(1.5)
