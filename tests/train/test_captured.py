@@ -179,3 +179,27 @@ def test_a_run_with_graphs(parts, tmp_path, base_folder):
         recipe["stages"]["only"] = only | stage
         runs[graphs] = torch.tensor(small_run.losses(small_run.train(recipe)))
     torch.testing.assert_close(runs[True], runs[False], rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_recording_that_fails_costs_no_step():
+    """Nor the steps of a kind that was recorded before, nor the random numbers after it."""
+    weight, outer = nn.Parameter(torch.ones(8, device="cuda")), torch.cuda.current_stream()
+
+    def run(x, part):
+        loss = (nn.functional.dropout(weight) * x).sum()
+        if part == "b":
+            float(loss)  # waits for the device, which a recording does not allow
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    steps = CapturedSteps(run, [weight])
+    recorded = []
+    for part in "aaaabbbbaa":
+        weight.grad = None
+        loss = steps({"x": torch.ones(8, device="cuda"), "part": part})["loss"]
+        assert loss.isfinite() and weight.grad.unique().tolist() in ([0, 2], [0], [2])
+        recorded.append(steps.graphs)
+    assert recorded == [0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
+    assert torch.cuda.current_stream() == outer

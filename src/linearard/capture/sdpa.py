@@ -115,8 +115,14 @@ def _flash_options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-@functools.lru_cache(maxsize=2)
 def _band(tokens: int, window: int, device: torch.device) -> Tensor:
+    # While a graph is recorded nothing is computed: what is made then may not outlive it in the cache.
+    recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return (_kept_band.__wrapped__ if recording else _kept_band)(tokens, window, device)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_band(tokens: int, window: int, device: torch.device) -> Tensor:
     """Bool `[tokens, tokens]`: what a row sees."""
     rows = torch.arange(tokens, device=device)
     distance = rows[:, None] - rows

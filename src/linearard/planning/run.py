@@ -161,7 +161,7 @@ def plan_run(
             state=0.0 if stage.offload_optimizer else state,
             update=0.0 if stage.offload_optimizer else update,
             accumulated=waiting,
-            graphs=fused and shape.unmasked and records_graphs(stage),
+            graphs=fused and shape.unmasked and stage.records_graphs,
             offload_teacher=stage.offload_teacher,
             remembered=number,
         )
@@ -172,14 +172,6 @@ def plan_run(
         plans.append(_plan_stage(shape, name, stage, planned, state, rates))
     final = float(_FLOAT32 * shape.trained_parameters)
     return RunPlan(shape, "mixed" if mixed else "float32", plans, final)
-
-
-def records_graphs(stage: RestorationConfig) -> bool:
-    """Whether the trainer records this stage's steps as CUDA graphs, on one GPU."""
-    skips = any(part.objective.skip_positions for part in stage.all_parts.values())
-    return stage.cuda_graphs and not (
-        stage.fp16 or stage.recompute or stage.offload_teacher or skips
-    )
 
 
 def _plan_part(

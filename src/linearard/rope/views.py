@@ -112,6 +112,13 @@ class RopeViews:
                 # stretched view has one table, so it presents itself as "default".
                 module.rope_type = native_type if view == "native" else _frozen_type(native_type)
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a native table changes as the text grows; its module reads the length on the host."""
+        return any(
+            kind in str(native) for native in self._rope_types for kind in ("dynamic", "longrope")
+        )
+
     @contextlib.contextmanager
     def reordered(self, order: Tensor | None) -> Iterator[None]:
         """Rotate natively inside the block, each slot by the frequency of pair `order[slot]`."""

@@ -129,6 +129,7 @@ class CapturedSteps:
         # The first step compiles kernels, and exceptions caught there keep its frames, with all their
         # tensors, until the garbage collector comes.
         gc.collect()
+        outer = torch.cuda.current_stream() if torch.cuda.is_available() else None
         try:
             graph = torch.cuda.CUDAGraph()
             if self._pool is None:
@@ -139,12 +140,30 @@ class CapturedSteps:
             with torch.cuda.graph(graph, **options):
                 kind.outputs = self._run(**kind.inputs)
         except RuntimeError as error:
-            self._works = False
-            kind.inputs, kind.outputs = {}, {}
-            torch.cuda.empty_cache()
+            self._give_up(outer)
             _LOGGER.warning("No CUDA graphs in this stage: %s", _reason(error))
         else:
             kind.graph = graph
+
+    def _give_up(self, outer: Any) -> None:
+        """Go on without graphs, also where a recording that CUDA ended has left its marks behind.
+
+        Before torch 2.12 the process stays on the recording's stream, the generator of random numbers and
+        the allocator take it to be recording still, and a graph recorded before cannot be replayed.
+        """
+        self._works = False
+        for kind in self._kinds.values():
+            kind.graph, kind.inputs, kind.outputs = None, {}, {}
+        pool, self._pool = self._pool, None
+        if outer is None:
+            return
+        torch.cuda.set_stream(outer)
+        device = torch.cuda.current_device()
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())  # a clone is not recording
+        with contextlib.suppress(RuntimeError):  # already ended
+            torch._C._cuda_endAllocateToPool(device, pool)
+        torch.cuda.empty_cache()
 
 
 @functools.cache

@@ -116,9 +116,26 @@ class RestorationConfig(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr_rate": self.lr_floor}
         # Recomputation is switched on by the module that knows where a pass ends early, not by Trainer,
         # whose name for it differs between the versions of transformers that we support.
-        self.recompute = bool(self.gradient_checkpointing)
+        new_name = getattr(self, "activation_checkpointing", None)
+        self.recompute = bool(self.gradient_checkpointing or new_name)
         self.gradient_checkpointing = TrainingArguments.gradient_checkpointing
+        if new_name:  # since transformers 5.24
+            self.activation_checkpointing = TrainingArguments.activation_checkpointing
         super().__post_init__()
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether a batch is the same kernels every time, so that one GPU can record and replay them."""
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        return (
+            self.cuda_graphs
+            and not self.fp16  # the scaler looks at the gradients
+            and not self.offload_teacher
+            and not self.recompute  # keeps and restores the state of random numbers from the host
+            and not any(part.objective.skip_positions for part in self.all_parts.values())
+            and "lomo" not in optimizer  # these update weights within the backward pass
+            and not optimizer.endswith("_layerwise")
+        )
 
     @property
     def device(self) -> torch.device:

@@ -51,6 +51,8 @@ _NOT_IN_A_STAGE = {
     "parallelism_config": _ONE_COPY,
     "auto_find_batch_size": "Set per_device_train_batch_size.",
     "gradient_checkpointing_kwargs": "Set gradient_checkpointing alone.",
+    "activation_checkpointing": "Set gradient_checkpointing.",
+    "activation_checkpointing_kwargs": "Set gradient_checkpointing alone.",
     "use_liger_kernel": "Patch the model with liger_kernel and hand it to RestorableModel.",
     "push_to_hub": "Upload what `linearard export` writes.",
 }

@@ -95,7 +95,8 @@ class RestorationTrainer(Trainer):
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._speed = Speed(restorable, parts, dtype)
         self._captured: CapturedSteps | None = None
-        if needs_no_mask(restorable.model) and _can_be_captured(self.args):
+        steady = needs_no_mask(restorable.model) and not restorable.rope.depends_on_length
+        if steady and _can_be_captured(self.args):
             self._captured = CapturedSteps(self._run_batch, restorable.adapter.parameters())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,9 +130,12 @@ class RestorationTrainer(Trainer):
         casts = self.restorable.adapter.without_casts() if mixed else contextlib.nullcontext()
         try:
             with casts:
-                if self._captured is None:
+                # With a mask `transformers` reads from the device what kind of mask it is.
+                if self._captured is None or "attention_mask" in inputs:
                     return super().training_step(model, inputs, *args, **kwargs)
                 model.train()
+                if callable(getattr(self.optimizer, "train", None)):
+                    self.optimizer.train()
                 inputs = self._prepare_inputs(inputs)
                 blocks, batches = inputs.pop("block"), self.current_gradient_accumulation_steps
                 outputs = self._captured(inputs, batches)
@@ -266,16 +270,8 @@ def _own_optimizer(args: RestorationConfig) -> tuple[type, dict[str, Any]] | Non
 
 
 def _can_be_captured(args: RestorationConfig) -> bool:
-    """Whether a batch is the same kernels every time, on one device."""
-    return (
-        args.cuda_graphs
-        and args.device.type == "cuda"
-        and args.world_size == 1
-        and not args.fp16  # the scaler looks at the gradients
-        and not args.offload_teacher
-        and not args.recompute  # keeps and restores the state of random numbers from the host
-        and not any(part.objective.skip_positions for part in args.all_parts.values())
-    )
+    """Whether batches can be recorded, and here."""
+    return args.records_graphs and args.device.type == "cuda" and args.world_size == 1
 
 
 def _check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> None:
