@@ -18,7 +18,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-KINDS = ("MUFU", "FFMA", "FMUL", "FADD", "FMNMX", "HGMMA", "LDSM", "STSM", "BAR", "SHFL", "RED", "UBLKRED")
+KINDS = (
+    "MUFU",
+    "FFMA",
+    "FMUL",
+    "FADD",
+    "FMNMX",
+    "HGMMA",
+    "LDSM",
+    "STSM",
+    "BAR",
+    "SHFL",
+    "RED",
+    "UBLKRED",
+)
 
 
 class _Hopper:
@@ -87,11 +100,12 @@ def _disassembly(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "-c", "-plr", file.name], capture_output=True, text=True
-        ).stdout or subprocess.run(
-            [tool, "-c", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        text = (
+            subprocess.run([tool, "-c", "-plr", file.name], capture_output=True, text=True).stdout
+            or subprocess.run(
+                [tool, "-c", file.name], capture_output=True, text=True, check=True
+            ).stdout
+        )
     lines, labels = [], {}
     for line in text.splitlines():
         if label := re.match(r"^(\.L_x?_?\w+):", line.strip()):
@@ -106,7 +120,9 @@ def _disassembly(cubin):
 
 def _loops(lines):
     """Backward branches as (first, last), innermost only."""
-    found = [(to, at) for at, op, to in lines if op == "BRA" and isinstance(to, int) and 0 <= to < at]
+    found = [
+        (to, at) for at, op, to in lines if op == "BRA" and isinstance(to, int) and 0 <= to < at
+    ]
     return [
         (a, b)
         for a, b in found

@@ -24,7 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from linearard.ops.relation_kl.triton.tiles import LOG2_E, heads_together, on_device, place
 
 ROWS = 128
-TILES = [(64, 4), (64, 3), (64, 2)]  # columns, tiles in flight
+TILES = [(64, 4, 2), (64, 4, 1), (128, 2, 1)]  # columns, tiles of the ring, tiles an iteration
 
 
 @gluon.jit
@@ -41,45 +41,71 @@ def _scores(own, ring, slot, zero):
 
 
 @gluon.jit
-def _step(state, flight, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, tiles, c,
-          COLUMNS: gl.constexpr, STAGES: gl.constexpr, EDGE: gl.constexpr,
-          layout: gl.constexpr):  # fmt: skip
-    """Tile i, whose teacher scores are in flight; leaves those of tile i + 1 in flight."""
+def _teacher(raw, state, i, rows, c, COLUMNS: gl.constexpr, EDGE: gl.constexpr,
+             layout: gl.constexpr):  # fmt: skip
+    """The teacher's half of tile i: its exponents and exponentials, what the student's half needs."""
     max_t, sum_t, max_s, sum_s, cross = state
-    zero = gl.zeros([128, COLUMNS], gl.float32, layout)
-    coming_s = _scores(own_s, ring_s, i % STAGES, zero)
-    raw_t = warpgroup_mma_wait(1, deps=[flight])
     if EDGE:
         seen = (i * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout)))[None, :]
-        raw_t = gl.where(seen <= rows[:, None], raw_t, -1e30 / c)
-    new_t = gl.maximum(max_t, gl.max(raw_t, 1) * c)
-    exponent_t = gl.fma(raw_t, c, -new_t[:, None])
-    p_t = gl.exp2(exponent_t)
-    part_t = gl.sum(p_t, 1)
-    shrink_t = gl.exp2(max_t - new_t)
-    # beyond the last tile: that tile again, unused, so that no product hangs on a branch
-    after = gl.minimum(i + 1, tiles - 1)
-    mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
-    flight = _scores(own_t, ring_t, after % STAGES, zero)
-    raw_s = warpgroup_mma_wait(1, deps=[coming_s])
+        raw = gl.where(seen <= rows[:, None], raw, -1e30 / c)
+    new_t = gl.maximum(max_t, gl.max(raw, 1) * c)
+    exponent = gl.fma(raw, c, -new_t[:, None])
+    p = gl.exp2(exponent)
+    return new_t, exponent, p, gl.sum(p, 1)
+
+
+@gluon.jit
+def _student(raw, state, teacher, i, rows, c, COLUMNS: gl.constexpr, EDGE: gl.constexpr,
+             layout: gl.constexpr):  # fmt: skip
+    max_t, sum_t, max_s, sum_s, cross = state
+    new_t, exponent_t, p_t, part_t = teacher
     if EDGE:
-        raw_s = gl.where(seen <= rows[:, None], raw_s, -1e30 / c)
-    new_s = gl.maximum(max_s, gl.max(raw_s, 1) * c)
-    exponent_s = gl.fma(raw_s, c, -new_s[:, None])
+        seen = (i * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout)))[None, :]
+        raw = gl.where(seen <= rows[:, None], raw, -1e30 / c)
+    new_s = gl.maximum(max_s, gl.max(raw, 1) * c)
+    exponent_s = gl.fma(raw, c, -new_s[:, None])
     p_s = gl.exp2(exponent_s)
+    shrink_t = gl.exp2(max_t - new_t)
     moved = (new_s - max_s) - (new_t - max_t)
     cross = (cross + sum_t * moved) * shrink_t + gl.sum(p_t * (exponent_t - exponent_s), 1)
     sum_t = sum_t * shrink_t + part_t
     sum_s = sum_s * gl.exp2(max_s - new_s) + gl.sum(p_s, 1)
-    gl.thread_barrier()  # both groups have read tile i: its place may be filled
-    _fetch(k_t, k_s, ring_t, ring_s, full, base, i + STAGES, i % STAGES, i + STAGES < tiles,
-           COLUMNS)  # fmt: skip
-    return (new_t, sum_t, new_s, sum_s, cross), flight
+    return new_t, sum_t, new_s, sum_s, cross
+
+
+@gluon.jit
+def _step(state, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, tiles, c,
+          COLUMNS: gl.constexpr, STAGES: gl.constexpr, PAIR: gl.constexpr, EDGE: gl.constexpr,
+          layout: gl.constexpr):  # fmt: skip
+    """Tiles i ... i + PAIR. No product stays in flight over the loop's edge: accumulators that a
+    loop carries are copied there, and ptxas then serialises every product (C7514)."""
+    zero = gl.zeros([128, COLUMNS], gl.float32, layout)
+    mbarrier.wait(full.index(i % STAGES), (i // STAGES) & 1)
+    flight_t = _scores(own_t, ring_t, i % STAGES, zero)
+    flight_s = _scores(own_s, ring_s, i % STAGES, zero)
+    for j in gl.static_range(PAIR):
+        raw_t = warpgroup_mma_wait(1, deps=[flight_t])
+        teacher = _teacher(raw_t, state, i + j, rows, c, COLUMNS, EDGE, layout)
+        if j + 1 < PAIR:
+            slot = (i + j + 1) % STAGES
+            mbarrier.wait(full.index(slot), ((i + j + 1) // STAGES) & 1)
+            flight_t = _scores(own_t, ring_t, slot, zero)
+            raw_s = warpgroup_mma_wait(1, deps=[flight_s])
+            state = _student(raw_s, state, teacher, i + j, rows, c, COLUMNS, EDGE, layout)
+            flight_s = _scores(own_s, ring_s, slot, zero)
+        else:
+            raw_s = warpgroup_mma_wait(0, deps=[flight_s])
+            state = _student(raw_s, state, teacher, i + j, rows, c, COLUMNS, EDGE, layout)
+    gl.thread_barrier()  # both groups have read these tiles: their places may be filled
+    for j in gl.static_range(PAIR):
+        _fetch(k_t, k_s, ring_t, ring_s, full, base, i + j + STAGES, (i + j) % STAGES,
+               i + j + STAGES < tiles, COLUMNS)  # fmt: skip
+    return state
 
 
 @gluon.jit
 def overlapped_kernel(q_t, q_s, k_t, k_s, kl, stats, tokens, together, c, COLUMNS: gl.constexpr,
-                      STAGES: gl.constexpr, layout: gl.constexpr):  # fmt: skip
+                      STAGES: gl.constexpr, PAIR: gl.constexpr, layout: gl.constexpr):  # fmt: skip
     blocks = gl.cdiv(tokens, 128)
     heads = gl.num_programs(0) // blocks
     head, block = place(blocks, heads, together)
@@ -106,19 +132,16 @@ def overlapped_kernel(q_t, q_s, k_t, k_s, kl, stats, tokens, together, c, COLUMN
     zero = gl.zeros([128], gl.float32, gl.SliceLayout(1, layout))
     state = (least, zero, least, zero, zero)
     mbarrier.wait(full.index(STAGES), 0)
-    mbarrier.wait(full.index(0), 0)
-    flight = _scores(own_t, ring_t, 0, gl.zeros([128, COLUMNS], gl.float32, layout))
-    for i in range(0, plain):
-        state, flight = _step(
-            state, flight, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, tiles, c,
-            COLUMNS, STAGES, False, layout,
+    for i in range(0, plain, PAIR):
+        state = _step(
+            state, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, tiles, c,
+            COLUMNS, STAGES, PAIR, False, layout,
         )  # fmt: skip
-    for i in range(plain, tiles):
-        state, flight = _step(
-            state, flight, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, tiles, c,
-            COLUMNS, STAGES, True, layout,
+    for i in range(plain, tiles, PAIR):
+        state = _step(
+            state, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, tiles, c,
+            COLUMNS, STAGES, PAIR, True, layout,
         )  # fmt: skip
-    warpgroup_mma_wait(0, deps=[flight])
     max_t, sum_t, max_s, sum_s, cross = state
     counts = (rows > 0) & (rows < tokens)
     inside = rows < tokens
@@ -142,7 +165,7 @@ def forward(relations, visible, scale, tile=TILES[0]):
     (relation,) = relations
     x_t, x_s = relation.q_t.contiguous(), relation.q_s.contiguous()
     batch, heads, tokens, head_dim = x_s.shape
-    columns, stages = tile
+    columns, stages, pair = tile
     kind = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[x_s.dtype]
     kl = torch.empty(x_s.shape[:3], dtype=torch.float32, device=x_s.device)
     stats = kl.new_empty(4, batch * heads, tokens)
@@ -156,6 +179,6 @@ def forward(relations, visible, scale, tile=TILES[0]):
         overlapped_kernel[(batch * heads * triton.cdiv(tokens, ROWS),)](
             read(x_t, ROWS), read(x_s, ROWS), read(x_t, columns), read(x_s, columns), kl, stats,
             tokens, heads_together(x_s), scale * LOG2_E, COLUMNS=columns, STAGES=stages,
-            layout=layout, num_warps=8,
+            PAIR=pair, layout=layout, num_warps=8,
         )  # fmt: skip
     return [kl], [stats]

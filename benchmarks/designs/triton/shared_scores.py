@@ -28,7 +28,7 @@ from linearard.ops.relation_kl.triton.tiles import (
 )
 
 # rows: what the loop walks over at a time; columns: what a program owns
-TILES = [Tile(64, 128, 8, 2), Tile(64, 128, 8, 1), Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)]
+TILES = [Tile(64, 128, 8, 2), Tile(64, 128, 8, 1), Tile(64, 64, 4, 2)]
 
 
 @triton.jit
