@@ -16,12 +16,11 @@ from linearard.ops.relation_kl import triton as product  # noqa: E402
 from linearard.ops.relation_kl.triton.tiles import Tile  # noqa: E402
 
 
-@pytest.mark.parametrize("tma", [False, True])
 @pytest.mark.parametrize("tile", [Tile(32, 64, 4, 1), Tile(64, 32, 4, 1)], ids=str)
 @pytest.mark.parametrize("case", [Case(131, 24, batch=2), Case(67, 64, heads=1)], ids=str)
-def test_backward_is_that_of_the_oracle(case, tile, tma):
+def test_backward_is_that_of_the_oracle(case, tile):
     def backward(*arguments):
-        return shared_scores.backward(*arguments, tile, tma)
+        return shared_scores.backward(*arguments, tile, tma=False)  # no reduce-add here
 
     with mock.patch.object(product, "backward", backward):
         check(case, "triton")
