@@ -3,7 +3,15 @@
 import importlib
 import sys
 
-BENCHMARKS = ("planner", "planner_rates", "queue", "relation_kl", "stage1", "training_step")
+BENCHMARKS = (
+    "designs",
+    "planner",
+    "planner_rates",
+    "queue",
+    "relation_kl",
+    "stage1",
+    "training_step",
+)
 
 
 def main() -> None:

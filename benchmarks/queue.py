@@ -50,6 +50,9 @@ QUEUES: dict[str, list[Item]] = {
     "kernels": [
         Item("relation_kl", "benchmarks relation_kl --long --out {out}/relation_kl.json", 45, 150),
     ],
+    "designs": [
+        Item("designs", "benchmarks designs --out {out}/designs.json", 120, 280),
+    ],
     "steps": [
         Item(
             "step_smollm2",

@@ -1,0 +1,1 @@
+"""Candidate kernels: measured beside the product's, and part of it only once they win."""
