@@ -4,7 +4,8 @@
 // multiply-add. Unlike the Triton kernel's, offsets are whole numbers, and a row keeps its offset
 // until its exponentials grow large: the sum that is formed anyway tells. So the maximum is looked
 // for in the first tile (the diagonal one, where it mostly is) and almost never again, and what
-// rescaling there is, is exact.
+// rescaling there is, is exact. Where a sum has grown large, the tile is done once more: its scores,
+// whose registers the exponents have taken, are multiplied again, by a whole warpgroup or not at all.
 #include <tiles.h>
 
 constexpr float LARGE = 64.f;  // of 32 exponentials; then none was above 2^6, and rounding is small
@@ -31,21 +32,6 @@ DEVICE void hide(float (&raw)[64], int last, float hidden) {
     }
 }
 
-DEVICE bool grown(const float (&added)[2]) {  // or not a number
-    return any_lane(!(added[0] <= LARGE && added[1] <= LARGE));
-}
-
-// The scores of a tile once more, where exponents have taken their place.
-template <int D>
-DEVICE void again(float (&raw)[64], u32 own, u32 tile) {
-    pin(raw);
-    wgmma_fence();
-    scores<D>(raw, own, tile);
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(raw);
-}
-
 DEVICE float row_sum(float x) {
     x += across(x, 1);
     return x + across(x, 2);
@@ -67,6 +53,23 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
     float offset_t[2] = {0, 0}, offset_s[2] = {0, 0};
     float sum_t[2] = {0, 0}, sum_s[2] = {0, 0}, cross[2] = {0, 0};
     float raw_t[64], raw_s[64], p[64];
+    float added_t[2], added_s[2], gain[2];
+    auto exponentials_t = [&] {  // scores become exponents: registers are short
+        added_t[0] = added_t[1] = 0;
+        UNROLL for (int i = 0; i < 64; i++) {
+            raw_t[i] = fma_once(raw_t[i], c, offset_t[half(i)]);
+            p[i] = exp2_fast(raw_t[i]);
+            added_t[half(i)] += p[i];
+        }
+    };
+    auto exponentials_s = [&] {
+        added_s[0] = added_s[1] = gain[0] = gain[1] = 0;
+        UNROLL for (int i = 0; i < 64; i++) {
+            raw_s[i] = fma_once(raw_s[i], c, offset_s[half(i)]);
+            added_s[half(i)] += exp2_fast(raw_s[i]);
+            gain[half(i)] = fma_once(p[i], raw_t[i] - raw_s[i], gain[half(i)]);
+        }
+    };
     Turns turns(group);
     mbarrier_wait(own_full, 0);
 
@@ -76,65 +79,56 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
         ring.next();
         u32 tile_s = ring.arrived(), done_s = ring.done();
         ring.next();
+        auto multiply = [&] {
+            pin(raw_t);
+            pin(raw_s);
+            wgmma_fence();
+            scores<D>(raw_t, own_t, tile_t);
+            wgmma_commit();
+            scores<D>(raw_s, own_s, tile_s);
+            wgmma_commit();
+        };
         turns.take();
-        pin(raw_t);
-        pin(raw_s);
-        wgmma_fence();
-        scores<D>(raw_t, own_t, tile_t);
-        wgmma_commit();
-        scores<D>(raw_s, own_s, tile_s);
-        wgmma_commit();
+        multiply();
         if (group == 0 || n < place.block) turns.pass();
 
         wgmma_wait<1>();
         pin(raw_t);
-        if (first) hide(raw_t, row - lane % 4 * 2, hidden);
-        float added_t[2];
-        for (bool moved = first;; moved = true) {
-            if (moved) {
-                if (!first) again<D>(raw_t, own_t, tile_t);
-                float delta[2];
-                look(raw_t, c, first, offset_t, delta);
-                UNROLL for (int h = 0; h < 2; h++) {
-                    float shrink = power_of_two(delta[h]);
-                    cross[h] = (cross[h] + times(sum_t[h], delta[h])) * shrink;
-                    sum_t[h] *= shrink;
-                }
-            }
-            added_t[0] = added_t[1] = 0;
-            UNROLL for (int i = 0; i < 64; i++) {  // scores become exponents: registers are short
-                raw_t[i] = fma_once(raw_t[i], c, offset_t[half(i)]);
-                p[i] = exp2_fast(raw_t[i]);
-                added_t[half(i)] += p[i];
-            }
-            if (moved || !grown(added_t)) break;
+        float delta_t[2], delta_s[2];
+        if (first) {
+            hide(raw_t, row - lane % 4 * 2, hidden);
+            look(raw_t, c, true, offset_t, delta_t);
         }
-        if (lane == 0) mbarrier_arrive(done_t);
-
+        exponentials_t();
         wgmma_wait<0>();
         pin(raw_s);
-        if (first) hide(raw_s, row - lane % 4 * 2, hidden);
-        float added_s[2], gain[2];
-        for (bool moved = first;; moved = true) {
-            if (moved) {
-                if (!first) again<D>(raw_s, own_s, tile_s);
-                float delta[2];
-                look(raw_s, c, first, offset_s, delta);
-                UNROLL for (int h = 0; h < 2; h++) {
-                    // a product of its own: what the teacher's same move added goes exactly
-                    cross[h] = cross[h] - times(sum_t[h], delta[h]);
-                    sum_s[h] *= power_of_two(delta[h]);
-                }
-            }
-            added_s[0] = added_s[1] = gain[0] = gain[1] = 0;
-            UNROLL for (int i = 0; i < 64; i++) {
-                raw_s[i] = fma_once(raw_s[i], c, offset_s[half(i)]);
-                added_s[half(i)] += exp2_fast(raw_s[i]);
-                gain[half(i)] = fma_once(p[i], raw_t[i] - raw_s[i], gain[half(i)]);
-            }
-            if (moved || !grown(added_s)) break;
+        if (first) {
+            hide(raw_s, row - lane % 4 * 2, hidden);
+            look(raw_s, c, true, offset_s, delta_s);
         }
-        if (lane == 0) mbarrier_arrive(done_s);
+        exponentials_s();
+        bool small = added_t[0] <= LARGE && added_t[1] <= LARGE && added_s[0] <= LARGE &&
+                     added_s[1] <= LARGE;  // not so what is not a number
+        if (barrier_any(3 + group, 128, !first && !small)) {
+            multiply();
+            wgmma_wait<0>();
+            pin(raw_t);
+            pin(raw_s);
+            look(raw_t, c, false, offset_t, delta_t);
+            look(raw_s, c, false, offset_s, delta_s);
+            UNROLL for (int h = 0; h < 2; h++) {
+                float shrink = power_of_two(delta_t[h]);
+                cross[h] = (cross[h] + sum_t[h] * (delta_t[h] - delta_s[h])) * shrink;
+                sum_t[h] *= shrink;
+                sum_s[h] *= power_of_two(delta_s[h]);
+            }
+            exponentials_t();
+            exponentials_s();
+        }
+        if (lane == 0) {
+            mbarrier_arrive(done_t);
+            mbarrier_arrive(done_s);
+        }
         UNROLL for (int h = 0; h < 2; h++) {
             sum_t[h] += added_t[h];
             sum_s[h] += added_s[h];

@@ -162,6 +162,16 @@ DEVICE void barrier_sync(int id, int threads) {
 DEVICE void barrier_arrive(int id, int threads) {
     asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+DEVICE bool barrier_any(int id, int threads, bool x) {  // waits, too
+    u32 any;
+    asm volatile(
+        "{\n.reg .pred p, q;\nsetp.ne.u32 p, %3, 0;\n"
+        "barrier.cta.red.or.aligned.pred q, %1, %2, p;\nselp.u32 %0, 1, 0, q;\n}"
+        : "=r"(any)
+        : "r"(id), "r"(threads), "r"((u32)x)
+        : "memory");
+    return any;
+}
 DEVICE void block_sync() { __syncthreads(); }
 DEVICE void warp_sync() { __syncwarp(); }
 // What this thread stored to shared memory is there for the tensor cores and the copy engine.
@@ -173,6 +183,11 @@ DEVICE void store_matrices(u32 at, const u32* r) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
                  "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                  : "memory");
+}
+DEVICE u32 load_shared(u32 at) {
+    u32 x;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
+    return x;
 }
 DEVICE u32 pack(float low, float high) {  // two bfloat16, rounded to nearest
     u32 both;
@@ -196,7 +211,6 @@ DEVICE float power_of_two(float n) {  // n whole, at most 0; exact
 }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 DEVICE float across(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
-DEVICE bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
 
 DEVICE void add_global(float* at, float a, float b, float c, float d) {
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(a),

@@ -54,6 +54,7 @@ struct Mbarrier {
 struct Named {
     int arrived = 0;
     u32 generation = 0;
+    bool votes = false, vote = false;
 };
 
 struct Group {  // a warpgroup's products, in order; which have been committed, by each thread
@@ -66,7 +67,6 @@ struct Warp {
     u32 generation = 0;
     float in[32], out[32];
     u32 pieces[32][4];
-    bool votes = false, vote = false;
 };
 
 struct Block;
@@ -97,7 +97,7 @@ struct Block {
     std::vector<Warp> warps;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::list<Copy> copies;
-    int left;
+    int left, asleep = 0;
 };
 
 ucontext_t scheduler;
@@ -359,52 +359,48 @@ void wgmma_wait(int pending) {
     run_products(*b, *g, end);
 }
 
-void barrier(int id, int threads, bool wait) {
-    Block* b = now->block;
-    if (id < 0 || id > 15 || threads % 32) return fail("no such barrier");
-    Named* n = &b->named[id];
-    u32 generation = n->generation;
+static Named* arrive(int id, int threads, bool x) {
+    Named* n = &now->block->named[id];
+    if (n->arrived == 0) n->votes = false;
+    n->votes |= x;
     if (++n->arrived == threads) {
+        n->vote = n->votes;
         n->arrived = 0;
         n->generation++;
     }
-    if (wait) wait_until([=] { return n->generation != generation; });
+    return n;
 }
-void block_sync() {
-    Named* n = &now->block->named[16];
-    u32 generation = n->generation;
-    if (++n->arrived == (int)now->block->fibers.size()) {
-        n->arrived = 0;
-        n->generation++;
-    }
+static bool meet(int id, int threads, bool wait, bool x) {
+    u32 generation = now->block->named[id].generation;
+    Named* n = arrive(id, threads, x);
+    if (!wait) return false;
     wait_until([=] { return n->generation != generation; });
+    return n->vote;
 }
-static Warp* together(float x, bool vote) {
+void barrier(int id, int threads, bool wait) {
+    if (id < 0 || id > 15 || threads % 32) return fail("no such barrier");
+    meet(id, threads, wait, false);
+}
+bool barrier_any(int id, int threads, bool x) { return meet(id, threads, true, x); }
+void block_sync() { meet(16, now->block->fibers.size(), true, false); }
+static Warp* together(float x) {
     Warp* w = &now->block->warps[now->index / 32];
     u32 generation = w->generation;
-    if (w->arrived == 0) w->votes = false;
     w->in[now->index % 32] = x;
-    w->votes |= vote;
     if (++w->arrived == 32) {
         memcpy(w->out, w->in, sizeof w->in);
-        w->vote = w->votes;
         w->arrived = 0;
         w->generation++;
     }
     wait_until([=] { return w->generation != generation; });
     return w;
 }
-void warp_sync() { together(0, false); }
+void warp_sync() { together(0); }
 float across(float x, int mask) {
     int lane = now->index % 32;
-    float y = together(x, false)->out[lane ^ mask];
+    float y = together(x)->out[lane ^ mask];
     warp_sync();  // nobody may overwrite what a slow lane still reads
     return y;
-}
-bool any_lane(bool x) {
-    bool any = together(0, x)->vote;
-    warp_sync();
-    return any;
 }
 
 void fence_async() {
@@ -464,6 +460,10 @@ static std::string run(std::function<void()> kernel, int total, int threads, int
         }
         bool moved = false;
         for (auto& b : live) {
+            if (b->asleep ? b->asleep-- : chance(50) && (b->asleep = dice() % 100)) {
+                moved = true;  // other blocks get ahead
+                continue;
+            }
             // warps run in an order of the seed's, each of its lanes as far as it gets
             size_t warps = b->warps.size(), at = dice() % warps;
             for (size_t w = 0; w < warps; w++, at = (at + 1) % warps) {

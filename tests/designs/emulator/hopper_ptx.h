@@ -43,13 +43,13 @@ void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int pending);
 void barrier(int id, int threads, bool wait);
+bool barrier_any(int id, int threads, bool x);
 void block_sync();
 void warp_sync();
 void fence_async();
 void store_matrices(u32 at, const u32* r);
 u32 load_shared(u32 at);
 float across(float x, int mask);
-bool any_lane(bool x);
 void step();  // another thread may run
 }  // namespace emu
 
@@ -92,6 +92,7 @@ template <int COUNT>
 DEVICE void registers_down() {}
 DEVICE void barrier_sync(int id, int threads) { emu::barrier(id, threads, true); }
 DEVICE void barrier_arrive(int id, int threads) { emu::barrier(id, threads, false); }
+DEVICE bool barrier_any(int id, int threads, bool x) { return emu::barrier_any(id, threads, x); }
 DEVICE void block_sync() { emu::block_sync(); }
 DEVICE void warp_sync() { emu::warp_sync(); }
 DEVICE void fence_async() { emu::fence_async(); }
@@ -119,7 +120,6 @@ DEVICE float log2_of(float a) { return log2f(a); }
 DEVICE float power_of_two(float n) { return n < -126.f ? 0.f : ldexpf(1.f, (int)n); }
 DEVICE float infinity() { return INFINITY; }
 DEVICE float across(float x, int mask) { return emu::across(x, mask); }
-DEVICE bool any_lane(bool x) { return emu::any_lane(x); }
 
 DEVICE void add_global(float* at, float a, float b, float c, float d) {
     if ((uintptr_t)at % 16) __builtin_trap();
