@@ -116,6 +116,9 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         if (lane == 0) mbarrier_arrive(done_t);
         UNROLL for (int i = 0; i < 64; i++)
             raw_t[i] = exp2_fast(fma_once(raw_t[i], c, offset_t[half(i)]));
+        u32 all = 0;  // a third of an instruction each, and none of them is late
+        UNROLL for (int i = 0; i < 64; i++) all |= bits_of(raw_t[i]);
+        settle(float_of(all), barriers);
         wgmma_wait<0>();
         pin(raw_s);
         UNROLL for (int i = 0; i < 64; i++) {

@@ -92,6 +92,19 @@ DEVICE void pin(u32 (&d)[COUNT]) {
     UNROLL for (int i = 0; i < COUNT; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
 
+// x, which is not negative, is known before anything that follows. The assembler moves arithmetic
+// behind a wait for other products, where it would not overlap them, but no store, not even one
+// that never happens.
+DEVICE void settle(float x, u32 at) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.lt.s32 p, %0, 0;\n@p st.shared.u32 [%1], %0;\n}" ::"r"(
+            __float_as_int(x)),
+        "r"(at)
+        : "memory");
+}
+DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
+DEVICE float float_of(u32 x) { return __uint_as_float(x); }
+
 #define D8(i)                                                                                  \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
         "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -170,7 +183,7 @@ DEVICE bool barrier_any(int id, int threads, bool x) {  // waits, too
         : "=r"(any)
         : "r"(id), "r"(threads), "r"((u32)x)
         : "memory");
-    return any;
+    return __any_sync(0xffffffffu, any);  // all lanes agree, said so that the compiler knows
 }
 DEVICE void block_sync() { __syncthreads(); }
 DEVICE void warp_sync() { __syncwarp(); }

@@ -99,6 +99,19 @@ DEVICE void fence_async() { emu::fence_async(); }
 
 DEVICE void store_matrices(u32 at, const u32* r) { emu::store_matrices(at, r); }
 DEVICE u32 load_shared(u32 at) { return emu::load_shared(at); }
+DEVICE void settle(float x, u32) {
+    if (x < 0) __builtin_trap();
+}
+DEVICE u32 bits_of(float x) {
+    u32 y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+DEVICE float float_of(u32 x) {
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
 DEVICE u32 bfloat16_bits(float x) {
     u32 bits;
     memcpy(&bits, &x, 4);
