@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("planner", "planner_rates", "relation_kl", "stage1", "training_step")
+BENCHMARKS = ("hopper_cuda", "planner", "planner_rates", "relation_kl", "stage1", "training_step")
 
 
 def main() -> None:

@@ -40,7 +40,16 @@ def build(folder: Path, defect: tuple[str, str, str] | None = None) -> ctypes.CD
     library = folder / "emulator.so"
     subprocess.run(
         [
-            *("g++", "-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-w", "-Wno-psabi", "-fPIC"),
+            *(
+                "g++",
+                "-std=c++17",
+                "-O2",
+                "-march=native",
+                "-ffp-contract=off",
+                "-w",
+                "-Wno-psabi",
+                "-fPIC",
+            ),
             *("-shared", f"-I{EMULATOR}", f"-I{sources}", str(EMULATOR / "emulator.cpp")),
             *("-o", str(library)),
         ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import emulated  # noqa: E402
+import emulated
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 LN2 = 0.6931471805599453
@@ -104,6 +104,15 @@ def test_ordered_adds_do_not_depend_on_who_is_first(library):
     assert all(torch.equal(run, runs[0]) for run in runs)
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+def test_shared_memory_is_what_the_launcher_asks_for(library, dim):
+    from benchmarks.designs.hopper_cuda import relation
+
+    for i, kind in enumerate(("forward", "backward")):
+        needed = library.emulated_shared(i, dim) + 1024  # to the first multiple of 1024
+        assert needed <= relation._shared(kind, dim) <= 232448
+
+
 def test_probes(library):
     """What the first seconds on a GPU check, here against the emulator."""
     from benchmarks.designs.hopper_cuda import probes
@@ -116,7 +125,7 @@ def test_probes(library):
         made = made[:3] if name == "products" else made
         emulated.check(getattr(library, f"emulated_{name}")(*made, *extra))
 
-    for name, maps in (("copy", 1), ("products", 2), ("adds", 0)):
+    for name, maps in (("copy", 1), ("products", 2), ("adds", 0)):  # noqa: B007
         getattr(probes, f"check_{name}")(launch, "cpu")
 
 

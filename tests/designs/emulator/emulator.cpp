@@ -541,6 +541,13 @@ const char* emulated_finish(int d, const float* sums, const float* own_sums, u32
     };
     return answer(run(kernel, all_heads * 2 * ((tokens + 127) / 128), 128, 1, 0));
 }
+int emulated_shared(int backward, int d) {  // bytes, barriers and all
+    if (!backward)
+        return d == 64 ? ForwardShape<64>::BARRIERS + 8 + 16 * ForwardShape<64>::SLOTS
+                       : ForwardShape<128>::BARRIERS + 8 + 16 * ForwardShape<128>::SLOTS;
+    return d == 64 ? BackwardShape<64>::BARRIERS + 40 + 16 * BackwardShape<64>::SLOTS
+                   : BackwardShape<128>::BARRIERS + 40 + 16 * BackwardShape<128>::SLOTS;
+}
 const char* emulated_copy(const TensorMap* x, u32* out, unsigned seed) {
     return answer(run([=] { probe_copy(*x, out); }, 1, 128, 1, seed));
 }
