@@ -93,8 +93,8 @@ def forward(library, teacher, student, scale, seed=0, resident=2, together=1):
     return kl, stats
 
 
-def backward(library, teacher, student, stats, grad, scale, ordered, seed=0, resident=3):
-    """Gradient of the student, bfloat16."""
+def backward(library, teacher, student, stats, grad, scale, ordered, seed=0, resident=3, raw=False):
+    """Gradient of the student, bfloat16; with ``raw`` what was added in float32, too."""
     b, h, n, d = teacher.shape
     blocks = -(-n // 128)
     sums = torch.zeros(b * h, blocks * 128, d)
@@ -115,7 +115,7 @@ def backward(library, teacher, student, stats, grad, scale, ordered, seed=0, res
             d, pointer(sums), pointer(own), pointer(out), n, b * h, ctypes.c_float(scale)
         )
     )
-    return out
+    return (out, sums) if raw else out
 
 
 def reference(teacher, student, grad, scale):

@@ -118,7 +118,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
             raw_t[i] = exp2_fast(fma_once(raw_t[i], c, offset_t[half(i)]));
         u32 all = 0;  // a third of an instruction each, and none of them is late
         UNROLL for (int i = 0; i < 64; i++) all |= bits_of(raw_t[i]);
-        settle(float_of(all), barriers);
+        settle(float_of(all), own + BackwardShape<D>::BARRIERS + SPARE);
         wgmma_wait<0>();
         pin(raw_s);
         UNROLL for (int i = 0; i < 64; i++) {

@@ -100,7 +100,7 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
             look(raw_t, c, true, offset_t, delta_t);
         }
         exponentials_t();
-        settle(added_t[0] + added_t[1], own_full);
+        settle(added_t[0] + added_t[1], own_full + SPARE);
         wgmma_wait<0>();
         pin(raw_s);
         if (first) {

@@ -11,6 +11,7 @@ constexpr int PANEL = BLOCK * 128;     // bytes
 constexpr int THREADS = 3 * 128;       // two warpgroups that compute, one that loads
 constexpr int PRODUCER = 2;
 constexpr int WARPS = 8;               // that compute
+constexpr int SPARE = 192;             // bytes from the first mbarrier to 4 bytes beyond all of them
 
 template <int D>
 constexpr int TILE = D / 64 * PANEL;  // bytes
