@@ -27,7 +27,7 @@ class TensorMap(ctypes.Structure):
     )
 
 
-def build(folder: Path, defect: tuple[str, str, str] | None = None) -> ctypes.CDLL:
+def build(folder: Path, defect=None, defines=()) -> ctypes.CDLL:
     """The emulator as a library; ``defect`` is (file, text, instead) planted in the kernels."""
     sources = folder / "sources"
     shutil.copytree(SOURCES, sources, dirs_exist_ok=True)
@@ -51,6 +51,7 @@ def build(folder: Path, defect: tuple[str, str, str] | None = None) -> ctypes.CD
                 "-fPIC",
             ),
             *("-shared", f"-I{EMULATOR}", f"-I{sources}", str(EMULATOR / "emulator.cpp")),
+            *(f"-D{x}" for x in defines),
             *("-o", str(library)),
         ],
         check=True,

@@ -21,6 +21,11 @@ def library(tmp_path_factory):
     return emulated.build(tmp_path_factory.mktemp("hopper"))
 
 
+@pytest.fixture(scope="module")
+def polynomial(tmp_path_factory):
+    return emulated.build(tmp_path_factory.mktemp("hopper"), defines=("POLYNOMIAL_EVERY=4",))
+
+
 def draw(shape, seed=0, amplitude=1.0, kind="near"):
     generator = torch.Generator().manual_seed(seed)
     teacher = torch.randn(shape, generator=generator) * amplitude
@@ -31,6 +36,19 @@ def draw(shape, seed=0, amplitude=1.0, kind="near"):
         teacher, student = teacher.abs() * size, student.abs() * size
     upstream = torch.randn(shape[:3], generator=generator)
     return teacher.bfloat16(), student.bfloat16(), upstream
+
+
+@pytest.mark.parametrize("kind", ["rising", "equal"])
+def test_polynomial_exponentials(polynomial, kind):
+    teacher, student, upstream = draw((1, 2, 300, 64), 4, kind=kind)
+    student = teacher.clone() if kind == "equal" else student
+    kl, stats = emulated.forward(polynomial, teacher, student, 0.125, 1)
+    gradient = emulated.backward(polynomial, teacher, student, stats, upstream, 0.125, False, 2)
+    want, *_, want_gradient = emulated.reference(teacher, student, upstream, 0.125)
+    np.testing.assert_allclose(kl.numpy(), want, rtol=2e-5, atol=1e-5)
+    error = np.linalg.norm(gradient.double().numpy() - want_gradient)
+    assert error <= 4e-3 * np.linalg.norm(want_gradient)
+    assert kind != "equal" or ((kl == 0).all() and (gradient == 0).all())
 
 
 CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered

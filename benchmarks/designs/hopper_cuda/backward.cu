@@ -85,6 +85,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         wgmma_commit();
     };
     auto add_columns = [&](int n) {
+        if (WITHOUT_ADDS && n != place.block) return;
         int block = place.block - n;
         float* at = sums + fragment<D>(place, blocks, block, group);
         Order order{turns_made + ((u64)place.head * blocks + block) * 2 + group, group};
@@ -115,14 +116,14 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         pin(raw_t);
         if (lane == 0) mbarrier_arrive(done_t);
         UNROLL for (int i = 0; i < 64; i++)
-            raw_t[i] = exp2_fast(fma_once(raw_t[i], c, offset_t[half(i)]));
+            raw_t[i] = exponential(fma_once(raw_t[i], c, offset_t[half(i)]), i);
         u32 all = 0;  // a third of an instruction each, and none of them is late
         UNROLL for (int i = 0; i < 64; i++) all |= bits_of(raw_t[i]);
-        settle(float_of(all), own + BackwardShape<D>::BARRIERS + SPARE);
+        if (!WITHOUT_SETTLE) settle(float_of(all), own + BackwardShape<D>::BARRIERS + SPARE);
         wgmma_wait<0>();
         pin(raw_s);
         UNROLL for (int i = 0; i < 64; i++) {
-            float e_s = exp2_fast(fma_once(raw_s[i], c, offset_s[half(i)]));
+            float e_s = exponential(fma_once(raw_s[i], c, offset_s[half(i)]), i);
             raw_s[i] = fma_once(raw_t[i], ratio[half(i)], e_s) * g[half(i)];
         }
         if (n == 0) {

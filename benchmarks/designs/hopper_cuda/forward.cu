@@ -58,7 +58,7 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
         added_t[0] = added_t[1] = 0;
         UNROLL for (int i = 0; i < 64; i++) {
             raw_t[i] = fma_once(raw_t[i], c, offset_t[half(i)]);
-            p[i] = exp2_fast(raw_t[i]);
+            p[i] = exponential(raw_t[i], i);
             added_t[half(i)] += p[i];
         }
     };
@@ -66,7 +66,7 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
         added_s[0] = added_s[1] = gain[0] = gain[1] = 0;
         UNROLL for (int i = 0; i < 64; i++) {
             raw_s[i] = fma_once(raw_s[i], c, offset_s[half(i)]);
-            added_s[half(i)] += exp2_fast(raw_s[i]);
+            added_s[half(i)] += exponential(raw_s[i], i);
             gain[half(i)] = fma_once(p[i], raw_t[i] - raw_s[i], gain[half(i)]);
         }
     };
@@ -100,7 +100,7 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
             look(raw_t, c, true, offset_t, delta_t);
         }
         exponentials_t();
-        settle(added_t[0] + added_t[1], own_full + SPARE);
+        if (!WITHOUT_SETTLE) settle(added_t[0] + added_t[1], own_full + SPARE);
         wgmma_wait<0>();
         pin(raw_s);
         if (first) {

@@ -17,6 +17,7 @@ import torch
 
 SOURCES = Path(__file__).parent
 ARCHITECTURE = "sm_90a"
+defines: tuple[str, ...] = ()  # for what is launched from now on, such as "WITHOUT_TURNS=1"
 _BFLOAT16, _SWIZZLE_128, _PROMOTE_256 = 9, 3, 3  # of cuTensorMapEncodeTiled
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -44,7 +45,7 @@ def _nvrtc() -> ctypes.CDLL | None:
     return None
 
 
-def _with_nvrtc(nvrtc, name: str) -> bytes:
+def _with_nvrtc(nvrtc, name: str, options: tuple[str, ...] = ()) -> bytes:
     def ask(call, *arguments):
         error = call(*arguments)
         if error:
@@ -67,7 +68,11 @@ def _with_nvrtc(nvrtc, name: str) -> bytes:
         nvrtc.nvrtcCreateProgram,
         ctypes.byref(program), source, name.encode(), len(headers), texts, names,
     )  # fmt: skip
-    flags = (f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17")
+    flags = (
+        f"--gpu-architecture={ARCHITECTURE}".encode(),
+        b"--std=c++17",
+        *(f"-D{x}".encode() for x in options),
+    )
     error = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
     log = text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
     if error:
@@ -75,19 +80,26 @@ def _with_nvrtc(nvrtc, name: str) -> bytes:
     return text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
 
 
-def _with_nvcc(name: str) -> bytes:
+def _with_nvcc(name: str, options: tuple[str, ...] = ()) -> bytes:
     target = ARCHITECTURE.removeprefix("sm_")
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         command = ["nvcc", "-std=c++17", f"-gencode=arch=compute_{target},code=sm_{target}"]
-        command += [f"-I{SOURCES}", "-cubin", "-o", str(cubin), str(SOURCES / name)]
+        command += [
+            f"-I{SOURCES}",
+            *(f"-D{x}" for x in options),
+            "-cubin",
+            "-o",
+            str(cubin),
+            str(SOURCES / name),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise LaunchError(f"nvcc does not compile {name}:\n{done.stderr}")
         return cubin.read_bytes()
 
 
-def compiled(name: str) -> bytes:
+def compiled(name: str, options: tuple[str, ...] = ()) -> bytes:
     """Machine code of ``name``, from the cache where source and compiler are the same."""
     nvrtc = _nvrtc()
     if nvrtc is not None:
@@ -98,13 +110,14 @@ def compiled(name: str) -> bytes:
         compiler = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     else:
         raise LaunchError("neither NVRTC (pip install nvidia-cuda-nvrtc) nor nvcc was found")
-    key = hashlib.sha256(f"{compiler} {ARCHITECTURE} ".encode())
+    key = hashlib.sha256(f"{compiler} {ARCHITECTURE} {options} ".encode())
     for source in (*sorted(SOURCES.glob("*.h")), SOURCES / name):
         key.update(source.read_bytes())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kept = root / "linearard" / "hopper_cuda" / f"{Path(name).stem}-{key.hexdigest()[:24]}.cubin"
     if not kept.exists():
-        code = _with_nvrtc(nvrtc, name) if nvrtc is not None else _with_nvcc(name)
+        with_nvrtc = nvrtc is not None
+        code = _with_nvrtc(nvrtc, name, options) if with_nvrtc else _with_nvcc(name, options)
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".{os.getpid()}")
         part.write_bytes(code)
@@ -127,9 +140,9 @@ def _ask(what: str, call: str, *arguments) -> None:
 
 
 @cache
-def _function(source: str, name: str, shared: int, device: int):
+def _function(source: str, name: str, shared: int, device: int, options: tuple[str, ...]):
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    _ask(source, "cuModuleLoadData", ctypes.byref(module), compiled(source))
+    _ask(source, "cuModuleLoadData", ctypes.byref(module), compiled(source, options))
     _ask(name, "cuModuleGetFunction", ctypes.byref(function), module, name.encode())
     if shared:
         _ask(name, "cuFuncSetAttribute", function, _DYNAMIC_SHARED, shared)
@@ -173,6 +186,6 @@ def launch(source, name, grid, threads, shared, arguments) -> None:
     )
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
     _ask(
-        name, "cuLaunchKernel", _function(source, name, shared, device),
+        name, "cuLaunchKernel", _function(source, name, shared, device, defines),
         grid, 1, 1, threads, 1, 1, shared, stream, pointers, None,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -25,6 +26,10 @@ def build():
     for name in ("probes.cu", "forward.cu", "backward.cu"):
         say("compile", name)
         launcher.compiled(name)
+    jobs = [(f, v) for v in set(VARIANTS.values()) if v for f in ("forward.cu", "backward.cu")]
+    with ThreadPoolExecutor(8) as pool:  # the compiler holds no lock of Python's
+        list(pool.map(lambda job: launcher.compiled(*job), jobs))
+    say("compiled the variants")
     return {"device": torch.cuda.get_device_name()}
 
 
@@ -178,11 +183,22 @@ def exact(cases=40):
     return {"worst": worst}
 
 
-def parts(shape=(1, 32, 16384, 128), rounds=7):
-    """Milliseconds of each kernel, ordered adds too: the medians."""
+VARIANTS = {  # of the kernels, for what their choices are worth
+    "free": (),
+    "ordered": (),
+    "without turns": ("WITHOUT_TURNS=1",),
+    "without settle": ("WITHOUT_SETTLE=1",),
+    "without adds (wrong)": ("WITHOUT_ADDS=1",),
+    "polynomial 1/8": ("POLYNOMIAL_EVERY=8",),
+    "polynomial 1/4": ("POLYNOMIAL_EVERY=4",),
+}
+
+
+def parts(shape, rounds=7):
+    """Milliseconds of each kernel, in each variant: the medians. A variant may fail."""
     teacher, student, upstream = draw(shape, 0)
     scale, result = shape[-1] ** -0.5, {}
-    for ordered in (False, True):
+    for variant, launcher.defines in VARIANTS.items():
         times = {}
         for _ in range(rounds):
             marks = []
@@ -192,16 +208,20 @@ def parts(shape=(1, 32, 16384, 128), rounds=7):
                 marks[-1][1].record()
 
             mark("start")
-            _, stats = relation.forward(teacher, student, scale)
-            mark("forward")
-            relation.backward(teacher, student, stats, upstream, scale, ordered, parts=mark)
+            try:
+                _, stats = relation.forward(teacher, student, scale)
+                mark("forward")
+                ordered = variant == "ordered"
+                relation.backward(teacher, student, stats, upstream, scale, ordered, parts=mark)
+            except launcher.LaunchError as error:
+                say(f"{variant} does not run: {error}")
+                break
             torch.cuda.synchronize()
             for (_, before), (name, after) in itertools.pairwise(marks):
                 times.setdefault(name, []).append(before.elapsed_time(after))
-        result["ordered" if ordered else "free"] = {
-            name: round(sorted(t)[len(t) // 2], 4) for name, t in times.items()
-        }
-        say(result)
+        result[variant] = {name: round(sorted(t)[len(t) // 2], 4) for name, t in times.items()}
+        say(variant, result[variant])
+    launcher.defines = ()
     return result
 
 
@@ -253,5 +273,6 @@ STAGES = {
     "backward": (lambda: _backward_small(False), 60),
     "ordered": (lambda: _backward_small(True), 60),
     "exact": (exact, 150),
-    "parts": (parts, 60),
+    "parts.d128.t16384": (lambda: parts((1, 32, 16384, 128)), 100),
+    "parts.d64.t8192": (lambda: parts((1, 9, 8192, 64)), 60),
 } | {f"time.{name}": (lambda s=s: timed(s), 120) for name, s in SHAPES.items()}

@@ -13,6 +13,21 @@ constexpr int PRODUCER = 2;
 constexpr int WARPS = 8;               // that compute
 constexpr int SPARE = 192;             // bytes from the first mbarrier to 4 bytes beyond all of them
 
+// Switches for measurements: exponentials of every n-th pair on the multiply-add pipes (0: none); and
+// what something costs: 1 leaves it out.
+#ifndef POLYNOMIAL_EVERY
+#define POLYNOMIAL_EVERY 0
+#endif
+#ifndef WITHOUT_TURNS
+#define WITHOUT_TURNS 0
+#endif
+#ifndef WITHOUT_SETTLE
+#define WITHOUT_SETTLE 0
+#endif
+#ifndef WITHOUT_ADDS  // wrong gradients
+#define WITHOUT_ADDS 0
+#endif
+
 template <int D>
 constexpr int TILE = D / 64 * PANEL;  // bytes
 
@@ -102,13 +117,34 @@ DEVICE void produce(Ring<D, SLOTS> ring, u32 own, u32 own_full, const TensorMap*
 struct Turns {
     int group;
     DEVICE Turns(int group) : group(group) {
-        if (group == 1) barrier_arrive(1, 256);
+        if (group == 1 && !WITHOUT_TURNS) barrier_arrive(1, 256);
     }
-    DEVICE void take() { barrier_sync(1 + group, 256); }
-    DEVICE void pass() { barrier_arrive(2 - group, 256); }
+    DEVICE void take() {
+        if (!WITHOUT_TURNS) barrier_sync(1 + group, 256);
+    }
+    DEVICE void pass() {
+        if (!WITHOUT_TURNS) barrier_arrive(2 - group, 256);
+    }
 };
 
 // Of an accumulator [64, 128], element i of a thread lies in column 8 (i / 4) + 2 (lane % 4) + i % 2
 // and row 16 warp + lane / 4 + 8 (i / 2 % 2).
 DEVICE int half(int i) { return i / 2 % 2; }
 DEVICE int column(int i) { return i / 4 * 8 + i % 2; }  // above 2 (lane % 4)
+
+// 2^e of a pair's element i, the same function in every pass. The polynomial: 2^f for |f| <= 1/2 to
+// 2^-23, exactly 1 at 0; the whole part goes to the exponent's bits. Below 2^-126 it stays there.
+DEVICE float exponential(float e, int i) {
+    if (POLYNOMIAL_EVERY == 0 || i % (POLYNOMIAL_EVERY + !POLYNOMIAL_EVERY) != 0)
+        return exp2_fast(e);
+    constexpr float SHIFT = 12582912.f;  // 1.5 * 2^23: the sum's low bits are the whole part
+    e = larger(e, -126.f);
+    float whole = e + SHIFT;
+    float f = e - (whole - SHIFT);
+    float y = fma_once(f, 0.00132647271f, 0.00967151265f);
+    y = fma_once(f, y, 0.0555073374f);
+    y = fma_once(f, y, 0.240222421f);
+    y = fma_once(f, y, 0.693146978f);
+    y = fma_once(f, y, 1.f);
+    return float_of(bits_of(y) + (bits_of(whole) << 23));
+}
