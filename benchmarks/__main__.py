@@ -5,6 +5,7 @@ import sys
 
 BENCHMARKS = (
     "designs",
+    "hopper_cuda",
     "planner",
     "planner_rates",
     "queue",

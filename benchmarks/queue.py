@@ -51,6 +51,7 @@ QUEUES: dict[str, list[Item]] = {
         Item("relation_kl", "benchmarks relation_kl --long --out {out}/relation_kl.json", 45, 150),
     ],
     "designs": [
+        Item("hopper_cuda", "benchmarks hopper_cuda --out {out}/hopper_cuda.json", 120, 330),
         Item("designs", "benchmarks designs --out {out}/designs.json", 120, 280),
     ],
     "steps": [

@@ -118,15 +118,14 @@ def peak_gib(run):
     return round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)
 
 
-def measure(shape, gemm_tflops, rounds):
-    batch, heads, tokens, head_dim = shape
-    ours, theirs = check(shape)
+def candidates_at(shape):
+    """What is timed at a shape, by name: ours, and attention's backends where they run."""
     teacher, student = operands(shape)
     q, k, v = (x.detach().clone().requires_grad_() for x in (teacher, student, teacher))
     upstream = torch.randn_like(teacher)
 
-    def forward_backward(loss):
-        torch.autograd.grad(loss(teacher, student), student)
+    def forward_backward():
+        torch.autograd.grad(relation_kl(teacher, student), student)
 
     def attention(backend, backward):
         with sdpa_kernel(backend):
@@ -138,7 +137,7 @@ def measure(shape, gemm_tflops, rounds):
         with torch.no_grad():
             relation_kl(teacher, student)
 
-    candidates = {"forward": forward, "forward_backward": lambda: forward_backward(relation_kl)}
+    candidates = {"forward": forward, "forward_backward": forward_backward}
     for name, backend in (
         ("cudnn", SDPBackend.CUDNN_ATTENTION),
         ("flash", SDPBackend.FLASH_ATTENTION),
@@ -150,7 +149,13 @@ def measure(shape, gemm_tflops, rounds):
             continue
         candidates[f"{name}_forward"] = lambda b=backend: attention(b, False)
         candidates[name] = lambda b=backend: attention(b, True)
+    return candidates
 
+
+def measure(shape, gemm_tflops, rounds):
+    batch, heads, tokens, head_dim = shape
+    ours, theirs = check(shape)
+    candidates = candidates_at(shape)
     result = {
         "dtype": "bfloat16",
         "batch": batch,
@@ -164,8 +169,13 @@ def measure(shape, gemm_tflops, rounds):
     }
     result |= interleaved(candidates, rounds, 4 if tokens <= 8192 else 1)
     if batch * heads * tokens * tokens * 2 * 12 <= DENSE_LIMIT:
-        result["dense_peak_gib"] = peak_gib(lambda: forward_backward(plain))
-        result |= interleaved({"dense": lambda: forward_backward(plain)}, 5, 1)
+        teacher, student = operands(shape)
+
+        def dense():
+            torch.autograd.grad(plain(teacher, student), student)
+
+        result["dense_peak_gib"] = peak_gib(dense)
+        result |= interleaved({"dense": dense}, 5, 1)
     ms = result["forward_backward"]["p50"]
     tflops = 6 * batch * heads * tokens**2 * head_dim / ms / 1e9
     result |= {

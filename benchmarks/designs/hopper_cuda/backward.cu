@@ -1,0 +1,254 @@
+// Backward at four products a pair: scores of both models, and the weights' row and column parts.
+//
+// A block owns 128 rows i and walks over the tiles of columns j <= i. Its rows' statistics stay in
+// registers, W = g (P_s - P_t) [64 rows of a warpgroup, 128] is in registers what the row part
+// dX_i += W X_j needs as left operand, and goes to shared memory once, as the transposed left operand
+// of the column part dX_j = W^T X_i, [128, D] of which each warpgroup makes 64 rows of both groups'
+// W. That part is added in float32 to global memory. It is made one tile late: a group then never
+// waits for the other's W, and the two can take turns at the tensor cores half a tile apart.
+//
+// What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
+// every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
+//
+// ORDERED makes the adds of a tile in the order of their rows: block i waits for block i - 1.
+#include <tiles.h>
+
+template <int D>
+struct BackwardShape {
+    static constexpr int SLOTS = D == 128 ? 3 : 6;
+    static constexpr int WEIGHTS = (2 + SLOTS) * TILE<D>;       // two of [2 panels][128 rows]
+    static constexpr int BARRIERS = WEIGHTS + 4 * PANEL;
+};
+
+// Where a warpgroup's 64 rows of a head's block start among what is added.
+template <int D>
+DEVICE u64 fragment(Place place, int blocks, int block, int group) {
+    return (((u64)place.head * blocks + block) * 2 + group) * (64 * D) + thread_index() % 128 * 4;
+}
+
+struct Order {  // of the adds to one warpgroup's rows of a block: `turn` counts those made
+    u32* turn;
+    int group;
+    DEVICE void wait(u32 at) {
+        if (thread_index() % 128 == 0) {
+            while (load_acquire(turn) != at) {
+            }
+        }
+        barrier_sync(3 + group, 128);
+    }
+    DEVICE void made(u32 at) {
+        fence_device();
+        barrier_sync(3 + group, 128);
+        if (thread_index() % 128 == 0) store_release(turn, at + 1);
+    }
+};
+
+template <int D, bool ORDERED>
+DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u32 barriers,
+                               int group, Place place, const float* stats, const float* grad,
+                               float* sums, float* own_sums, u32* turns_made, int tokens,
+                               u64 length, float c) {
+    int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
+    int row = 64 * group + 16 * warp + lane / 4;
+    int blocks = (tokens + BLOCK - 1) / BLOCK;
+    u32 own_t = own + 64 * group * 128, own_s = own_t + TILE<D>;
+    u32 weights = own + BackwardShape<D>::WEIGHTS;
+    u32 written = barriers, spent = barriers + 16;  // W of even and odd tiles
+
+    float offset_t[2], offset_s[2], ratio[2], g[2];
+    UNROLL for (int h = 0; h < 2; h++) {
+        int token = place.block * BLOCK + row + 8 * h;
+        u64 at = (u64)place.head * tokens + token;
+        bool inside = token < tokens;
+        offset_t[h] = inside ? stats[at] : -infinity();
+        offset_s[h] = inside ? stats[at + length] : -infinity();
+        ratio[h] = inside ? -stats[at + 2 * length] : -1.f;
+        g[h] = inside ? times(grad[at], stats[at + 3 * length]) : 0.f;
+    }
+    // lane l writes row l % 8 of matrix l / 8: rows 0-7 and 8-15 of the warp, of 8 columns and of 8 more
+    u32 to = weights + (64 * group + 16 * warp + lane % 16) * 128 + ((lane / 16 ^ lane % 8) << 4);
+    u64 own_columns = descriptor(own + TILE<D>, PANEL);
+    float rows_part[D / 2], columns_part[D / 2], raw_t[64], raw_s[64];
+    u32 w[32];
+    Turns turns(group);
+    UNROLL for (int i = 0; i < D / 2; i++) rows_part[i] = 0;
+    mbarrier_wait(own + BackwardShape<D>::BARRIERS, 0);
+
+    auto column_product = [&](int n) {  // that of tile n, whose W both groups have written
+        u32 parity = n / 2 % 2, odd = n % 2;
+        mbarrier_wait(written + 8 * odd, parity);
+        u64 a = descriptor(weights + 2 * PANEL * odd + PANEL * group, PANEL);
+        pin(columns_part);
+        wgmma_fence();
+        UNROLL for (int k = 0; k < BLOCK / 16; k++)
+            wgmma<1, 1>(columns_part, a + (k * 2048 >> 4), own_columns + (k * 2048 >> 4), k > 0);
+        wgmma_commit();
+    };
+    auto add_columns = [&](int n) {
+        if (WITHOUT_ADDS && n != place.block) return;
+        int block = place.block - n;
+        float* at = sums + fragment<D>(place, blocks, block, group);
+        Order order{turns_made + ((u64)place.head * blocks + block) * 2 + group, group};
+        if (ORDERED) order.wait(n);
+        UNROLL for (int q = 0; q < D / 8; q++)
+            add_global(at + 512 * q, columns_part[4 * q], columns_part[4 * q + 1],
+                       columns_part[4 * q + 2], columns_part[4 * q + 3]);
+        if (ORDERED) order.made(n);
+    };
+
+    for (int n = 0; n <= place.block; n++) {
+        int odd = n % 2;
+        u32 tile_t = ring.arrived(), done_t = ring.done();
+        ring.next();
+        u32 tile_s = ring.arrived(), done_s = ring.done();
+        ring.next();
+        turns.take();
+        pin(raw_t);
+        pin(raw_s);
+        wgmma_fence();
+        scores<D>(raw_t, own_t, tile_t);
+        wgmma_commit();
+        scores<D>(raw_s, own_s, tile_s);
+        wgmma_commit();
+        turns.pass();
+
+        wgmma_wait<1>();
+        pin(raw_t);
+        if (lane == 0) mbarrier_arrive(done_t);
+        UNROLL for (int i = 0; i < 64; i++)
+            raw_t[i] = exponential(fma_once(raw_t[i], c, offset_t[half(i)]), i);
+        u32 all = 0;  // a third of an instruction each, and none of them is late
+        UNROLL for (int i = 0; i < 64; i++) all |= bits_of(raw_t[i]);
+        if (!WITHOUT_SETTLE) settle(float_of(all), own + BackwardShape<D>::BARRIERS + SPARE);
+        wgmma_wait<0>();
+        pin(raw_s);
+        UNROLL for (int i = 0; i < 64; i++) {
+            float e_s = exponential(fma_once(raw_s[i], c, offset_s[half(i)]), i);
+            raw_s[i] = fma_once(raw_t[i], ratio[half(i)], e_s) * g[half(i)];
+        }
+        if (n == 0) {
+            int last = row - lane % 4 * 2;
+            UNROLL for (int i = 0; i < 64; i++) {
+                if (column(i) > last + 8 * half(i)) raw_s[i] = 0;
+            }
+        }
+        UNROLL for (int i = 0; i < 32; i++) w[i] = pack(raw_s[2 * i], raw_s[2 * i + 1]);
+        if (n >= 2) mbarrier_wait(spent + 8 * odd, (n / 2 - 1) % 2);
+        UNROLL for (int k = 0; k < 8; k++)
+            store_matrices((to ^ (k % 4 << 5)) + 2 * PANEL * odd + k / 4 * PANEL, w + 4 * k);
+        fence_async();
+        warp_sync();
+        if (lane == 0) mbarrier_arrive(written + 8 * odd);
+
+        turns.take();
+        pin(rows_part);
+        pin(w);
+        wgmma_fence();
+        u64 columns = descriptor(tile_s, PANEL);
+        UNROLL for (int k = 0; k < BLOCK / 16; k++)
+            wgmma_registers<1>(rows_part, w + 4 * k, columns + (k * 2048 >> 4), 1);
+        wgmma_commit();
+        if (n > 0) {
+            column_product(n - 1);
+            if (group == 0 || n < place.block) turns.pass();
+            wgmma_wait<1>();
+            if (lane == 0) mbarrier_arrive(done_s);
+            wgmma_wait<0>();
+            pin(columns_part);
+            if (lane == 0) mbarrier_arrive(spent + 8 * (1 - odd));
+            pin(rows_part);
+            add_columns(n - 1);
+        } else {
+            if (group == 0 || n < place.block) turns.pass();
+            wgmma_wait<0>();
+            pin(rows_part);
+            if (lane == 0) mbarrier_arrive(done_s);
+        }
+    }
+    column_product(place.block);
+    wgmma_wait<0>();
+    pin(columns_part);
+    add_columns(place.block);
+
+    float* at = (ORDERED ? own_sums : sums) + fragment<D>(place, blocks, place.block, group);
+    UNROLL for (int q = 0; q < D / 8; q++) {
+        const float* d = rows_part + 4 * q;
+        if (ORDERED)
+            *(Float4*)(at + 512 * q) = Float4{d[0], d[1], d[2], d[3]};
+        else
+            add_global(at + 512 * q, d[0], d[1], d[2], d[3]);
+    }
+}
+
+template <int D, bool ORDERED>
+DEVICE void backward(const TensorMap* teacher, const TensorMap* student, const float* stats,
+                     const float* grad, float* sums, float* own_sums, u32* turns_made, int tokens,
+                     int heads, int all_heads, int together, float c) {
+    using Shape = BackwardShape<D>;
+    u32 own = shared_base(), own_full = own + Shape::BARRIERS;
+    Ring<D, Shape::SLOTS> ring(own + 2 * TILE<D>, own_full + 8);
+    u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
+    int blocks = (tokens + BLOCK - 1) / BLOCK;
+    Place place(blocks, all_heads, together);
+    if (ORDERED) {  // a block waits for the one before it, which must have been started
+        place.head = block_index() / blocks;
+        place.block = block_index() % blocks;
+    }
+    int group = uniform(thread_index() / 128);
+    if (thread_index() == 0) {
+        mbarrier_init(own_full, 1);
+        ring.init();
+        for (int i = 0; i < 4; i++) mbarrier_init(barriers + 8 * i, WARPS);
+        fence_mbarrier_init();
+    }
+    block_sync();
+    if (group == PRODUCER) {
+        registers_down<24>();
+        if (thread_index() == PRODUCER * 128)
+            produce(ring, own, own_full, teacher, student, place, heads);
+    } else {
+        registers_up<240>();
+        gradients_of_group<D, ORDERED>(ring, own, barriers, group, place, stats, grad, sums,
+                                       own_sums, turns_made, tokens, (u64)all_heads * tokens, c);
+    }
+}
+
+// out [heads, tokens, D] bfloat16 = scale (sums + own_sums); one warpgroup's 64 rows a block
+template <int D>
+DEVICE void finish(const float* sums, const float* own_sums, u32* out, int tokens, float scale) {
+    int blocks = (tokens + BLOCK - 1) / BLOCK;
+    int lane = thread_index() % 32, warp = thread_index() / 32;
+    int head = block_index() / (2 * blocks), part = block_index() % (2 * blocks);
+    int token = part * 64 + 16 * warp + lane / 4;
+    u64 from = (u64)block_index() * (64 * D) + thread_index() * 4;
+    u64 to = ((u64)head * tokens + token) * (D / 2) + lane % 4;
+    UNROLL for (int q = 0; q < D / 8; q++) {
+        Float4 v = *(const Float4*)(sums + from + 512 * q);
+        if (own_sums) {
+            Float4 o = *(const Float4*)(own_sums + from + 512 * q);
+            v = Float4{v.x + o.x, v.y + o.y, v.z + o.z, v.w + o.w};
+        }
+        if (token < tokens) out[to + 4 * q] = pack(v.x * scale, v.y * scale);
+        if (token + 8 < tokens) out[to + 8 * (D / 2) + 4 * q] = pack(v.z * scale, v.w * scale);
+    }
+}
+
+#define BACKWARD(NAME, D, ORDERED)                                                               \
+    KERNEL(THREADS)                                                                              \
+    NAME(MAP teacher, MAP student, const float* stats, const float* grad, float* sums,           \
+         float* own_sums, u32* turns_made, int tokens, int heads, int all_heads, int together,   \
+         float c) {                                                                              \
+        backward<D, ORDERED>(&teacher, &student, stats, grad, sums, own_sums, turns_made,        \
+                             tokens, heads, all_heads, together, c);                             \
+    }
+#define FINISH(D)                                                                                \
+    KERNEL(128)                                                                                  \
+    finish_##D(const float* sums, const float* own_sums, u32* out, int tokens, float scale) {    \
+        finish<D>(sums, own_sums, out, tokens, scale);                                           \
+    }
+BACKWARD(backward_64, 64, false)
+BACKWARD(backward_128, 128, false)
+BACKWARD(backward_ordered_64, 64, true)
+BACKWARD(backward_ordered_128, 128, true)
+FINISH(64)
+FINISH(128)

@@ -1,0 +1,150 @@
+// What forward and backward share: tiles in shared memory, the ring that a producer fills, products.
+//
+// A tile is 128 tokens of one head of one model. It lies in panels of 64 numbers (128 bytes) a token,
+// [D / 64][128][128 bytes], as the copy engine leaves a box with the 128-byte swizzle: the 16-byte
+// piece p of token r is found at piece p ^ (r % 8).
+#pragma once
+#include <hopper_ptx.h>
+
+constexpr int BLOCK = 128;             // tokens of a tile
+constexpr int PANEL = BLOCK * 128;     // bytes
+constexpr int THREADS = 3 * 128;       // two warpgroups that compute, one that loads
+constexpr int PRODUCER = 2;
+constexpr int WARPS = 8;               // that compute
+constexpr int SPARE = 192;             // bytes from the first mbarrier to 4 bytes beyond all of them
+
+// Switches for measurements: exponentials of every n-th pair on the multiply-add pipes (0: none); and
+// what something costs: 1 leaves it out.
+#ifndef POLYNOMIAL_EVERY
+#define POLYNOMIAL_EVERY 0
+#endif
+#ifndef WITHOUT_TURNS
+#define WITHOUT_TURNS 0
+#endif
+#ifndef WITHOUT_SETTLE
+#define WITHOUT_SETTLE 0
+#endif
+#ifndef WITHOUT_ADDS  // wrong gradients
+#define WITHOUT_ADDS 0
+#endif
+
+template <int D>
+constexpr int TILE = D / 64 * PANEL;  // bytes
+
+// A swizzled matrix whose groups of 8 rows of 128 bytes follow each other; `leading`: bytes from one
+// panel to the next, of which only an operand whose rows run along k knows.
+DEVICE u64 descriptor(u32 at, u32 leading) {
+    return (u64)(at >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// d [64, 128] = the products of 64 tokens at `own` with the 128 of the tile at `other`
+template <int D>
+DEVICE void scores(float (&d)[64], u32 own, u32 other) {
+    u64 a = descriptor(own, 16), b = descriptor(other, 16);
+    UNROLL for (int k = 0; k < D / 16; k++) {
+        int step = (k / 4 * PANEL + k % 4 * 32) >> 4;
+        wgmma<0, 0>(d, a + step, b + step, k > 0);
+    }
+}
+
+// Heads together, so that they share the cache, and of them the blocks with most columns first.
+struct Place {
+    int head, block;
+    DEVICE Place(int blocks, int heads, int together) {
+        int first = block_index() / (blocks * together) * together;
+        int within = block_index() - first * blocks;
+        int size = heads - first < together ? heads - first : together;
+        head = first + within % size;
+        block = blocks - 1 - within / size;
+    }
+};
+
+// Tiles on their way: teacher's and student's in turns.
+template <int D, int SLOTS>
+struct Ring {
+    u32 data, full, empty;
+    int slot = 0;
+    u32 phase = 0;
+    DEVICE Ring(u32 data, u32 barriers)
+        : data(data), full(barriers), empty(barriers + 8 * SLOTS) {}
+    DEVICE void init() {
+        for (int i = 0; i < SLOTS; i++) {
+            mbarrier_init(full + 8 * i, 1);
+            mbarrier_init(empty + 8 * i, WARPS);
+        }
+    }
+    DEVICE void next() {
+        if (++slot == SLOTS) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+    DEVICE u32 tile() { return data + slot * TILE<D>; }
+    DEVICE u32 arrived() {  // consumer: the tile, once it is there
+        mbarrier_wait(full + 8 * slot, phase);
+        return tile();
+    }
+    DEVICE u32 done() { return empty + 8 * slot; }
+};
+
+template <int D>
+DEVICE void load_tile(u32 to, const TensorMap* map, u32 barrier, int token, int head, int heads) {
+    UNROLL for (int panel = 0; panel < D / 64; panel++)
+        tma_load(to + panel * PANEL, map, barrier, 64 * panel, token, head % heads, head / heads);
+}
+
+// The producer's one thread: the block's own tiles, then those of block, block - 1, ... 0.
+template <int D, int SLOTS>
+DEVICE void produce(Ring<D, SLOTS> ring, u32 own, u32 own_full, const TensorMap* teacher,
+                    const TensorMap* student, Place place, int heads) {
+    tma_prefetch(teacher);
+    tma_prefetch(student);
+    mbarrier_expect(own_full, 2 * TILE<D>);
+    load_tile<D>(own, teacher, own_full, place.block * BLOCK, place.head, heads);
+    load_tile<D>(own + TILE<D>, student, own_full, place.block * BLOCK, place.head, heads);
+    for (int n = 0; n < 2 * (place.block + 1); n++) {
+        mbarrier_wait(ring.empty + 8 * ring.slot, ring.phase ^ 1);
+        u32 full = ring.full + 8 * ring.slot;
+        mbarrier_expect(full, TILE<D>);
+        load_tile<D>(ring.tile(), n % 2 ? student : teacher, full,
+                     (place.block - n / 2) * BLOCK, place.head, heads);
+        ring.next();
+    }
+}
+
+// The two warpgroups issue products in turns, so that one's exponentials run beside the other's
+// products. Group 0 begins.
+struct Turns {
+    int group;
+    DEVICE Turns(int group) : group(group) {
+        if (group == 1 && !WITHOUT_TURNS) barrier_arrive(1, 256);
+    }
+    DEVICE void take() {
+        if (!WITHOUT_TURNS) barrier_sync(1 + group, 256);
+    }
+    DEVICE void pass() {
+        if (!WITHOUT_TURNS) barrier_arrive(2 - group, 256);
+    }
+};
+
+// Of an accumulator [64, 128], element i of a thread lies in column 8 (i / 4) + 2 (lane % 4) + i % 2
+// and row 16 warp + lane / 4 + 8 (i / 2 % 2).
+DEVICE int half(int i) { return i / 2 % 2; }
+DEVICE int column(int i) { return i / 4 * 8 + i % 2; }  // above 2 (lane % 4)
+
+// 2^e of a pair's element i, the same function in every pass. The polynomial: 2^f for |f| <= 1/2 to
+// 2^-23, exactly 1 at 0; the whole part goes to the exponent's bits. Below 2^-126 it stays there.
+DEVICE float exponential(float e, int i) {
+    if (POLYNOMIAL_EVERY == 0 || i % (POLYNOMIAL_EVERY + !POLYNOMIAL_EVERY) != 0)
+        return exp2_fast(e);
+    constexpr float SHIFT = 12582912.f;  // 1.5 * 2^23: the sum's low bits are the whole part
+    e = larger(e, -126.f);
+    float whole = e + SHIFT;
+    float f = e - (whole - SHIFT);
+    float y = fma_once(f, 0.00132647271f, 0.00967151265f);
+    y = fma_once(f, y, 0.0555073374f);
+    y = fma_once(f, y, 0.240222421f);
+    y = fma_once(f, y, 0.693146978f);
+    y = fma_once(f, y, 1.f);
+    return float_of(bits_of(y) + (bits_of(whole) << 23));
+}
