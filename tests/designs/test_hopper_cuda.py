@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
 import emulated
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
