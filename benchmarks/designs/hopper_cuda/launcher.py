@@ -39,6 +39,9 @@ def _nvrtc() -> ctypes.CDLL | None:
     for name in (*found, f"libnvrtc.so.{major}", "libnvrtc.so", ctypes.util.find_library("nvrtc")):
         try:
             if name:
+                if "/" in name:  # NVRTC asks the loader for these by name; it has them then
+                    for path in Path(name).parent.glob("libnvrtc-builtins.so.*"):
+                        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
                 return ctypes.CDLL(name)
         except OSError:
             continue
