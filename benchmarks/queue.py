@@ -13,7 +13,6 @@ limit) and seconds of each.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -22,6 +21,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.record import write
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def run(items: list[Item], places: dict[str, str], seconds: float) -> dict[str, 
             code, took = _launch(item, places, min(left, item.most))
         found[item.name] = {"code": code, "seconds": round(took, 1)}
         print(f"{item.name}: {_said(code)}, {took:.0f} s", flush=True)
-        (out / "queue.json").write_text(json.dumps(found, indent=1) + "\n")
+        write(out / "queue.json", found)
     return found
 
 

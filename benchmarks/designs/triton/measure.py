@@ -17,11 +17,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.record import add_arguments, circumstances, write
-from benchmarks.relation_kl import LONG, SHAPES, interleaved, operands
+from benchmarks.relation_kl import LONG, SHAPES, candidates_at, interleaved, operands
+from linearard.ops.relation_kl import relation_kl
 from linearard.ops.relation_kl import triton as product
 from linearard.ops.relation_kl.autograd import Relation
 from linearard.ops.relation_kl.visibility import Visibility
@@ -65,11 +64,7 @@ def errors(name, head_dim):
     shape = (1, 3, 1271, head_dim)
     relations, scale, upstream = problem(shape)
     x_t, x_s = relations[0].q_t.double(), relations[0].q_s.double().requires_grad_()
-    hidden = torch.ones(shape[2], shape[2], dtype=torch.bool, device="cuda").triu(1)
-    log_t, log_s = (
-        (x @ x.mT * scale).masked_fill(hidden, -1e300).log_softmax(-1) for x in (x_t, x_s)
-    )
-    rows = (log_t.exp() * (log_t - log_s)).masked_fill(hidden, 0).sum(-1)
+    rows = relation_kl(x_t, x_s, implementation="reference", reduction="none")
     (truth,) = torch.autograd.grad((rows * upstream).sum(), x_s)
     is_forward, run = candidates()[name]
     if is_forward:
@@ -99,27 +94,12 @@ def measure(shape, names, rounds):
             runs[name] = call
         except Exception as error:
             print(f"{name} does not run at {shape}: {error!r}"[:300], flush=True)
-    q, k, v = (relations[0].q_s.clone().requires_grad_() for _ in range(3))
-    grad = torch.randn_like(q)
-
-    def attention(backend, backward):
-        with sdpa_kernel(backend):
-            out = scaled_dot_product_attention(q, k, v, is_causal=True)
-            if backward:
-                torch.autograd.grad(out, (q, k, v), grad)
-
-    for name, backend in (
-        ("cudnn", SDPBackend.CUDNN_ATTENTION),
-        ("flash", SDPBackend.FLASH_ATTENTION),
-    ):
-        try:
-            attention(backend, True)
-        except RuntimeError as error:
-            print(f"{name} does not run here: {error}"[:300], flush=True)
-            continue
-        runs[f"{name}_forward"] = lambda b=backend: attention(b, False)
-        runs[name] = lambda b=backend: attention(b, True)
-    return interleaved(runs, rounds, 1)
+    attention = {
+        name: run
+        for name, run in candidates_at(shape).items()
+        if name.startswith(("cudnn", "flash"))
+    }
+    return interleaved(runs | attention, rounds, 1)
 
 
 def main(arguments: list[str]) -> None:

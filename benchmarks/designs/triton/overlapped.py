@@ -69,7 +69,7 @@ def _student(raw, state, teacher, i, rows, c, COLUMNS: gl.constexpr, EDGE: gl.co
     cross = (cross + sum_t * moved) * shrink_t + gl.sum(p_t * (exponent_t - exponent_s), 1)
     sum_t = sum_t * shrink_t + part_t
     sum_s = sum_s * gl.exp2(max_s - new_s) + gl.sum(p_s, 1)
-    return (new_t, sum_t, new_s, sum_s, cross), p_s
+    return new_t, sum_t, new_s, sum_s, cross
 
 
 @gluon.jit
@@ -82,7 +82,6 @@ def _step(state, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, ti
     mbarrier.wait(full.index(i % STAGES), (i // STAGES) & 1)
     flight_t = _scores(own_t, ring_t, i % STAGES, zero)
     flight_s = _scores(own_s, ring_s, i % STAGES, zero)
-    # exponentials are handed through the next wait, or the compiler would sink them below it
     raw_t = warpgroup_mma_wait(1, deps=[flight_t])
     for j in gl.static_range(PAIR):
         new_t, exponent_t, p_t, part_t = _teacher(raw_t, state, i + j, rows, c, COLUMNS, EDGE,
@@ -91,15 +90,15 @@ def _step(state, own_t, own_s, k_t, k_s, ring_t, ring_s, full, base, rows, i, ti
             slot = (i + j + 1) % STAGES
             mbarrier.wait(full.index(slot), ((i + j + 1) // STAGES) & 1)
             flight_t = _scores(own_t, ring_t, slot, zero)
-            raw_s, p_t = warpgroup_mma_wait(1, deps=[flight_s, p_t])
+            raw_s = warpgroup_mma_wait(1, deps=[flight_s])
             teacher = (new_t, exponent_t, p_t, part_t)
-            state, p_s = _student(raw_s, state, teacher, i + j, rows, c, COLUMNS, EDGE, layout)
+            state = _student(raw_s, state, teacher, i + j, rows, c, COLUMNS, EDGE, layout)
             flight_s = _scores(own_s, ring_s, slot, zero)
-            raw_t, p_s = warpgroup_mma_wait(1, deps=[flight_t, p_s])
+            raw_t = warpgroup_mma_wait(1, deps=[flight_t])
         else:
-            raw_s, p_t = warpgroup_mma_wait(0, deps=[flight_s, p_t])
+            raw_s = warpgroup_mma_wait(0, deps=[flight_s])
             teacher = (new_t, exponent_t, p_t, part_t)
-            state, p_s = _student(raw_s, state, teacher, i + j, rows, c, COLUMNS, EDGE, layout)
+            state = _student(raw_s, state, teacher, i + j, rows, c, COLUMNS, EDGE, layout)
     gl.thread_barrier()  # both groups have read these tiles: their places may be filled
     for j in gl.static_range(PAIR):
         _fetch(k_t, k_s, ring_t, ring_s, full, base, i + j + STAGES, (i + j) % STAGES,

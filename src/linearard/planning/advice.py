@@ -152,7 +152,7 @@ def _candidates(
     moments = {
         f"stages.{name}.offload_optimizer": "true"
         for name, stage in stages.items()
-        if "adamw_torch" in str(getattr(stage.optim, "value", stage.optim))
+        if "adamw_torch" in stage.optimizer_name
     }
     if moments:
         found.append((moments, "AdamW's moments in host memory"))

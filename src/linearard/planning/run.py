@@ -152,7 +152,7 @@ def plan_run(
     plans = []
     for number, (name, stage) in enumerate(stages.items()):
         parts, waiting = stage.all_parts, stage.gradient_accumulation_steps > 1
-        state, update = optimizer_bytes(str(getattr(stage.optim, "value", stage.optim)))
+        state, update = optimizer_bytes(stage.optimizer_name)
         learned = set().union(*(learning(shape, part.objective) for part in parts.values()))
         setting = Setting(
             element=2 if mixed else _FLOAT32,

@@ -107,7 +107,7 @@ class RestorationConfig(TrainingArguments):
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
         _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
         _check(self.save_strategy != "best", self, "save_strategy", "steps, epoch or 'no'")
-        adamw = str(getattr(self.optim, "value", self.optim)).startswith("adamw_torch")
+        adamw = self.optimizer_name.startswith("adamw_torch")
         _check(
             adamw or not self.offload_optimizer, self, "offload_optimizer", "false with this optim"
         )
@@ -124,17 +124,21 @@ class RestorationConfig(TrainingArguments):
         super().__post_init__()
 
     @property
+    def optimizer_name(self) -> str:
+        """The name of `optim`, which `TrainingArguments` makes an enumeration's member."""
+        return str(getattr(self.optim, "value", self.optim))
+
+    @property
     def records_graphs(self) -> bool:
         """Whether a batch is the same kernels every time, so that one GPU can record and replay them."""
-        optimizer = str(getattr(self.optim, "value", self.optim))
         return (
             self.cuda_graphs
             and not self.fp16  # the scaler looks at the gradients
             and not self.offload_teacher
             and not self.recompute  # keeps and restores the state of random numbers from the host
             and not any(part.objective.skip_positions for part in self.all_parts.values())
-            and "lomo" not in optimizer  # these update weights within the backward pass
-            and not optimizer.endswith("_layerwise")
+            and "lomo" not in self.optimizer_name  # these update weights within the backward pass
+            and not self.optimizer_name.endswith("_layerwise")
         )
 
     @property
