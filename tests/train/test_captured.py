@@ -190,7 +190,7 @@ def test_a_recording_that_fails_costs_no_step():
     def run(x, part):
         loss = (nn.functional.dropout(weight) * x).sum()
         if part == "b":
-            float(loss)  # waits for the device, which a recording does not allow
+            float(loss.detach())  # waits for the device, which a recording does not allow
         loss.backward()
         return {"loss": loss.detach()}
 
