@@ -26,28 +26,38 @@ DEVICE u64 fragment(Place place, int blocks, int block, int group) {
     return (((u64)place.head * blocks + block) * 2 + group) * (64 * D) + thread_index() % 128 * 4;
 }
 
-struct Order {  // of the adds to one warpgroup's rows of a block: `turn` counts those made
-    u32* turn;
-    int group;
-    DEVICE void wait(u32 at) {
-        if (thread_index() % 128 == 0) {
-            while (load_acquire(turn) != at) {
-            }
-        }
-        barrier_sync(3 + group, 128);
+// The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
+// nobody else waits for what is under way to memory. turns_made counts the adds of each block.
+struct Order {
+    u32 may_add, added;
+    DEVICE Order(u32 barriers, int group) : may_add(barriers + 8 * group), added(may_add + 16) {}
+    DEVICE void init() {
+        mbarrier_init(may_add, 1);
+        mbarrier_init(added, WARPS / 2);
     }
-    DEVICE void made(u32 at) {
-        fence_device();
-        barrier_sync(3 + group, 128);
-        if (thread_index() % 128 == 0) store_release(turn, at + 1);
+    DEVICE void keep(u32* turns_made, Place place, int blocks, int group) {
+        for (int n = 0; n <= place.block; n++) {
+            u32* turn = turns_made + ((u64)place.head * blocks + place.block - n) * 2 + group;
+            while (load_acquire(turn) != n) {
+            }
+            mbarrier_arrive(may_add);
+            mbarrier_wait(added, n % 2);
+            fence_device();
+            store_release(turn, n + 1);
+        }
+    }
+    DEVICE void wait(int n) { mbarrier_wait(may_add, n % 2); }
+    DEVICE void made() {
+        warp_sync();
+        if (thread_index() % 32 == 0) mbarrier_arrive(added);
     }
 };
 
 template <int D, bool ORDERED>
 DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u32 barriers,
                                int group, Place place, const float* stats, const float* grad,
-                               float* sums, float* own_sums, u32* turns_made, int tokens,
-                               u64 length, float c) {
+                               float* sums, float* own_sums, int tokens, u64 length, float c) {
+    constexpr bool ASCENDING = ASCEND && !ORDERED;
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 64 * group + 16 * warp + lane / 4;
     int blocks = (tokens + BLOCK - 1) / BLOCK;
@@ -70,7 +80,8 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
     u64 own_columns = descriptor(own + TILE<D>, PANEL);
     float rows_part[D / 2], columns_part[D / 2], raw_t[64], raw_s[64];
     u32 w[32];
-    Turns turns(group);
+    Turns<D == 128 || TURNS_64> turns(group);
+    Order order(barriers + 32, group);
     UNROLL for (int i = 0; i < D / 2; i++) rows_part[i] = 0;
     mbarrier_wait(own + BackwardShape<D>::BARRIERS, 0);
 
@@ -86,14 +97,12 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
     };
     auto add_columns = [&](int n) {
         if (WITHOUT_ADDS && n != place.block) return;
-        int block = place.block - n;
-        float* at = sums + fragment<D>(place, blocks, block, group);
-        Order order{turns_made + ((u64)place.head * blocks + block) * 2 + group, group};
+        float* at = sums + fragment<D>(place, blocks, ASCENDING ? n : place.block - n, group);
         if (ORDERED) order.wait(n);
         UNROLL for (int q = 0; q < D / 8; q++)
             add_global(at + 512 * q, columns_part[4 * q], columns_part[4 * q + 1],
                        columns_part[4 * q + 2], columns_part[4 * q + 3]);
-        if (ORDERED) order.made(n);
+        if (ORDERED) order.made();
     };
 
     for (int n = 0; n <= place.block; n++) {
@@ -126,7 +135,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
             float e_s = exponential(fma_once(raw_s[i], c, offset_s[half(i)]), i);
             raw_s[i] = fma_once(raw_t[i], ratio[half(i)], e_s) * g[half(i)];
         }
-        if (n == 0) {
+        if (n == (ASCENDING ? place.block : 0)) {
             int last = row - lane % 4 * 2;
             UNROLL for (int i = 0; i < 64; i++) {
                 if (column(i) > last + 8 * half(i)) raw_s[i] = 0;
@@ -199,17 +208,41 @@ DEVICE void backward(const TensorMap* teacher, const TensorMap* student, const f
         mbarrier_init(own_full, 1);
         ring.init();
         for (int i = 0; i < 4; i++) mbarrier_init(barriers + 8 * i, WARPS);
+        for (int i = 0; i < 2; i++) Order(barriers + 32, i).init();
         fence_mbarrier_init();
     }
     block_sync();
     if (group == PRODUCER) {
         registers_down<24>();
-        if (thread_index() == PRODUCER * 128)
-            produce(ring, own, own_full, teacher, student, place, heads);
+        int warp = thread_index() / 32 - 4 * PRODUCER;
+        if (thread_index() % 32 == 0) {
+            if (warp == 0) {
+                produce_own<D>(own, own_full, teacher, student, place, heads);
+                produce<D, ASCEND && !ORDERED>(ring, teacher, student, place, heads);
+            } else if (ORDERED && warp <= 2) {
+                Order(barriers + 32, warp - 1).keep(turns_made, place, blocks, warp - 1);
+            }
+        }
     } else {
         registers_up<240>();
         gradients_of_group<D, ORDERED>(ring, own, barriers, group, place, stats, grad, sums,
-                                       own_sums, turns_made, tokens, (u64)all_heads * tokens, c);
+                                       own_sums, tokens, (u64)all_heads * tokens, c);
+    }
+}
+
+// In a quad, lane l's x[i] against lane i's x[l].
+DEVICE void transpose(u32 (&x)[4]) {
+    int lane = thread_index() % 4;
+    UNROLL for (int mask = 1; mask <= 2; mask *= 2) {
+        bool high = lane & mask;
+        UNROLL for (int i = 0; i < 4; i++) {
+            if (i & mask) continue;
+            u32 got = bits_of(across(float_of(high ? x[i] : x[i + mask]), mask));
+            if (high)
+                x[i] = got;
+            else
+                x[i + mask] = got;
+        }
     }
 }
 
@@ -221,15 +254,25 @@ DEVICE void finish(const float* sums, const float* own_sums, u32* out, int token
     int head = block_index() / (2 * blocks), part = block_index() % (2 * blocks);
     int token = part * 64 + 16 * warp + lane / 4;
     u64 from = (u64)block_index() * (64 * D) + thread_index() * 4;
-    u64 to = ((u64)head * tokens + token) * (D / 2) + lane % 4;
-    UNROLL for (int q = 0; q < D / 8; q++) {
-        Float4 v = *(const Float4*)(sums + from + 512 * q);
-        if (own_sums) {
-            Float4 o = *(const Float4*)(own_sums + from + 512 * q);
-            v = Float4{v.x + o.x, v.y + o.y, v.z + o.z, v.w + o.w};
+    u32* to = out + ((u64)head * tokens + token) * (D / 2) + lane % 4 * 4;
+    UNROLL for (int group = 0; group < D / 32; group++) {
+        u32 rows[4], below[4];  // of 8 columns each: the thread's two
+        UNROLL for (int i = 0; i < 4; i++) {
+            u64 at = from + 512 * (4 * group + i);
+            Float4 v = *(const Float4*)(sums + at);
+            if (own_sums) {
+                Float4 o = *(const Float4*)(own_sums + at);
+                v = Float4{v.x + o.x, v.y + o.y, v.z + o.z, v.w + o.w};
+            }
+            rows[i] = pack(v.x * scale, v.y * scale);
+            below[i] = pack(v.z * scale, v.w * scale);
         }
-        if (token < tokens) out[to + 4 * q] = pack(v.x * scale, v.y * scale);
-        if (token + 8 < tokens) out[to + 8 * (D / 2) + 4 * q] = pack(v.z * scale, v.w * scale);
+        transpose(rows);  // to 16 bytes of one row
+        transpose(below);
+        if (token < tokens) *(Words4*)(to + 16 * group) = Words4{rows[0], rows[1], rows[2], rows[3]};
+        if (token + 8 < tokens)
+            *(Words4*)(to + 8 * (D / 2) + 16 * group) =
+                Words4{below[0], below[1], below[2], below[3]};
     }
 }
 

@@ -19,6 +19,9 @@ struct alignas(64) TensorMap {  // a CUtensorMap, filled by cuTensorMapEncodeTil
 struct alignas(16) Float4 {
     float x, y, z, w;
 };
+struct alignas(16) Words4 {
+    u32 x, y, z, w;
+};
 
 DEVICE int thread_index() { return threadIdx.x; }
 // The same number in all lanes, said so that the compiler knows.
@@ -222,7 +225,11 @@ DEVICE float log2_of(float a) { return log2f(a); }
 DEVICE float power_of_two(float n) {  // n whole, at most 0; exact
     return n < -126.f ? 0.f : __int_as_float((127 + (int)n) << 23);
 }
+// The whole n with 2^n <= x < 2^(n + 1), of a normal x > 0; 128 of what is not finite.
+DEVICE float exponent(float x) { return (float)((int)(__float_as_uint(x) >> 23 & 255) - 127); }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
+DEVICE bool warp_any(bool x) { return __any_sync(0xffffffffu, x); }
+DEVICE float magnitude(float x) { return fabsf(x); }
 DEVICE float across(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 DEVICE void add_global(float* at, float a, float b, float c, float d) {

@@ -18,8 +18,11 @@ constexpr int SPARE = 192;             // bytes from the first mbarrier to 4 byt
 #ifndef POLYNOMIAL_EVERY
 #define POLYNOMIAL_EVERY 0
 #endif
-#ifndef WITHOUT_TURNS
-#define WITHOUT_TURNS 0
+#ifndef ASCEND
+#define ASCEND 0
+#endif
+#ifndef TURNS_64
+#define TURNS_64 0
 #endif
 #ifndef WITHOUT_SETTLE
 #define WITHOUT_SETTLE 0
@@ -35,6 +38,27 @@ constexpr int TILE = D / 64 * PANEL;  // bytes
 // panel to the next, of which only an operand whose rows run along k knows.
 DEVICE u64 descriptor(u32 at, u32 leading) {
     return (u64)(at >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// a [D / 16][4]: the thread's part of 64 rows of a tile, as products take a left operand from registers
+template <int D>
+DEVICE void left_operand(u32 (&a)[D / 4], u32 tile, int row) {  // row: the thread's first, in the tile
+    int lane = thread_index() % 32;
+    UNROLL for (int k = 0; k < D / 16; k++) {
+        UNROLL for (int q = 0; q < 4; q++) {
+            int piece = (k % 4 * 2 + q / 2) ^ (row % 8);
+            a[4 * k + q] = load_shared(tile + k / 4 * PANEL + (row + q % 2 * 8) * 128 + piece * 16 +
+                                       lane % 4 * 4);
+        }
+    }
+}
+
+// d [64, 64] = the products of the rows in `a` with 64 tokens from `other` on
+template <int D>
+DEVICE void scores(float (&d)[32], const u32* a, u32 other) {
+    u64 b = descriptor(other, 16);
+    UNROLL for (int k = 0; k < D / 16; k++)
+        wgmma_registers<0>(d, a + 4 * k, b + ((k / 4 * PANEL + k % 4 * 32) >> 4), k > 0);
 }
 
 // d [64, 128] = the products of 64 tokens at `own` with the 128 of the tile at `other`
@@ -93,37 +117,44 @@ DEVICE void load_tile(u32 to, const TensorMap* map, u32 barrier, int token, int 
         tma_load(to + panel * PANEL, map, barrier, 64 * panel, token, head % heads, head / heads);
 }
 
-// The producer's one thread: the block's own tiles, then those of block, block - 1, ... 0.
-template <int D, int SLOTS>
-DEVICE void produce(Ring<D, SLOTS> ring, u32 own, u32 own_full, const TensorMap* teacher,
-                    const TensorMap* student, Place place, int heads) {
+// The producer's one thread: the block's own tiles.
+template <int D>
+DEVICE void produce_own(u32 own, u32 own_full, const TensorMap* teacher, const TensorMap* student,
+                        Place place, int heads) {
     tma_prefetch(teacher);
     tma_prefetch(student);
     mbarrier_expect(own_full, 2 * TILE<D>);
     load_tile<D>(own, teacher, own_full, place.block * BLOCK, place.head, heads);
     load_tile<D>(own + TILE<D>, student, own_full, place.block * BLOCK, place.head, heads);
+}
+
+// Those of block, block - 1, ... 0, or the other way round.
+template <int D, bool ASCENDING, int SLOTS>
+DEVICE void produce(Ring<D, SLOTS>& ring, const TensorMap* teacher, const TensorMap* student,
+                    Place place, int heads) {
     for (int n = 0; n < 2 * (place.block + 1); n++) {
         mbarrier_wait(ring.empty + 8 * ring.slot, ring.phase ^ 1);
         u32 full = ring.full + 8 * ring.slot;
         mbarrier_expect(full, TILE<D>);
         load_tile<D>(ring.tile(), n % 2 ? student : teacher, full,
-                     (place.block - n / 2) * BLOCK, place.head, heads);
+                     (ASCENDING ? n / 2 : place.block - n / 2) * BLOCK, place.head, heads);
         ring.next();
     }
 }
 
 // The two warpgroups issue products in turns, so that one's exponentials run beside the other's
 // products. Group 0 begins.
+template <bool TAKEN>
 struct Turns {
     int group;
     DEVICE Turns(int group) : group(group) {
-        if (group == 1 && !WITHOUT_TURNS) barrier_arrive(1, 256);
+        if (TAKEN && group == 1) barrier_arrive(1, 256);
     }
     DEVICE void take() {
-        if (!WITHOUT_TURNS) barrier_sync(1 + group, 256);
+        if (TAKEN) barrier_sync(1 + group, 256);
     }
     DEVICE void pass() {
-        if (!WITHOUT_TURNS) barrier_arrive(2 - group, 256);
+        if (TAKEN) barrier_arrive(2 - group, 256);
     }
 };
 

@@ -26,6 +26,9 @@ static_assert(sizeof(TensorMap) == 128, "as large as a CUtensorMap");
 struct alignas(16) Float4 {
     float x, y, z, w;
 };
+struct alignas(16) Words4 {
+    u32 x, y, z, w;
+};
 
 namespace emu {
 int thread();
@@ -131,7 +134,13 @@ DEVICE float smaller(float a, float b) { return fminf(a, b); }
 DEVICE float nearest(float a) { return rintf(a); }
 DEVICE float log2_of(float a) { return log2f(a); }
 DEVICE float power_of_two(float n) { return n < -126.f ? 0.f : ldexpf(1.f, (int)n); }
+DEVICE float exponent(float x) { return std::isfinite(x) ? (float)std::ilogb(x) : 128.f; }
 DEVICE float infinity() { return INFINITY; }
+DEVICE bool warp_any(bool x) {
+    for (int mask = 1; mask < 32; mask *= 2) x |= emu::across(x, mask) != 0;
+    return x;
+}
+DEVICE float magnitude(float x) { return fabsf(x); }
 DEVICE float across(float x, int mask) { return emu::across(x, mask); }
 
 DEVICE void add_global(float* at, float a, float b, float c, float d) {
