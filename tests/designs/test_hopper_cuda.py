@@ -165,8 +165,8 @@ DEFECTS = {
     ),
     "a slot given back under a product": (
         "forward.cu",
-        "        rows.add(t0, s0, spare);\n        wait(t1, s1);",
-        "        release();\n        rows.add(t0, s0, spare);\n        wait(t1, s1);",
+        "            add(t0, s0);\n            wait(t1, s1);",
+        "            release();\n            add(t0, s0);\n            wait(t1, s1);",
     ),
     "scores read before they are there": ("forward.cu", "        wgmma_wait<0>();\n", ""),
     "no fence after registers were written": ("backward.cu", "        wgmma_fence();\n", ""),

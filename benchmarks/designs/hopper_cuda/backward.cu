@@ -77,7 +77,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
     }
     // lane l writes row l % 8 of matrix l / 8: rows 0-7 and 8-15 of the warp, of 8 columns and of 8 more
     u32 to = weights + (64 * group + 16 * warp + lane % 16) * 128 + ((lane / 16 ^ lane % 8) << 4);
-    u64 own_columns = descriptor(own + TILE<D>, PANEL);
+    Operand own_columns = descriptor(own + TILE<D>, PANEL);
     float rows_part[D / 2], columns_part[D / 2], raw_t[64], raw_s[64];
     u32 w[32];
     Turns<D == 128 || TURNS_64> turns(group);
@@ -88,7 +88,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
     auto column_product = [&](int n) {  // that of tile n, whose W both groups have written
         u32 parity = n / 2 % 2, odd = n % 2;
         mbarrier_wait(written + 8 * odd, parity);
-        u64 a = descriptor(weights + 2 * PANEL * odd + PANEL * group, PANEL);
+        Operand a = descriptor(weights + 2 * PANEL * odd + PANEL * group, PANEL);
         pin(columns_part);
         wgmma_fence();
         UNROLL for (int k = 0; k < BLOCK / 16; k++)
@@ -153,7 +153,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         pin(rows_part);
         pin(w);
         wgmma_fence();
-        u64 columns = descriptor(tile_s, PANEL);
+        Operand columns = descriptor(tile_s, PANEL);
         UNROLL for (int k = 0; k < BLOCK / 16; k++)
             wgmma_registers<1>(rows_part, w + 4 * k, columns + (k * 2048 >> 4), 1);
         wgmma_commit();

@@ -7,8 +7,9 @@
 // hold it leaves a sum that is not finite; then the block does its rows again, with care: a maximum
 // before each tile's exponentials.
 //
-// A warpgroup's own 64 rows lie in registers, as left operands; scores are made of 64 columns at a
-// time into two sets of registers, so that one set's exponentials run beside the other's products.
+// head_dim 64: a warpgroup's own 64 rows lie in registers, as left operands; scores are made of 64
+// columns at a time into two sets of registers, so that one set's exponentials run beside the other's
+// products. head_dim 128: there is room for one set, of 128 columns; the two warpgroups take turns.
 #include <tiles.h>
 
 constexpr float GROWN = 16777216.f;  // more than any number of tokens with exponentials up to 1
@@ -21,8 +22,12 @@ struct ForwardShape {
     static constexpr int BARRIERS = (2 + SLOTS) * TILE<D>;
 };
 
-DEVICE void hide(float (&raw)[32], int last, float hidden) {
-    UNROLL for (int i = 0; i < 32; i++) {
+template <int D>
+constexpr bool WIDE = D == 128;
+
+template <int COUNT>
+DEVICE void hide(float (&raw)[COUNT], int last, float hidden) {
+    UNROLL for (int i = 0; i < COUNT; i++) {
         if (column(i) > last + 8 * half(i)) raw[i] = hidden;
     }
 }
@@ -51,40 +56,46 @@ struct Rows {
         offset_t[h] += delta_t;
         offset_s[h] += delta_s;
     }
-    // No exponent above 1/2 with these scores.
-    DEVICE void look(const float (&raw_t)[32], const float (&raw_s)[32], bool first) {
+    // The offset that leaves no exponent above 1/2 with these scores.
+    template <int COUNT>
+    DEVICE float level(const float (&raw)[COUNT], int h) {
+        float most = raw[2 * h];
+        UNROLL for (int i = 0; i < COUNT; i++) {
+            if (half(i) == h) most = larger(most, raw[i]);
+        }
+        return -nearest(quad_largest(most) * c);
+    }
+    template <int COUNT>
+    DEVICE void look(const float (&raw_t)[COUNT], const float (&raw_s)[COUNT]) {
         UNROLL for (int h = 0; h < 2; h++) {
-            float t = raw_t[2 * h], s = raw_s[2 * h];
-            UNROLL for (int i = 0; i < 32; i++) {
-                if (half(i) != h) continue;
-                t = larger(t, raw_t[i]);
-                s = larger(s, raw_s[i]);
-            }
-            t = -nearest(quad_largest(t) * c);
-            s = -nearest(quad_largest(s) * c);
-            if (first) {
-                offset_t[h] = t;
-                offset_s[h] = s;
-            } else {
-                move(h, smaller(t - offset_t[h], 0.f), smaller(s - offset_s[h], 0.f));
-            }
+            move(h, smaller(level(raw_t, h) - offset_t[h], 0.f),
+                 smaller(level(raw_s, h) - offset_s[h], 0.f));
         }
     }
-    // `spare`: see settle
-    DEVICE void add(const float (&raw_t)[32], const float (&raw_s)[32], u32 spare) {
-        float t[2] = {0, 0}, s[2] = {0, 0}, gain[2] = {0, 0};
-        UNROLL for (int i = 0; i < 32; i++) {
-            int h = half(i);
-            float e_t = fma_once(raw_t[i], c, offset_t[h]), e_s = fma_once(raw_s[i], c, offset_s[h]);
-            float p = exponential(e_t, i);
-            t[h] += p;
-            s[h] += exponential(e_s, i);
-            gain[h] = fma_once(p, e_t - e_s, gain[h]);
+    // Scores become exponents, p their exponentials. `spare`: see settle
+    template <int COUNT>
+    DEVICE void add_teacher(float (&raw)[COUNT], float (&p)[COUNT], u32 spare) {
+        float sum[2] = {0, 0};
+        UNROLL for (int i = 0; i < COUNT; i++) {
+            raw[i] = fma_once(raw[i], c, offset_t[half(i)]);
+            p[i] = exponential(raw[i], i);
+            sum[half(i)] += p[i];
         }
-        settle(t[0] + t[1] + s[0] + s[1] + magnitude(gain[0]) + magnitude(gain[1]), spare);
+        settle(sum[0] + sum[1], spare);
+        UNROLL for (int h = 0; h < 2; h++) sum_t[h] += sum[h];
+    }
+    template <int COUNT>
+    DEVICE void add_student(const float (&exponents_t)[COUNT], const float (&raw)[COUNT],
+                            const float (&p)[COUNT], u32 spare) {
+        float sum[2] = {0, 0}, gain[2] = {0, 0};
+        UNROLL for (int i = 0; i < COUNT; i++) {
+            float e = fma_once(raw[i], c, offset_s[half(i)]);
+            sum[half(i)] += exponential(e, i);
+            gain[half(i)] = fma_once(p[i], exponents_t[i] - e, gain[half(i)]);
+        }
+        settle(sum[0] + sum[1] + magnitude(gain[0]) + magnitude(gain[1]), spare);
         UNROLL for (int h = 0; h < 2; h++) {
-            sum_t[h] += t[h];
-            sum_s[h] += s[h];
+            sum_s[h] += sum[h];
             cross[h] += gain[h];
         }
     }
@@ -107,16 +118,31 @@ struct Rows {
     }
 };
 
+// 64 rows of a tile as left operand.
+template <int D>
+struct Left {  // from shared memory
+    u32 at;
+    DEVICE Left(u32 tile, int group, int row) : at(tile + 64 * 128 * group) {}
+    DEVICE void scores(float (&d)[64], u32 other) const { ::scores<D>(d, at, other); }
+};
+template <>
+struct Left<64> {  // from registers
+    u32 a[16];
+    DEVICE Left(u32 tile, int group, int row) { left_operand<64>(a, tile, 64 * group + row); }
+    DEVICE void scores(float (&d)[32], u32 other) const { ::scores<64>(d, a, other); }
+};
+
 template <int D>
 DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own_full, int group,
                           Place place, float* kl, float* stats, int tokens, u64 length, float c) {
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 16 * warp + lane / 4;  // of the group's 64; and the one 8 below
-    int last = row - lane % 4 * 2;   // column of the diagonal's tile that the thread's first row sees
+    // the column, of those multiplied at once, at which the diagonal meets the thread's first row
+    int last = row - lane % 4 * 2 + (WIDE<D> ? 64 * group : 0);
     u32 spare = own_full + SPARE;
     float hidden = -1e30f / larger(c, 1e-6f);
-    float t0[32], s0[32], t1[32], s1[32];
-    u32 own_t[D / 4], own_s[D / 4];
+    constexpr int COUNT = WIDE<D> ? 64 : 32, PARTS = WIDE<D> ? 1 : 2;  // of a tile's columns
+    float t0[COUNT], s0[COUNT], p[COUNT];
     u32 tile_t, tile_s, done_t, done_s;
     auto arrive = [&] {
         tile_t = ring.arrived(), done_t = ring.done();
@@ -130,72 +156,100 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
             mbarrier_arrive(done_s);
         }
     };
-    auto multiply = [&](float (&t)[32], float (&s)[32], int part) {
+    mbarrier_wait(own_full, 0);
+    Left<D> own_t(own, group, row), own_s(own + TILE<D>, group, row);
+    auto multiply = [&](float (&t)[COUNT], float (&s)[COUNT], int part) {
         pin(t);
         pin(s);
         wgmma_fence();
-        scores<D>(t, own_t, tile_t + 64 * 128 * part);
-        scores<D>(s, own_s, tile_s + 64 * 128 * part);
+        own_t.scores(t, tile_t + 64 * 128 * part);
+        wgmma_commit();
+        own_s.scores(s, tile_s + 64 * 128 * part);
         wgmma_commit();
     };
-    auto wait = [&](float (&t)[32], float (&s)[32]) {
+    auto wait = [&](float (&t)[COUNT], float (&s)[COUNT]) {
         wgmma_wait<0>();
         pin(t);
         pin(s);
     };
-    auto diagonal = [&](float (&t)[32], float (&s)[32], Rows& rows) {
-        hide(t, last, hidden);
-        hide(s, last, hidden);
-        rows.look(t, s, true);
+    Rows rows{c};
+    auto first = [&](float (&raw)[COUNT], float (&offset)[2]) {  // scores of the diagonal
+        hide(raw, last, hidden);
+        UNROLL for (int h = 0; h < 2; h++) offset[h] = rows.level(raw, h);
     };
 
-    mbarrier_wait(own_full, 0);
-    left_operand<D>(own_t, own, 64 * group + row);
-    left_operand<D>(own_s, own + TILE<D>, 64 * group + row);
-
-    Rows rows{c};
-    arrive();
-    if (group == 1) {  // it sees all of the other group's columns
-        multiply(t1, s1, 1);
-        wait(t1, s1);
-        diagonal(t1, s1, rows);
-        multiply(t0, s0, 0);
-        rows.add(t1, s1, spare);
-        wait(t0, s0);
+    if constexpr (WIDE<D>) {
+        Turns<true> turns(group);
+        for (int n = 0; n <= place.block; n++) {
+            arrive();
+            turns.take();
+            multiply(t0, s0, 0);
+            if (group == 0 || n < place.block) turns.pass();
+            wgmma_wait<1>();
+            pin(t0);
+            if (n == 0) first(t0, rows.offset_t);
+            rows.add_teacher(t0, p, spare);
+            wgmma_wait<0>();
+            pin(s0);
+            release();
+            if (n == 0) first(s0, rows.offset_s);
+            rows.add_student(t0, s0, p, spare);
+            rows.shrink();
+        }
     } else {
-        multiply(t0, s0, 0);
-        wait(t0, s0);
-        diagonal(t0, s0, rows);
-    }
-    release();
-    for (int n = 1; n <= place.block; n++) {
+        float t1[COUNT], s1[COUNT];
+        auto add = [&](float (&t)[COUNT], float (&s)[COUNT]) {
+            rows.add_teacher(t, p, spare);
+            rows.add_student(t, s, p, spare);
+        };
         arrive();
-        multiply(t1, s1, 0);
-        rows.add(t0, s0, spare);
-        wait(t1, s1);
-        rows.shrink();
-        multiply(t0, s0, 1);
-        rows.add(t1, s1, spare);
-        wait(t0, s0);
-        rows.shrink();
+        if (group == 1) {  // it sees all of the other group's columns
+            multiply(t1, s1, 1);
+            wait(t1, s1);
+            first(t1, rows.offset_t);
+            first(s1, rows.offset_s);
+            multiply(t0, s0, 0);
+            add(t1, s1);
+            wait(t0, s0);
+        } else {
+            multiply(t0, s0, 0);
+            wait(t0, s0);
+            first(t0, rows.offset_t);
+            first(s0, rows.offset_s);
+        }
         release();
+        for (int n = 1; n <= place.block; n++) {
+            arrive();
+            multiply(t1, s1, 0);
+            add(t0, s0);
+            wait(t1, s1);
+            rows.shrink();
+            multiply(t0, s0, 1);
+            add(t1, s1);
+            wait(t0, s0);
+            rows.shrink();
+            release();
+        }
+        add(t0, s0);
     }
-    rows.add(t0, s0, spare);
 
     if (barrier_any(AGAIN, ALL_BUT_IDLE, rows.lost())) {
         rows = Rows{c};
         for (int n = 0; n <= place.block; n++) {
             arrive();
-            for (int i = 0; i < 2; i++) {
-                int part = n == 0 ? group - i : i;
+            for (int i = 0; i < PARTS; i++) {
+                int part = n == 0 && !WIDE<D> ? group - i : i;
                 if (part < 0) continue;
                 multiply(t0, s0, part);
                 wait(t0, s0);
-                if (n == 0 && i == 0)
-                    diagonal(t0, s0, rows);
-                else
-                    rows.look(t0, s0, false);
-                rows.add(t0, s0, spare);
+                if (n == 0 && i == 0) {
+                    first(t0, rows.offset_t);
+                    first(s0, rows.offset_s);
+                } else {
+                    rows.look(t0, s0);
+                }
+                rows.add_teacher(t0, p, spare);
+                rows.add_student(t0, s0, p, spare);
             }
             release();
         }

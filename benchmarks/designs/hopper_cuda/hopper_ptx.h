@@ -119,44 +119,54 @@ DEVICE float float_of(u32 x) { return __uint_as_float(x); }
     TEXT32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"     \
            "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
+// A descriptor of a matrix in shared memory. Steps are added to its low half alone: one addition.
+struct Operand {
+    u32 low, high;
+    DEVICE Operand operator+(int step) const { return {low + step, high}; }
+};
+
 // d [64, 128] or [64, 64] (+)= a b over 16 of k; the operands are bfloat16. `A_ROWS`, `B_ROWS`: the
 // operand's rows run along k (it is M- or N-major); `add` 0 forgets what d held.
 template <int A_ROWS, int B_ROWS>
-DEVICE void wgmma(float (&d)[64], u64 a, u64 b, int add) {
+DEVICE void wgmma(float (&d)[64], Operand a, Operand b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %68, 0;\n"
+        "mov.b64 a, {%64, %65};\nmov.b64 b, {%66, %67};\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" TEXT64
-        "}, %64, %65, p, 1, 1, %67, %68;\n}"
+        "}, a, b, p, 1, 1, %69, %70;\n}"
         : D32(0), D32(32)
-        : "l"(a), "l"(b), "r"(add), "n"(A_ROWS), "n"(B_ROWS));
+        : "r"(a.low), "r"(a.high), "r"(b.low), "r"(b.high), "r"(add), "n"(A_ROWS), "n"(B_ROWS));
 }
 template <int A_ROWS, int B_ROWS>
-DEVICE void wgmma(float (&d)[32], u64 a, u64 b, int add) {
+DEVICE void wgmma(float (&d)[32], Operand a, Operand b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+        "{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %36, 0;\n"
+        "mov.b64 a, {%32, %33};\nmov.b64 b, {%34, %35};\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" TEXT32
-        "}, %32, %33, p, 1, 1, %35, %36;\n}"
+        "}, a, b, p, 1, 1, %37, %38;\n}"
         : D32(0)
-        : "l"(a), "l"(b), "r"(add), "n"(A_ROWS), "n"(B_ROWS));
+        : "r"(a.low), "r"(a.high), "r"(b.low), "r"(b.high), "r"(add), "n"(A_ROWS), "n"(B_ROWS));
 }
 // The same with a in registers, four of two numbers each, row-major.
 template <int B_ROWS>
-DEVICE void wgmma_registers(float (&d)[64], const u32* a, u64 b, int add) {
+DEVICE void wgmma_registers(float (&d)[64], const u32* a, Operand b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %70, 0;\nmov.b64 b, {%68, %69};\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" TEXT64
-        "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
+        "}, {%64, %65, %66, %67}, b, p, 1, 1, %71;\n}"
         : D32(0), D32(32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(B_ROWS));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(add),
+          "n"(B_ROWS));
 }
 template <int B_ROWS>
-DEVICE void wgmma_registers(float (&d)[32], const u32* a, u64 b, int add) {
+DEVICE void wgmma_registers(float (&d)[32], const u32* a, Operand b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %38, 0;\nmov.b64 b, {%36, %37};\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" TEXT32
-        "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
+        "}, {%32, %33, %34, %35}, b, p, 1, 1, %39;\n}"
         : D32(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(B_ROWS));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(add),
+          "n"(B_ROWS));
 }
 #undef D8
 #undef D32

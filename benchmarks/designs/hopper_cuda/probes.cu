@@ -73,7 +73,7 @@ KERNEL(128) probe_products(MAP x, MAP y, float* out, int steps) {
     fence_async();
     block_sync();
     UNROLL for (int part = 0; part < 2; part++) {
-        u64 a = descriptor(weights + part * PANEL, PANEL);
+        Operand a = descriptor(weights + part * PANEL, PANEL);
         pin(d);
         pin(narrow);
         wgmma_fence();

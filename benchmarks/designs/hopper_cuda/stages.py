@@ -195,11 +195,8 @@ def exact(cases=40):
 VARIANTS = {  # of the kernels, for what their choices are worth
     "free": (),
     "ordered": (),
-    "ascending": ("ASCEND=1",),
-    "turns": ("TURNS_64=1",),
     "without adds (wrong)": ("WITHOUT_ADDS=1",),
     "polynomial 1/8": ("POLYNOMIAL_EVERY=8",),
-    "polynomial 1/4": ("POLYNOMIAL_EVERY=4",),
 }
 
 

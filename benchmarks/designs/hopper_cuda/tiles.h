@@ -36,8 +36,8 @@ constexpr int TILE = D / 64 * PANEL;  // bytes
 
 // A swizzled matrix whose groups of 8 rows of 128 bytes follow each other; `leading`: bytes from one
 // panel to the next, of which only an operand whose rows run along k knows.
-DEVICE u64 descriptor(u32 at, u32 leading) {
-    return (u64)(at >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+DEVICE Operand descriptor(u32 at, u32 leading) {
+    return {at >> 4 | leading >> 4 << 16, 1024 >> 4 | 1u << 30};
 }
 
 // a [D / 16][4]: the thread's part of 64 rows of a tile, as products take a left operand from registers
@@ -56,7 +56,7 @@ DEVICE void left_operand(u32 (&a)[D / 4], u32 tile, int row) {  // row: the thre
 // d [64, 64] = the products of the rows in `a` with 64 tokens from `other` on
 template <int D>
 DEVICE void scores(float (&d)[32], const u32* a, u32 other) {
-    u64 b = descriptor(other, 16);
+    Operand b = descriptor(other, 16);
     UNROLL for (int k = 0; k < D / 16; k++)
         wgmma_registers<0>(d, a + 4 * k, b + ((k / 4 * PANEL + k % 4 * 32) >> 4), k > 0);
 }
@@ -64,7 +64,7 @@ DEVICE void scores(float (&d)[32], const u32* a, u32 other) {
 // d [64, 128] = the products of 64 tokens at `own` with the 128 of the tile at `other`
 template <int D>
 DEVICE void scores(float (&d)[64], u32 own, u32 other) {
-    u64 a = descriptor(own, 16), b = descriptor(other, 16);
+    Operand a = descriptor(own, 16), b = descriptor(other, 16);
     UNROLL for (int k = 0; k < D / 16; k++) {
         int step = (k / 4 * PANEL + k % 4 * 32) >> 4;
         wgmma<0, 0>(d, a + step, b + step, k > 0);

@@ -72,6 +72,11 @@ DEVICE void tma_load(u32 to, const TensorMap* map, u32 barrier, int x, int y, in
     emu::tma_load(to, map, barrier, x, y, z, w);
 }
 
+struct Operand {
+    u32 low, high;
+    Operand operator+(int step) const { return {low + step, high}; }
+    u64 whole() const { return (u64)high << 32 | low; }
+};
 DEVICE void wgmma_fence() { emu::wgmma_fence(); }
 DEVICE void wgmma_commit() { emu::wgmma_commit(); }
 template <int PENDING>
@@ -81,12 +86,12 @@ DEVICE void wgmma_wait() {
 template <class T, int COUNT>
 DEVICE void pin(T (&)[COUNT]) {}
 template <int A_ROWS, int B_ROWS, int COUNT>
-DEVICE void wgmma(float (&d)[COUNT], u64 a, u64 b, int add) {
-    emu::wgmma(d, 2 * COUNT, nullptr, a, b, add, A_ROWS, B_ROWS);
+DEVICE void wgmma(float (&d)[COUNT], Operand a, Operand b, int add) {
+    emu::wgmma(d, 2 * COUNT, nullptr, a.whole(), b.whole(), add, A_ROWS, B_ROWS);
 }
 template <int B_ROWS, int COUNT>
-DEVICE void wgmma_registers(float (&d)[COUNT], const u32* a, u64 b, int add) {
-    emu::wgmma(d, 2 * COUNT, a, 0, b, add, false, B_ROWS);
+DEVICE void wgmma_registers(float (&d)[COUNT], const u32* a, Operand b, int add) {
+    emu::wgmma(d, 2 * COUNT, a, 0, b.whole(), add, false, B_ROWS);
 }
 
 template <int COUNT>
