@@ -33,6 +33,7 @@ def relation_kl(
     mask: Tensor | None = None,
     row_weights: Tensor | None = None,
     reduction: str = "mean",
+    deterministic: bool = True,
     implementation: str | None = None,
 ) -> Tensor:
     """KL between the self-relations of two models: each head attends to itself, q = k.
@@ -49,7 +50,8 @@ def relation_kl(
         mask: bool [B, N], True where the token is valid.
         row_weights: weights of the rows, broadcasting to [B, H, N].
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        implementation: ``"reference"``, ``"chunked"``, ``"triton"`` or None.
+        deterministic: gradients that repeat to the bit.
+        implementation: ``"reference"``, ``"chunked"``, ``"triton"``, ``"hopper"`` or None.
 
     Returns:
         What :func:`attention_kl` returns.
@@ -71,6 +73,7 @@ def relation_kl(
         mask=mask,
         row_weights=row_weights,
         reduction=reduction,
+        deterministic=deterministic,
         implementation=implementation,
     )
 
@@ -90,6 +93,7 @@ def attention_kl(
     mask: Tensor | None = None,
     row_weights: Tensor | None = None,
     reduction: str = "mean",
+    deterministic: bool = True,
     implementation: str | None = None,
 ) -> Tensor:
     """KL(teacher || student) between the attention distributions of two models, row by row.
@@ -122,9 +126,13 @@ def attention_kl(
         reduction: ``"mean"`` over valid rows and heads, with weights ``sum w KL / sum w`` (0 if
             nothing counts); ``"sum"`` of ``w KL``; or ``"none"``: ``w KL`` of each row, [B, H, N]
             with 0 in the rows that do not count.
+        deterministic: gradients repeat to the bit. False lets the kernels of ``"hopper"``, the
+            only ones that would not otherwise, add their parts in any order, which is faster
+            (unless ``torch.use_deterministic_algorithms`` is on).
         implementation: ``"reference"`` (dense), ``"chunked"`` (linear memory, any device),
-            ``"triton"`` (NVIDIA GPU, head_dim <= 256, not float64), or None for the fastest
-            that fits.
+            ``"triton"`` (NVIDIA GPU, head_dim <= 256, not float64), ``"hopper"`` (H100, H200:
+            causal self-relations in bfloat16, head_dim 64 or 128), or None for the fastest that
+            fits.
 
     Returns:
         Nats, in float32 (float64 for float64 operands).
@@ -146,6 +154,7 @@ def attention_kl(
         mask=mask,
         row_weights=row_weights,
         reduction=reduction,
+        deterministic=deterministic,
         implementation=implementation,
     )[""]
 
@@ -162,6 +171,7 @@ def layer_relation_kl(
     mask: Tensor | None = None,
     row_weights: Tensor | None = None,
     reduction: str = "mean",
+    deterministic: bool = True,
     implementation: str | None = None,
 ) -> dict[str, Tensor]:
     """The relations of one layer in one call: to the bit what a call of each gives.
@@ -182,7 +192,8 @@ def layer_relation_kl(
         mask: bool [B, N], True where the token is valid.
         row_weights: weights of the rows, broadcasting to [B, H, N] of every relation.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, of each relation by itself.
-        implementation: ``"reference"``, ``"chunked"``, ``"triton"`` or None.
+        deterministic: gradients that repeat to the bit.
+        implementation: ``"reference"``, ``"chunked"``, ``"triton"``, ``"hopper"`` or None.
 
     Returns:
         By name, in the order given, what :func:`attention_kl` returns of that relation.
@@ -202,6 +213,7 @@ def layer_relation_kl(
         mask=mask,
         row_weights=row_weights,
         reduction=reduction,
+        deterministic=deterministic,
         implementation=implementation,
     )
 
@@ -218,6 +230,7 @@ def _reduced(
     mask,
     row_weights,
     reduction,
+    deterministic,
     implementation,
 ) -> dict[str, Tensor]:
     """See ``layer_relation_kl``; the operands are checked."""
@@ -242,7 +255,7 @@ def _reduced(
     check_reduction(reduction)
     chosen = {name: choose(implementation, x.q_s) for name, x in relations.items()}
     with torch.autocast(like.device.type, enabled=False):
-        rows = kl_rows(relations, scales, visible, chosen)
+        rows = kl_rows(relations, scales, visible, chosen, deterministic)
         return {
             name: reduce_rows(x, visible.valid, weights[name], reduction)
             for name, x in rows.items()

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from linearard.errors import OperandError
-from linearard.ops.relation_kl import chunked, reference
+from linearard.ops.relation_kl import chunked, hopper, reference
 from linearard.ops.relation_kl.autograd import LinearMemoryRows, Relation
 from linearard.ops.relation_kl.checks import Operands
 from linearard.ops.relation_kl.visibility import Visibility
 
-_IMPLEMENTATIONS = ("reference", "chunked", "triton")
+IMPLEMENTATIONS = ("reference", "chunked", "triton", "hopper")
+_FUSED = "fused"  # the fastest of the fused kernels that takes a call: hopper, or else triton
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _TRITON_MAX_HEAD_DIM = 256
 _TOGETHER = 3  # self-relations in one launch
@@ -25,6 +26,7 @@ def kl_rows(
     scales: Mapping[str, float],
     visible: Visibility,
     implementations: Mapping[str, str],
+    deterministic: bool,
 ) -> dict[str, Tensor]:
     """KL of every row [B, H, N] of each relation; implementations as :func:`choose` names them.
 
@@ -41,7 +43,9 @@ def kl_rows(
         for i in range(0, len(names), _TOGETHER):
             some = names[i : i + _TOGETHER]
             given = [ready[name] for name in some]
-            values = _rows_together(given, scales[some[0]], visible, implementations[some[0]])
+            values = _rows_together(
+                given, scales[some[0]], visible, implementations[some[0]], deterministic
+            )
             rows |= zip(some, values, strict=True)
     return {name: rows[name] for name in relations}
 
@@ -70,7 +74,11 @@ class _Clean:
 
 
 def _rows_together(
-    relations: list[Relation], scale: float, visible: Visibility, implementation: str
+    relations: list[Relation],
+    scale: float,
+    visible: Visibility,
+    implementation: str,
+    deterministic: bool,
 ) -> tuple[Tensor, ...] | list[Tensor]:
     if relations[0].q_s.numel() == 0:  # no rows, but a graph that reaches the student
         return [
@@ -92,12 +100,24 @@ def _rows_together(
             for r in relations
         ]
     operands = (x for relation in relations for x in relation)
-    return LinearMemoryRows.apply(_linear_memory(implementation), visible, scale, *operands)
+    if implementation in (_FUSED, "hopper"):
+        reason = hopper.unsupported(relations, visible)
+        if reason is not None and implementation == "hopper":
+            raise OperandError(
+                expected="causal self-relations without window, documents or invalid tokens, in "
+                "bfloat16 with head_dim 64 or 128, on a Hopper GPU for implementation='hopper'",
+                got=reason,
+                fix="Leave implementation out to get the fastest that fits: here 'triton' or 'chunked'.",
+            )
+        implementation = "triton" if reason is not None else "hopper"
+    if implementation == "hopper":
+        kernels = hopper.Kernels(deterministic or torch.are_deterministic_algorithms_enabled())
+    else:
+        kernels = chunked if implementation == "chunked" else _triton()
+    return LinearMemoryRows.apply(kernels, visible, scale, *operands)
 
 
-def _linear_memory(implementation: str):
-    if implementation == "chunked":
-        return chunked
+def _triton():
     from linearard.ops.relation_kl import triton
 
     return triton
@@ -136,10 +156,10 @@ def choose(implementation: str | None, student: Tensor) -> str:
     fits = dtype in _TRITON_DTYPES and head_dim <= _TRITON_MAX_HEAD_DIM
     nvidia = device.type == "cuda" and torch.version.hip is None
     if implementation is None:
-        return "triton" if has_triton and fits and nvidia else "chunked"
-    if implementation not in _IMPLEMENTATIONS:
+        return _FUSED if has_triton and fits and nvidia else "chunked"
+    if implementation not in IMPLEMENTATIONS:
         raise OperandError(
-            expected="implementation None, 'reference', 'chunked' or 'triton'",
+            expected="implementation None, 'reference', 'chunked', 'triton' or 'hopper'",
             got=repr(implementation),
             fix="Leave it out to get the fastest that fits.",
         )
@@ -162,7 +182,7 @@ def choose(implementation: str | None, student: Tensor) -> str:
                 got=f"head_dim {head_dim}",
                 fix="Ask for implementation='chunked', which takes any head_dim.",
             )
-        if not nvidia and not _linear_memory("triton").interpreted():
+        if not nvidia and not _triton().interpreted():
             raise OperandError(
                 expected="tensors on an NVIDIA GPU for implementation='triton'",
                 got=f"tensors on {device}",

@@ -78,7 +78,7 @@ struct Rows {
         float sum[2] = {0, 0};
         UNROLL for (int i = 0; i < COUNT; i++) {
             raw[i] = fma_once(raw[i], c, offset_t[half(i)]);
-            p[i] = exponential(raw[i], i);
+            p[i] = exp2_fast(raw[i]);
             sum[half(i)] += p[i];
         }
         settle(sum[0] + sum[1], spare);
@@ -90,7 +90,7 @@ struct Rows {
         float sum[2] = {0, 0}, gain[2] = {0, 0};
         UNROLL for (int i = 0; i < COUNT; i++) {
             float e = fma_once(raw[i], c, offset_s[half(i)]);
-            sum[half(i)] += exponential(e, i);
+            sum[half(i)] += exp2_fast(e);
             gain[half(i)] = fma_once(p[i], exponents_t[i] - e, gain[half(i)]);
         }
         settle(sum[0] + sum[1] + magnitude(gain[0]) + magnitude(gain[1]), spare);
@@ -134,7 +134,8 @@ struct Left<64> {  // from registers
 
 template <int D>
 DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own_full, int group,
-                          Place place, float* kl, float* stats, int tokens, u64 length, float c) {
+                          Place place, const ForwardArguments& given) {
+    float c = given.c;
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 16 * warp + lane / 4;  // of the group's 64; and the one 8 below
     // the column, of those multiplied at once, at which the diagonal meets the thread's first row
@@ -258,27 +259,26 @@ DEVICE void rows_of_group(Ring<D, ForwardShape<D>::SLOTS> ring, u32 own, u32 own
     UNROLL for (int h = 0; h < 2; h++) {
         float t = quad_sum(rows.sum_t[h]), s = quad_sum(rows.sum_s[h]), gap = quad_sum(rows.cross[h]);
         int token = place.block * BLOCK + 64 * group + row + 8 * h;
-        if (lane % 4 || token >= tokens) continue;
+        if (lane % 4 || token >= given.tokens) continue;
         bool counts = token > 0;  // the first row sees one column
         if (!counts) t = s = 1.f;
         float bits = gap / t - log2_of(over(t, s));  // equal sums: exactly 0
-        u64 at = (u64)place.head * tokens + token;
-        kl[at] = counts ? bits * 0.6931471805599453f : 0.f;
-        stats[at] = counts ? rows.offset_t[h] : -infinity();  // in backward exp2(-inf) is 0
-        stats[at + length] = counts ? rows.offset_s[h] : -infinity();
-        stats[at + 2 * length] = over(s, t);  // equal: exactly 1
-        stats[at + 3 * length] = 1.f / s;
+        u64 at = (u64)place.head * given.tokens + token;
+        float* stats = given.stats + at;
+        given.kl[at] = counts ? bits * 0.6931471805599453f : 0.f;
+        stats[0] = counts ? rows.offset_t[h] : -infinity();  // in backward exp2(-inf) is 0
+        stats[given.length] = counts ? rows.offset_s[h] : -infinity();
+        stats[2 * given.length] = over(s, t);  // equal: exactly 1
+        stats[3 * given.length] = 1.f / s;
     }
 }
 
-// kl [heads of all batches, tokens], stats [4, ...] as the Triton forward leaves them
 template <int D>
-DEVICE void forward(const TensorMap* teacher, const TensorMap* student, float* kl, float* stats,
-                    int tokens, int heads, int all_heads, int together, float c) {
+DEVICE void forward(const ForwardArguments& given) {
     using Shape = ForwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
     Ring<D, Shape::SLOTS> ring(own + 2 * TILE<D>, own_full + 8);
-    Place place((tokens + BLOCK - 1) / BLOCK, all_heads, together);
+    Place place((given.tokens + BLOCK - 1) / BLOCK, given.all_heads, given.together);
     int group = uniform(thread_index() / 128);
     if (thread_index() == 0) {
         mbarrier_init(own_full, 1);
@@ -289,26 +289,19 @@ DEVICE void forward(const TensorMap* teacher, const TensorMap* student, float* k
     if (group == PRODUCER) {
         registers_down<24>();
         if (thread_index() / 32 != 4 * PRODUCER) return;
+        Source source(given.relations, place.head);
         bool leads = thread_index() % 32 == 0;
         if (leads) {
-            produce_own<D>(own, own_full, teacher, student, place, heads);
-            produce<D, false>(ring, teacher, student, place, heads);
+            produce_own<D>(own, own_full, source, place.block);
+            produce(ring, source, place.block);
         }
         warp_sync();
-        if (barrier_any(AGAIN, ALL_BUT_IDLE, false) && leads)
-            produce<D, false>(ring, teacher, student, place, heads);
+        if (barrier_any(AGAIN, ALL_BUT_IDLE, false) && leads) produce(ring, source, place.block);
     } else {
         registers_up<240>();
-        rows_of_group<D>(ring, own, own_full, group, place, kl, stats, tokens,
-                         (u64)all_heads * tokens, c);
+        rows_of_group<D>(ring, own, own_full, group, place, given);
     }
 }
 
-#define FORWARD(D)                                                                              \
-    KERNEL(THREADS)                                                                             \
-    forward_##D(MAP teacher, MAP student, float* kl, float* stats, int tokens, int heads,       \
-                int all_heads, int together, float c) {                                         \
-        forward<D>(&teacher, &student, kl, stats, tokens, heads, all_heads, together, c);       \
-    }
-FORWARD(64)
-FORWARD(128)
+KERNEL(THREADS) forward_64(ARGUMENTS(ForwardArguments) given) { forward<64>(given); }
+KERNEL(THREADS) forward_128(ARGUMENTS(ForwardArguments) given) { forward<128>(given); }

@@ -13,7 +13,7 @@ typedef uint16_t u16;
 
 #define DEVICE inline
 #define KERNEL(threads) void
-#define MAP TensorMap
+#define ARGUMENTS(type) const type&
 #define UNROLL
 
 struct alignas(64) TensorMap {  // the test fills it; sizes in elements, steps in bytes

@@ -4,7 +4,7 @@
 // [D / 64][128][128 bytes], as the copy engine leaves a box with the 128-byte swizzle: the 16-byte
 // piece p of token r is found at piece p ^ (r % 8).
 #pragma once
-#include <hopper_ptx.h>
+#include <arguments.h>
 
 constexpr int BLOCK = 128;             // tokens of a tile
 constexpr int PANEL = BLOCK * 128;     // bytes
@@ -12,24 +12,6 @@ constexpr int THREADS = 3 * 128;       // two warpgroups that compute, one that 
 constexpr int PRODUCER = 2;
 constexpr int WARPS = 8;               // that compute
 constexpr int SPARE = 192;             // bytes from the first mbarrier to 4 bytes beyond all of them
-
-// Switches for measurements: exponentials of every n-th pair on the multiply-add pipes (0: none); and
-// what something costs: 1 leaves it out.
-#ifndef POLYNOMIAL_EVERY
-#define POLYNOMIAL_EVERY 0
-#endif
-#ifndef ASCEND
-#define ASCEND 0
-#endif
-#ifndef TURNS_64
-#define TURNS_64 0
-#endif
-#ifndef WITHOUT_SETTLE
-#define WITHOUT_SETTLE 0
-#endif
-#ifndef WITHOUT_ADDS  // wrong gradients
-#define WITHOUT_ADDS 0
-#endif
 
 template <int D>
 constexpr int TILE = D / 64 * PANEL;  // bytes
@@ -111,33 +93,43 @@ struct Ring {
     DEVICE u32 done() { return empty + 8 * slot; }
 };
 
-template <int D>
-DEVICE void load_tile(u32 to, const TensorMap* map, u32 barrier, int token, int head, int heads) {
-    UNROLL for (int panel = 0; panel < D / 64; panel++)
-        tma_load(to + panel * PANEL, map, barrier, 64 * panel, token, head % heads, head / heads);
-}
+// Where a head's tiles come from.
+struct Source {
+    const TensorMap *teacher, *student;
+    int head, batch;
+    DEVICE Source(const Relations& relations, int of_all) {
+        int r = (of_all >= relations.first[1]) + (of_all >= relations.first[2]);
+        int within = of_all - relations.first[r];
+        teacher = &relations.teacher[r];
+        student = &relations.student[r];
+        batch = within / relations.heads[r];
+        head = within - batch * relations.heads[r];
+    }
+    template <int D>
+    DEVICE void load(u32 to, const TensorMap* map, u32 barrier, int block) const {
+        UNROLL for (int panel = 0; panel < D / 64; panel++)
+            tma_load(to + panel * PANEL, map, barrier, 64 * panel, block * BLOCK, head, batch);
+    }
+};
 
 // The producer's one thread: the block's own tiles.
 template <int D>
-DEVICE void produce_own(u32 own, u32 own_full, const TensorMap* teacher, const TensorMap* student,
-                        Place place, int heads) {
-    tma_prefetch(teacher);
-    tma_prefetch(student);
+DEVICE void produce_own(u32 own, u32 own_full, const Source& source, int block) {
+    tma_prefetch(source.teacher);
+    tma_prefetch(source.student);
     mbarrier_expect(own_full, 2 * TILE<D>);
-    load_tile<D>(own, teacher, own_full, place.block * BLOCK, place.head, heads);
-    load_tile<D>(own + TILE<D>, student, own_full, place.block * BLOCK, place.head, heads);
+    source.load<D>(own, source.teacher, own_full, block);
+    source.load<D>(own + TILE<D>, source.student, own_full, block);
 }
 
-// Those of block, block - 1, ... 0, or the other way round.
-template <int D, bool ASCENDING, int SLOTS>
-DEVICE void produce(Ring<D, SLOTS>& ring, const TensorMap* teacher, const TensorMap* student,
-                    Place place, int heads) {
-    for (int n = 0; n < 2 * (place.block + 1); n++) {
+// Those of block, block - 1, ... 0.
+template <int D, int SLOTS>
+DEVICE void produce(Ring<D, SLOTS>& ring, const Source& source, int block) {
+    for (int n = 0; n < 2 * (block + 1); n++) {
         mbarrier_wait(ring.empty + 8 * ring.slot, ring.phase ^ 1);
         u32 full = ring.full + 8 * ring.slot;
         mbarrier_expect(full, TILE<D>);
-        load_tile<D>(ring.tile(), n % 2 ? student : teacher, full,
-                     (ASCENDING ? n / 2 : place.block - n / 2) * BLOCK, place.head, heads);
+        source.load<D>(ring.tile(), n % 2 ? source.student : source.teacher, full, block - n / 2);
         ring.next();
     }
 }
@@ -162,20 +154,3 @@ struct Turns {
 // and row 16 warp + lane / 4 + 8 (i / 2 % 2).
 DEVICE int half(int i) { return i / 2 % 2; }
 DEVICE int column(int i) { return i / 4 * 8 + i % 2; }  // above 2 (lane % 4)
-
-// 2^e of a pair's element i, the same function in every pass. The polynomial: 2^f for |f| <= 1/2 to
-// 2^-23, exactly 1 at 0; the whole part goes to the exponent's bits. Below 2^-126 it stays there.
-DEVICE float exponential(float e, int i) {
-    if (POLYNOMIAL_EVERY == 0 || i % (POLYNOMIAL_EVERY + !POLYNOMIAL_EVERY) != 0)
-        return exp2_fast(e);
-    constexpr float SHIFT = 12582912.f;  // 1.5 * 2^23: the sum's low bits are the whole part
-    e = larger(e, -126.f);
-    float whole = e + SHIFT;
-    float f = e - (whole - SHIFT);
-    float y = fma_once(f, 0.00132647271f, 0.00967151265f);
-    y = fma_once(f, y, 0.0555073374f);
-    y = fma_once(f, y, 0.240222421f);
-    y = fma_once(f, y, 0.693146978f);
-    y = fma_once(f, y, 1.f);
-    return float_of(bits_of(y) + (bits_of(whole) << 23));
-}

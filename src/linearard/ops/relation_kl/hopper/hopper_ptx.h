@@ -10,7 +10,7 @@ typedef unsigned short u16;
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
-#define MAP const __grid_constant__ TensorMap
+#define ARGUMENTS(type) const __grid_constant__ type
 #define UNROLL _Pragma("unroll")
 
 struct alignas(64) TensorMap {  // a CUtensorMap, filled by cuTensorMapEncodeTiled

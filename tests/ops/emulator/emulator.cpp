@@ -280,7 +280,6 @@ static std::string run(std::function<void()> kernel, int total, int threads, int
 
 #include "forward.cu"
 #include "backward.cu"
-#include "probes.cu"
 
 static char message[256];
 static const char* answer(const std::string& what) {
@@ -289,48 +288,31 @@ static const char* answer(const std::string& what) {
 }
 
 extern "C" {
-const char* emulated_forward(int d, const TensorMap* teacher, const TensorMap* student, float* kl,
-                             float* stats, int tokens, int heads, int all_heads, int together,
-                             float c, int resident, unsigned seed) {
-    auto kernel = [=] {
-        (d == 64 ? forward_64 : forward_128)(*teacher, *student, kl, stats, tokens, heads,
-                                             all_heads, together, c);
-    };
-    return answer(run(kernel, all_heads * ((tokens + 127) / 128), THREADS, resident, seed));
+// What the driver does, with the struct of the kernel's arguments; the answer: what went wrong.
+const char* emulated_launch(const char* name, const void* given, int blocks, int threads,
+                            int resident, unsigned seed) {
+#define KERNEL_OF(kernel, type)                                                                 \
+    if (!strcmp(name, #kernel))                                                                 \
+        return answer(run([=] { kernel(*(const type*)given); }, blocks, threads, resident, seed));
+    KERNEL_OF(forward_64, ForwardArguments)
+    KERNEL_OF(forward_128, ForwardArguments)
+    KERNEL_OF(backward_64, BackwardArguments)
+    KERNEL_OF(backward_128, BackwardArguments)
+    KERNEL_OF(backward_ordered_64, BackwardArguments)
+    KERNEL_OF(backward_ordered_128, BackwardArguments)
+    KERNEL_OF(finish_64, FinishArguments)
+    KERNEL_OF(finish_128, FinishArguments)
+    return "no such kernel";
 }
-const char* emulated_backward(int d, int ordered, const TensorMap* teacher,
-                              const TensorMap* student, const float* stats, const float* grad,
-                              float* sums, float* own_sums, u32* turns, int tokens, int heads,
-                              int all_heads, int together, float c, int resident, unsigned seed) {
-    auto kernel = [=] {
-        auto f = ordered ? (d == 64 ? backward_ordered_64 : backward_ordered_128)
-                         : (d == 64 ? backward_64 : backward_128);
-        f(*teacher, *student, stats, grad, sums, own_sums, turns, tokens, heads, all_heads,
-          together, c);
-    };
-    return answer(run(kernel, all_heads * ((tokens + 127) / 128), THREADS, resident, seed));
-}
-const char* emulated_finish(int d, const float* sums, const float* own_sums, u32* out, int tokens,
-                            int all_heads, float scale) {
-    auto kernel = [=] {
-        (d == 64 ? finish_64 : finish_128)(sums, own_sums, out, tokens, scale);
-    };
-    return answer(run(kernel, all_heads * 2 * ((tokens + 127) / 128), 128, 1, 0));
+int emulated_size(const char* name) {  // of the arguments
+    return name[0] == 'b' ? sizeof(BackwardArguments)
+           : name[1] == 'o' ? sizeof(ForwardArguments) : sizeof(FinishArguments);
 }
 int emulated_shared(int backward, int d) {  // bytes, barriers and all
     if (!backward)
         return d == 64 ? ForwardShape<64>::BARRIERS + 8 + 16 * ForwardShape<64>::SLOTS
                        : ForwardShape<128>::BARRIERS + 8 + 16 * ForwardShape<128>::SLOTS;
-    return d == 64 ? BackwardShape<64>::BARRIERS + 40 + 16 * BackwardShape<64>::SLOTS
-                   : BackwardShape<128>::BARRIERS + 40 + 16 * BackwardShape<128>::SLOTS;
-}
-const char* emulated_copy(const TensorMap* x, u32* out, unsigned seed) {
-    return answer(run([=] { probe_copy(*x, out); }, 1, 128, 1, seed));
-}
-const char* emulated_products(const TensorMap* x, const TensorMap* y, float* out, unsigned seed) {
-    return answer(run([=] { probe_products(*x, *y, out, 0); }, 1, 128, 1, seed));
-}
-const char* emulated_adds(float* out, u32* turn, int blocks, unsigned seed) {
-    return answer(run([=] { probe_adds(out, turn); }, blocks, 128, 3, seed));
+    return d == 64 ? BackwardShape<64>::BARRIERS + 72 + 16 * BackwardShape<64>::SLOTS
+                   : BackwardShape<128>::BARRIERS + 72 + 16 * BackwardShape<128>::SLOTS;
 }
 }

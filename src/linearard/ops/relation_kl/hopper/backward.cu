@@ -55,9 +55,10 @@ struct Order {
 
 template <int D, bool ORDERED>
 DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u32 barriers,
-                               int group, Place place, const float* stats, const float* grad,
-                               float* sums, float* own_sums, int tokens, u64 length, float c) {
-    constexpr bool ASCENDING = ASCEND && !ORDERED;
+                               int group, Place place, const BackwardArguments& given) {
+    int tokens = given.tokens;
+    u64 length = given.length;
+    float c = given.c;
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 64 * group + 16 * warp + lane / 4;
     int blocks = (tokens + BLOCK - 1) / BLOCK;
@@ -70,17 +71,18 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         int token = place.block * BLOCK + row + 8 * h;
         u64 at = (u64)place.head * tokens + token;
         bool inside = token < tokens;
-        offset_t[h] = inside ? stats[at] : -infinity();
-        offset_s[h] = inside ? stats[at + length] : -infinity();
-        ratio[h] = inside ? -stats[at + 2 * length] : -1.f;
-        g[h] = inside ? times(grad[at], stats[at + 3 * length]) : 0.f;
+        const float* stats = given.stats + at;
+        offset_t[h] = inside ? stats[0] : -infinity();
+        offset_s[h] = inside ? stats[length] : -infinity();
+        ratio[h] = inside ? -stats[2 * length] : -1.f;
+        g[h] = inside ? times(given.grad[at], stats[3 * length]) : 0.f;
     }
     // lane l writes row l % 8 of matrix l / 8: rows 0-7 and 8-15 of the warp, of 8 columns and of 8 more
     u32 to = weights + (64 * group + 16 * warp + lane % 16) * 128 + ((lane / 16 ^ lane % 8) << 4);
     Operand own_columns = descriptor(own + TILE<D>, PANEL);
     float rows_part[D / 2], columns_part[D / 2], raw_t[64], raw_s[64];
     u32 w[32];
-    Turns<D == 128 || TURNS_64> turns(group);
+    Turns<D == 128> turns(group);
     Order order(barriers + 32, group);
     UNROLL for (int i = 0; i < D / 2; i++) rows_part[i] = 0;
     mbarrier_wait(own + BackwardShape<D>::BARRIERS, 0);
@@ -96,8 +98,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         wgmma_commit();
     };
     auto add_columns = [&](int n) {
-        if (WITHOUT_ADDS && n != place.block) return;
-        float* at = sums + fragment<D>(place, blocks, ASCENDING ? n : place.block - n, group);
+        float* at = given.sums + fragment<D>(place, blocks, place.block - n, group);
         if (ORDERED) order.wait(n);
         UNROLL for (int q = 0; q < D / 8; q++)
             add_global(at + 512 * q, columns_part[4 * q], columns_part[4 * q + 1],
@@ -125,17 +126,17 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         pin(raw_t);
         if (lane == 0) mbarrier_arrive(done_t);
         UNROLL for (int i = 0; i < 64; i++)
-            raw_t[i] = exponential(fma_once(raw_t[i], c, offset_t[half(i)]), i);
+            raw_t[i] = exp2_fast(fma_once(raw_t[i], c, offset_t[half(i)]));
         u32 all = 0;  // a third of an instruction each, and none of them is late
         UNROLL for (int i = 0; i < 64; i++) all |= bits_of(raw_t[i]);
-        if (!WITHOUT_SETTLE) settle(float_of(all), own + BackwardShape<D>::BARRIERS + SPARE);
+        settle(float_of(all), own + BackwardShape<D>::BARRIERS + SPARE);
         wgmma_wait<0>();
         pin(raw_s);
         UNROLL for (int i = 0; i < 64; i++) {
-            float e_s = exponential(fma_once(raw_s[i], c, offset_s[half(i)]), i);
+            float e_s = exp2_fast(fma_once(raw_s[i], c, offset_s[half(i)]));
             raw_s[i] = fma_once(raw_t[i], ratio[half(i)], e_s) * g[half(i)];
         }
-        if (n == (ASCENDING ? place.block : 0)) {
+        if (n == 0) {
             int last = row - lane % 4 * 2;
             UNROLL for (int i = 0; i < 64; i++) {
                 if (column(i) > last + 8 * half(i)) raw_s[i] = 0;
@@ -179,7 +180,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
     pin(columns_part);
     add_columns(place.block);
 
-    float* at = (ORDERED ? own_sums : sums) + fragment<D>(place, blocks, place.block, group);
+    float* at = (ORDERED ? given.own_sums : given.sums) + fragment<D>(place, blocks, place.block, group);
     UNROLL for (int q = 0; q < D / 8; q++) {
         const float* d = rows_part + 4 * q;
         if (ORDERED)
@@ -190,15 +191,13 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
 }
 
 template <int D, bool ORDERED>
-DEVICE void backward(const TensorMap* teacher, const TensorMap* student, const float* stats,
-                     const float* grad, float* sums, float* own_sums, u32* turns_made, int tokens,
-                     int heads, int all_heads, int together, float c) {
+DEVICE void backward(const BackwardArguments& given) {
     using Shape = BackwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
     Ring<D, Shape::SLOTS> ring(own + 2 * TILE<D>, own_full + 8);
     u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
-    int blocks = (tokens + BLOCK - 1) / BLOCK;
-    Place place(blocks, all_heads, together);
+    int blocks = (given.tokens + BLOCK - 1) / BLOCK;
+    Place place(blocks, given.all_heads, given.together);
     if (ORDERED) {  // a block waits for the one before it, which must have been started
         place.head = block_index() / blocks;
         place.block = block_index() % blocks;
@@ -215,18 +214,17 @@ DEVICE void backward(const TensorMap* teacher, const TensorMap* student, const f
     if (group == PRODUCER) {
         registers_down<24>();
         int warp = thread_index() / 32 - 4 * PRODUCER;
-        if (thread_index() % 32 == 0) {
-            if (warp == 0) {
-                produce_own<D>(own, own_full, teacher, student, place, heads);
-                produce<D, ASCEND && !ORDERED>(ring, teacher, student, place, heads);
-            } else if (ORDERED && warp <= 2) {
-                Order(barriers + 32, warp - 1).keep(turns_made, place, blocks, warp - 1);
-            }
+        if (thread_index() % 32 != 0) return;
+        if (warp == 0) {
+            Source source(given.relations, given.from_head + place.head);
+            produce_own<D>(own, own_full, source, place.block);
+            produce(ring, source, place.block);
+        } else if (ORDERED && warp <= 2) {
+            Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1);
         }
     } else {
         registers_up<240>();
-        gradients_of_group<D, ORDERED>(ring, own, barriers, group, place, stats, grad, sums,
-                                       own_sums, tokens, (u64)all_heads * tokens, c);
+        gradients_of_group<D, ORDERED>(ring, own, barriers, group, place, given);
     }
 }
 
@@ -246,52 +244,41 @@ DEVICE void transpose(u32 (&x)[4]) {
     }
 }
 
-// out [heads, tokens, D] bfloat16 = scale (sums + own_sums); one warpgroup's 64 rows a block
+// out = scale (sums + own_sums); one warpgroup's 64 rows a block
 template <int D>
-DEVICE void finish(const float* sums, const float* own_sums, u32* out, int tokens, float scale) {
-    int blocks = (tokens + BLOCK - 1) / BLOCK;
+DEVICE void finish(const FinishArguments& given) {
+    int tokens = given.tokens, blocks = (tokens + BLOCK - 1) / BLOCK;
     int lane = thread_index() % 32, warp = thread_index() / 32;
     int head = block_index() / (2 * blocks), part = block_index() % (2 * blocks);
     int token = part * 64 + 16 * warp + lane / 4;
     u64 from = (u64)block_index() * (64 * D) + thread_index() * 4;
-    u32* to = out + ((u64)head * tokens + token) * (D / 2) + lane % 4 * 4;
+    u32* to = given.out + ((u64)head * tokens + token) * (D / 2) + lane % 4 * 4;
     UNROLL for (int group = 0; group < D / 32; group++) {
         u32 rows[4], below[4];  // of 8 columns each: the thread's two
         UNROLL for (int i = 0; i < 4; i++) {
             u64 at = from + 512 * (4 * group + i);
-            Float4 v = *(const Float4*)(sums + at);
-            if (own_sums) {
-                Float4 o = *(const Float4*)(own_sums + at);
+            Float4 v = *(const Float4*)(given.sums + at);
+            if (given.own_sums) {
+                Float4 o = *(const Float4*)(given.own_sums + at);
                 v = Float4{v.x + o.x, v.y + o.y, v.z + o.z, v.w + o.w};
             }
-            rows[i] = pack(v.x * scale, v.y * scale);
-            below[i] = pack(v.z * scale, v.w * scale);
+            rows[i] = pack(v.x * given.scale, v.y * given.scale);
+            below[i] = pack(v.z * given.scale, v.w * given.scale);
         }
         transpose(rows);  // to 16 bytes of one row
         transpose(below);
-        if (token < tokens) *(Words4*)(to + 16 * group) = Words4{rows[0], rows[1], rows[2], rows[3]};
+        u32* at = to + 16 * group;
+        if (token < tokens) *(Words4*)at = Words4{rows[0], rows[1], rows[2], rows[3]};
         if (token + 8 < tokens)
-            *(Words4*)(to + 8 * (D / 2) + 16 * group) =
-                Words4{below[0], below[1], below[2], below[3]};
+            *(Words4*)(at + 8 * (D / 2)) = Words4{below[0], below[1], below[2], below[3]};
     }
 }
 
-#define BACKWARD(NAME, D, ORDERED)                                                               \
-    KERNEL(THREADS)                                                                              \
-    NAME(MAP teacher, MAP student, const float* stats, const float* grad, float* sums,           \
-         float* own_sums, u32* turns_made, int tokens, int heads, int all_heads, int together,   \
-         float c) {                                                                              \
-        backward<D, ORDERED>(&teacher, &student, stats, grad, sums, own_sums, turns_made,        \
-                             tokens, heads, all_heads, together, c);                             \
-    }
-#define FINISH(D)                                                                                \
-    KERNEL(128)                                                                                  \
-    finish_##D(const float* sums, const float* own_sums, u32* out, int tokens, float scale) {    \
-        finish<D>(sums, own_sums, out, tokens, scale);                                           \
-    }
+#define BACKWARD(NAME, D, ORDERED) \
+    KERNEL(THREADS) NAME(ARGUMENTS(BackwardArguments) given) { backward<D, ORDERED>(given); }
 BACKWARD(backward_64, 64, false)
 BACKWARD(backward_128, 128, false)
 BACKWARD(backward_ordered_64, 64, true)
 BACKWARD(backward_ordered_128, 128, true)
-FINISH(64)
-FINISH(128)
+KERNEL(128) finish_64(ARGUMENTS(FinishArguments) given) { finish<64>(given); }
+KERNEL(128) finish_128(ARGUMENTS(FinishArguments) given) { finish<128>(given); }

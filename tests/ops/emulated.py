@@ -1,0 +1,136 @@
+"""The Hopper kernels on a CPU: the same sources against the emulator's header, launched by the same host code."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import linearard.ops.relation_kl.hopper.kernels as hopper
+from linearard.ops.relation_kl.autograd import Relation
+from linearard.ops.relation_kl.visibility import Visibility
+
+SOURCES = Path(hopper.__file__).parent
+EMULATOR = Path(__file__).parent / "emulator"
+CAUSAL = Visibility(causal=True)
+_FLAGS = "-std=c++17 -O2 -march=native -ffp-contract=off -w -Wno-psabi -fPIC -shared"
+
+
+class TensorMap(ctypes.Structure):
+    """Four dimensions, innermost first; steps in bytes, of all but the innermost."""
+
+    _fields_ = (
+        ("base", ctypes.c_void_p),
+        ("sizes", ctypes.c_uint64 * 4),
+        ("steps", ctypes.c_uint64 * 3),
+        ("box", ctypes.c_uint32 * 4),
+        ("rest", ctypes.c_char * 48),
+    )
+
+
+def build(folder: Path, defect=None) -> ctypes.CDLL:
+    """The emulator as a library; ``defect`` is (file, text, instead) planted in the kernels."""
+    sources = folder / "sources"
+    sources.mkdir(parents=True, exist_ok=True)
+    for source in (*SOURCES.glob("*.cu"), *SOURCES.glob("*.h")):
+        if source.name != "hopper_ptx.h":  # the emulator's takes its place
+            shutil.copy(source, sources)
+    if defect is not None:
+        name, text, instead = defect
+        source = (sources / name).read_text()
+        assert text in source, text
+        (sources / name).write_text(source.replace(text, instead))
+    library = folder / "emulator.so"
+    command = ["g++", *_FLAGS.split(), f"-I{EMULATOR}", f"-I{sources}"]
+    subprocess.run([*command, str(EMULATOR / "emulator.cpp"), "-o", str(library)], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.emulated_launch.restype = ctypes.c_char_p
+    return loaded
+
+
+def tensor_map(x: torch.Tensor) -> bytes:
+    """Of bfloat16 ``x`` [B, H, N, D], in boxes of 128 tokens x 64."""
+    b, h, n, d = x.shape
+    steps = [2 * x.stride(i) for i in (2, 1, 0)]
+    made = TensorMap(base=x.data_ptr())
+    made.sizes[:], made.steps[:], made.box[:] = (d, n, h, b), steps, (64, 128, 1, 1)
+    return bytes(made)
+
+
+class Emulated:
+    """Takes the place of the driver. Buffers come full of NaN."""
+
+    def __init__(self, library, monkeypatch):
+        self.library, self.seed, self.resident = library, 0, 2
+        monkeypatch.setattr(hopper.driver, "tensor_map", tensor_map)
+        monkeypatch.setattr(hopper.driver, "launch", self._launch)
+
+    def _launch(self, source, kernel, blocks, threads, shared, given, device):
+        name = kernel.encode()
+        assert len(given) == self.library.emulated_size(name), kernel
+        # a struct with tensor maps lies at a multiple of 64
+        room = ctypes.create_string_buffer(len(given) + 64)
+        at = ctypes.addressof(room) + -ctypes.addressof(room) % 64
+        ctypes.memmove(at, given, len(given))
+        resident = 1 if kernel.startswith("finish") else self.resident
+        wrong = self.library.emulated_launch(
+            name, ctypes.c_void_p(at), blocks, threads, resident, self.seed
+        )
+        assert wrong == b"", wrong.decode()
+
+    def forward(self, pairs, scale, seed=0):
+        """KL of each of ``pairs`` (teacher, student), and the statistics."""
+        self.seed = seed
+        with _poisoned():
+            rows, (stats,) = hopper.Kernels(True).forward(_relations(pairs), CAUSAL, scale)
+        return rows, stats
+
+    def backward(self, pairs, stats, grads, scale, ordered, seed=0, resident=3):
+        """Gradients of the students; None where ``grads`` has None."""
+        self.seed, self.resident = seed, resident
+        with _poisoned():
+            gradients = hopper.Kernels(ordered).backward(
+                grads, [stats], _relations(pairs), CAUSAL, scale, [(True, False)] * len(pairs)
+            )
+        return [x for x, _ in gradients]
+
+
+class _poisoned:
+    """New tensors hold NaN."""
+
+    def __enter__(self):
+        self._was = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+
+    def __exit__(self, *_):
+        torch.use_deterministic_algorithms(self._was)
+
+
+def _relations(pairs):
+    return [Relation(teacher, None, student, None) for teacher, student in pairs]
+
+
+def reference(teacher, student, grad, scale):
+    """Float64: KL, logsumexps, gradient."""
+    t, s = (x.double().numpy() for x in (teacher, student))
+    n = t.shape[2]
+    hidden = np.triu(np.ones((n, n), bool), 1)
+
+    def log_p(x):
+        scores = np.where(hidden, -np.inf, x @ x.swapaxes(-1, -2) * scale)
+        most = scores.max(-1, keepdims=True)
+        lse = most + np.log(np.exp(scores - most).sum(-1, keepdims=True))
+        return scores - lse, lse[..., 0]
+
+    (log_t, lse_t), (log_s, lse_s) = log_p(t), log_p(s)
+    p_t, p_s = np.exp(log_t), np.exp(log_s)
+    with np.errstate(invalid="ignore"):
+        kl = np.where(hidden, 0, p_t * (log_t - log_s)).sum(-1)
+    g = grad.double().numpy()[..., None]
+    w = g * (p_s - p_t)
+    dx = scale * (w @ s + w.swapaxes(-1, -2) @ s)
+    return kl, lse_t, lse_s, dx
