@@ -7,13 +7,19 @@ Refuses to time what fails its check against float64 first. The file it writes:
     shapes: NAME -> dtype, batch, heads, tokens, head_dim, causal, and
         error, error_plain        of the gradient against float64, ours and plain PyTorch's,
                                   relative, on min(tokens, 2048) tokens
+        error_any_order           ours with deterministic=False
         forward                   ours, ms: {p20, p50, p80}
-        forward_backward          likewise; so are cudnn, cudnn_forward, flash, flash_forward
-                                  (scaled_dot_product_attention, null where it does not run)
-                                  and dense (the formula in plain PyTorch, where memory allows)
-        ms                        p50 of forward_backward
-        ratio_cudnn, ratio_flash  ms over theirs, below 1 where ours is faster; null without theirs
-        tflops, gemm_fraction     at 6 u of necessary work, u = B H N^2 D; over gemm_tflops
+        forward_backward          likewise, deterministic; so are any_order (deterministic=False),
+                                  triton (the portable kernels), cudnn, cudnn_forward, flash,
+                                  flash_forward (scaled_dot_product_attention, null where it does
+                                  not run), dense (the formula in plain PyTorch) and compiled (by
+                                  torch.compile), the last two where memory allows
+        ms, any_order_ms          p50 of forward_backward and of any_order
+        ratio_cudnn, ratio_flash  any_order_ms over theirs, below 1 where ours is faster; null
+                                  without theirs
+        deterministic             the same ratios of ms
+        tflops, gemm_fraction     of any_order, at 6 u of necessary work, u = B H N^2 D; over
+                                  gemm_tflops
         dense_peak_gib, peak_gib  memory above the operands, forward + backward
     limited: NAME -> window or documents, and
         error, error_plain        as above
@@ -26,6 +32,9 @@ Refuses to time what fails its check against float64 first. The file it writes:
         ms                        p50 of forward_backward
         ratio_share               ms over that of the queries times heads of all over theirs
         ratio_separate            ms over that of separate calls
+    lengths: TOKENS -> of one head of 64, and
+        ms, peak_gib              median of forward + backward; memory above the operands
+        ratio_square              ms over what the first length's would be by the square
     shapes are named DTYPE.dHEAD_DIM.tTOKENS, such as bf16.d128.t4096; .wWINDOW or .pDOCUMENTS follow;
     layers bf16.dHEAD_DIM.tTOKENS.hQ+K+V
 """
@@ -47,6 +56,7 @@ LIMITED_SHAPE = (1, 32, 16384, 128)
 WINDOWS = [1024, 4096]
 DOCUMENTS = [16]  # packed documents of one length
 LAYERS = [(8192, 128, (32, 8, 8)), (2048, 64, (9, 3, 3))]  # LLaMA3-8B, SmolLM2-135M
+LENGTHS = [131072, 262144, 524288, 1_000_000]
 DENSE_LIMIT = 64 << 30  # bytes that the dense formula may need
 
 
@@ -74,22 +84,25 @@ def operands(shape, dtype=torch.bfloat16):
     return teacher.to(dtype), student.to(dtype).requires_grad_()
 
 
-def gradient_error(loss, teacher, student, truth, limits):
-    (gradient,) = torch.autograd.grad(loss(teacher, student, **limits), student)
+def gradient_error(loss, teacher, student, truth, options):
+    (gradient,) = torch.autograd.grad(loss(teacher, student, **options), student)
     return ((gradient.double() - truth).norm() / truth.norm()).item()
 
 
 def check(shape, **limits):
-    """Errors of ours and of plain PyTorch; exits if ours is more than twice theirs."""
+    """Errors of ours, of ours in any order, and of plain PyTorch; exits if ours is over twice theirs."""
     batch, heads, tokens, head_dim = shape
     teacher, student = operands((batch, min(heads, 4), min(tokens, 2048), head_dim))
     exact = student.detach().double().requires_grad_()
     (truth,) = torch.autograd.grad(plain(teacher.double(), exact, **limits), exact)
-    ours = gradient_error(relation_kl, teacher, student, truth, limits)
     theirs = gradient_error(plain, teacher, student, truth, limits)
-    if not ours <= 2 * theirs:
-        raise SystemExit(f"{shape}: error {ours:.1e}, plain PyTorch {theirs:.1e}: not timed")
-    return ours, theirs
+    ours = [
+        gradient_error(relation_kl, teacher, student, truth, {**limits, "deterministic": order})
+        for order in (True, False)
+    ]
+    if not max(ours) <= 2 * theirs:
+        raise SystemExit(f"{shape}: error {max(ours):.1e}, plain PyTorch {theirs:.1e}: not timed")
+    return *ours, theirs
 
 
 def interleaved(candidates, rounds, launches):
@@ -124,8 +137,8 @@ def candidates_at(shape):
     q, k, v = (x.detach().clone().requires_grad_() for x in (teacher, student, teacher))
     upstream = torch.randn_like(teacher)
 
-    def forward_backward():
-        torch.autograd.grad(relation_kl(teacher, student), student)
+    def forward_backward(**options):
+        torch.autograd.grad(relation_kl(teacher, student, **options), student)
 
     def attention(backend, backward):
         with sdpa_kernel(backend):
@@ -137,7 +150,12 @@ def candidates_at(shape):
         with torch.no_grad():
             relation_kl(teacher, student)
 
-    candidates = {"forward": forward, "forward_backward": forward_backward}
+    candidates = {
+        "forward": forward,
+        "forward_backward": forward_backward,
+        "any_order": lambda: forward_backward(deterministic=False),
+        "triton": lambda: forward_backward(implementation="triton"),
+    }
     for name, backend in (
         ("cudnn", SDPBackend.CUDNN_ATTENTION),
         ("flash", SDPBackend.FLASH_ATTENTION),
@@ -154,7 +172,7 @@ def candidates_at(shape):
 
 def measure(shape, gemm_tflops, rounds):
     batch, heads, tokens, head_dim = shape
-    ours, theirs = check(shape)
+    ours, in_any_order, theirs = check(shape)
     candidates = candidates_at(shape)
     result = {
         "dtype": "bfloat16",
@@ -164,6 +182,7 @@ def measure(shape, gemm_tflops, rounds):
         "head_dim": head_dim,
         "causal": True,
         "error": ours,
+        "error_any_order": in_any_order,
         "error_plain": theirs,
         "peak_gib": peak_gib(candidates["forward_backward"]),
     }
@@ -171,22 +190,44 @@ def measure(shape, gemm_tflops, rounds):
     if batch * heads * tokens * tokens * 2 * 12 <= DENSE_LIMIT:
         teacher, student = operands(shape)
 
-        def dense():
-            torch.autograd.grad(plain(teacher, student), student)
+        def dense(formula=plain):
+            torch.autograd.grad(formula(teacher, student), student)
 
+        compiled = torch.compile(plain)
         result["dense_peak_gib"] = peak_gib(dense)
-        result |= interleaved({"dense": dense}, 5, 1)
-    ms = result["forward_backward"]["p50"]
-    tflops = 6 * batch * heads * tokens**2 * head_dim / ms / 1e9
+        result["compiled_peak_gib"] = peak_gib(lambda: dense(compiled))
+        result |= interleaved({"dense": dense, "compiled": lambda: dense(compiled)}, 5, 1)
+    ms, fastest = (result[name]["p50"] for name in ("forward_backward", "any_order"))
+    tflops = 6 * batch * heads * tokens**2 * head_dim / fastest / 1e9
     result |= {
         "ms": ms,
+        "any_order_ms": fastest,
         "tflops": round(tflops, 1),
         "gemm_fraction": round(tflops / gemm_tflops, 3),
+        "deterministic": {},
     }
     for name in ("cudnn", "flash"):
         theirs = result.setdefault(name, None)
-        result[f"ratio_{name}"] = theirs and round(ms / theirs["p50"], 3)
+        result[f"ratio_{name}"] = theirs and round(fastest / theirs["p50"], 3)
+        result["deterministic"][f"ratio_{name}"] = theirs and round(ms / theirs["p50"], 3)
     return result
+
+
+def measure_lengths():
+    """One head of 64 up to a million tokens."""
+    results = {}
+    for tokens in LENGTHS:
+        teacher, student = operands((1, 1, tokens, 64))
+
+        def run(teacher=teacher, student=student):
+            torch.autograd.grad(relation_kl(teacher, student), student)
+
+        peak = peak_gib(run)
+        ms = interleaved({"": run}, 3, 1)[""]["p50"]
+        first = results.setdefault(str(LENGTHS[0]), {"ms": ms})["ms"]
+        square = first * (tokens / LENGTHS[0]) ** 2
+        results[str(tokens)] = {"ms": ms, "peak_gib": peak, "ratio_square": round(ms / square, 4)}
+    return results
 
 
 def boundaries(tokens, documents):
@@ -215,7 +256,7 @@ def measure_limited(rounds):
     return {
         f"bf16.d{LIMITED_SHAPE[3]}.t{tokens}.{name}": {
             "error": errors[name][0],
-            "error_plain": errors[name][1],
+            "error_plain": errors[name][-1],
             "pairs": round(pairs[name] / (tokens * (tokens + 1) // 2), 4),
             "ms": times[name]["p50"],
             "full_ms": full_ms,
@@ -229,7 +270,7 @@ def measure_layers(rounds):
     """Queries, keys and values together, beside a call each and the queries alone."""
     results = {}
     for tokens, head_dim, heads in LAYERS:
-        error, error_plain = check((1, heads[0], tokens, head_dim))
+        error, _, error_plain = check((1, heads[0], tokens, head_dim))
         pairs = {
             name: operands((1, n, tokens, head_dim)) for name, n in zip("qkv", heads, strict=True)
         }
@@ -271,7 +312,9 @@ def gemm_rate():
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks relation_kl", description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--long", action="store_true", help="also 32768 tokens")
+    parser.add_argument(
+        "--long", action="store_true", help="also 32768 tokens, and one head up to a million"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -293,3 +336,7 @@ def main(arguments: list[str]) -> None:
     results["layers"] = measure_layers(options.rounds)
     print(results["layers"], flush=True)
     write(options.out, results)
+    if options.long:
+        results["lengths"] = measure_lengths()
+        print(results["lengths"], flush=True)
+        write(options.out, results)

@@ -23,7 +23,7 @@ REFUSED = {
     "half positions": ({"logit_positions": 0.5}, "a positive integer"),
     "implementation": (
         {"implementation": "cuda"},
-        "reference, chunked, triton or null, got 'cuda'",
+        "reference, chunked, triton, hopper or null, got 'cuda'",
     ),
     "one layer twice": ({"layers": [1, 1]}, "distinct layer indices"),
     "no layers": ({"layers": []}, "distinct layer indices"),

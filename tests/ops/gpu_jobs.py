@@ -15,9 +15,13 @@ from layer_cases import HEADS, check_layer
 from random_cases import compile_classes, draw_case
 from relation_oracle import Case, check, check_identical, draw
 
+from linearard.errors import OperandError
 from linearard.ops.relation_kl import attention_kl, relation_kl
 
 CALLS = 1000
+HOPPER_CALLS, HOPPER_JOBS = 400, 4
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+FUSED = ("triton", "hopper") if ON_HOPPER else ("triton",)
 CLASSES = compile_classes(40)
 KERNELS = "linearard.ops.relation_kl.triton"
 
@@ -39,9 +43,33 @@ def random_calls(index: int, pointers: bool = False) -> int:
     return calls
 
 
+def hopper_calls(index: int) -> int:
+    """Calls that the Hopper kernels take, each repeated 20 times and once with adds in any order."""
+    rng = random.Random(1000 + index)
+    for i in range(HOPPER_CALLS // HOPPER_JOBS):
+        case = Case(
+            rng.choice([1, 2, 127, 128, 129, 255, 257, rng.randint(1, 1500)]),
+            (64, 128)[i % 2],
+            heads=rng.choice([1, 2, 3, 5, 9]),
+            batch=rng.choice([1, 2, 3]),
+            weights=rng.choice([None, None, (True, True, True), (True, False, True), (False,) * 3]),
+            temperature=rng.choice([1.0, 1.0, 0.5, 3.0]),
+            amplitude=rng.choice([1.0, 1.0, 0.05, 4.0, 40.0]),
+            strided=rng.random() < 0.4,
+            seed=rng.randrange(1 << 30),
+        )
+        try:
+            check(case, "hopper", torch.bfloat16, "cuda", repeats=20)
+            check(case, "hopper", torch.bfloat16, "cuda", deterministic=False)
+        except AssertionError as problem:
+            raise AssertionError(f"{case!r}: {problem}") from problem
+    return i + 1
+
+
 def larger_calls():
     """Lengths of many tiles, the benchmark's head_dims."""
-    check(Case(1271, 128, heads=3), "triton", torch.bfloat16, "cuda", 5)
+    for kernels in FUSED:
+        check(Case(1271, 128, heads=3), kernels, torch.bfloat16, "cuda", 5)
     check(Case(2048, 64, heads=3, window=500), "triton", torch.bfloat16, "cuda", 5)
     documents = (700, 0, 1, 300, 1047)
     check(Case(2048, 64, heads=3, documents=documents), "triton", torch.bfloat16, "cuda", 5)
@@ -58,10 +86,18 @@ def identical_models():
         ):
             case = Case(201, 64, heads=4, kv_heads=kv_heads, **limits)
             check_identical(case, "triton", torch.bfloat16, "cuda")
+    for kernels in FUSED:
+        for head_dim, amplitude in ((64, 40.0), (128, 0.01)):
+            case = Case(333, head_dim, amplitude=amplitude)
+            check_identical(case, kernels, torch.bfloat16, "cuda")
 
 
 def layers_are_what_each_relation_is_alone():
     """Launches that relations share, to the bit."""
+    for kernels in FUSED:
+        case = Case(333, 128, batch=2, strided=True)
+        check_layer(case, HEADS[0], kernels, torch.bfloat16, "cuda")
+        check_layer(case, HEADS[0], kernels, torch.bfloat16, "cuda", frozen=("k",), unused=("v",))
     case = Case(321, 64, batch=2, padding="holes")
     check_layer(case, HEADS[0], "triton", torch.bfloat16, "cuda")
     check_layer(case, HEADS[0], "triton", torch.bfloat16, "cuda", frozen=("k",), unused=("v",))
@@ -103,7 +139,11 @@ def more_elements_than_32_bits_count():
     teacher = torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_()
     student = torch.empty_like(teacher).normal_().requires_grad_()
     assert teacher.numel() > 2**31
-    options = {"window": 64, "reduction": "none"}
+    for options in ({"window": 64}, {}):  # the Triton kernels, and on Hopper its own
+        _last_heads_are_what_they_are_alone(teacher, student, {**options, "reduction": "none"})
+
+
+def _last_heads_are_what_they_are_alone(teacher, student, options):
     rows = relation_kl(teacher, student, **options)
     (gradient,) = torch.autograd.grad(rows.sum(), student)
     own = student.detach()[1:, -3:].clone().requires_grad_()
@@ -127,6 +167,9 @@ def nothing_is_copied_to_the_host():
             q_t, k_t, *leaves, cu_seqlens=edges, mask=valid, window=64, row_weights=weights
         ).backward()
 
+        for name in FUSED:
+            relation_kl(q_t, leaves[0], implementation=name).backward()
+
     run()  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -137,7 +180,7 @@ def nothing_is_copied_to_the_host():
 
 def default_choice():
     case = Case(67, 64)
-    for dtype, same_as in ((torch.bfloat16, "triton"), (torch.float64, "chunked")):
+    for dtype, same_as in ((torch.bfloat16, FUSED[-1]), (torch.float64, "chunked")):
         q_t, k_t, q_s, k_s, _ = draw(case, dtype, "cuda")
         chosen = attention_kl(q_t, k_t, q_s, k_s)
         assert torch.equal(chosen, attention_kl(q_t, k_t, q_s, k_s, implementation=same_as))
@@ -147,6 +190,22 @@ def chunked_on_a_gpu():
     check(Case(401, 80, heads=4, kv_heads=2, padding="right", batch=2), "chunked", device="cuda")
     check(Case(401, 64, padding="holes"), "chunked", torch.bfloat16, "cuda")
     check(Case(401, 64, documents=(200, 0, 201), window=77), "chunked", device="cuda")
+
+
+def hopper_refuses_what_it_does_not_take():
+    x = torch.randn(1, 2, 40, 64, device="cuda", dtype=torch.bfloat16)
+    for got, operand, options in (
+        ("float16", x.half(), {}),
+        ("head_dim 32", x[..., :32], {}),
+        ("other columns", x, {"window": 8}),
+        ("other columns", x, {"causal": False}),
+    ):
+        try:
+            relation_kl(operand, operand, implementation="hopper", **options)
+        except OperandError as error:
+            assert got in str(error), error
+        else:
+            raise AssertionError(f"{got} was taken")
 
 
 SINGLE_JOBS = (
@@ -160,4 +219,4 @@ SINGLE_JOBS = (
     nothing_is_copied_to_the_host,
     default_choice,
     chunked_on_a_gpu,
-)
+) + (hopper_refuses_what_it_does_not_take,) * ON_HOPPER

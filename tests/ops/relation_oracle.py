@@ -216,7 +216,14 @@ def distance(x, truth):
     return (x.double() - truth).norm().item() if torch.isfinite(x).all() else math.inf
 
 
-def check(case: Case, implementation: str, dtype=torch.float32, device="cpu", repeats=0):
+def check(
+    case: Case,
+    implementation: str,
+    dtype=torch.float32,
+    device="cpu",
+    repeats=0,
+    deterministic=True,
+):
     """Values and gradients within twice the error of plain PyTorch; poison where none may look.
 
     Exactly 0 is what invalid tokens and rows of one column give, and ``repeats`` more runs agree
@@ -268,6 +275,7 @@ def check(case: Case, implementation: str, dtype=torch.float32, device="cpu", re
                 **case.options(valid),
                 row_weights=weights,
                 reduction="none",
+                deterministic=deterministic,
                 implementation=implementation,
             )
             return gradients(rows, upstream, *operands[2:])

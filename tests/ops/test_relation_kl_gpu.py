@@ -1,4 +1,4 @@
-"""The Triton kernels on an NVIDIA GPU: 1,000 random calls in 40 compile classes, and some of its own.
+"""The fused kernels on an NVIDIA GPU: 1,000 random calls in 40 compile classes, and some of its own.
 
 The calls run in one process a core, up to 16, because compiling takes longer than running.
 """
@@ -10,7 +10,16 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from gpu_jobs import CALLS, CLASSES, SINGLE_JOBS, random_calls
+from gpu_jobs import (
+    CALLS,
+    CLASSES,
+    HOPPER_CALLS,
+    HOPPER_JOBS,
+    ON_HOPPER,
+    SINGLE_JOBS,
+    hopper_calls,
+    random_calls,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,6 +41,8 @@ def jobs():
         order = sorted(CLASSES, key=lambda k: (k.dtype != "float32", -k.head_dim))
         futures |= {k.index: pool.submit(random_calls, k.index) for k in order}
         futures |= {(i, "pointers"): pool.submit(random_calls, i, True) for i in POINTERS}
+        if ON_HOPPER:
+            futures |= {(i, "hopper"): pool.submit(hopper_calls, i) for i in range(HOPPER_JOBS)}
         yield futures
         pool.shutdown(cancel_futures=True)
 
@@ -39,6 +50,12 @@ def jobs():
 @pytest.mark.parametrize("kind", CLASSES, ids=str)
 def test_random_calls_within_twice_the_error_of_plain_pytorch(kind, jobs):
     assert jobs[kind.index].result() == CALLS // len(CLASSES)
+
+
+@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("index", range(HOPPER_JOBS))
+def test_random_calls_of_the_hopper_kernels(index, jobs):
+    assert jobs[index, "hopper"].result() == HOPPER_CALLS // HOPPER_JOBS
 
 
 @pytest.mark.parametrize("index", POINTERS)

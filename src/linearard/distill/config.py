@@ -8,6 +8,7 @@ from typing import Any
 
 from linearard.errors import RecipeError
 from linearard.fields import described
+from linearard.ops.relation_kl import IMPLEMENTATIONS
 
 RELATIONS = ("q", "k", "v", "qk")
 
@@ -62,7 +63,7 @@ class ObjectiveConfig:
         "logit KL then leaves out: for windows in which the teacher cannot see so far back.",
     )
     implementation: str | None = described(
-        None, "Relation KL: reference, chunked or triton; null: the fastest for the device."
+        None, "Relation KL: reference, chunked, triton or hopper; null: the fastest for the device."
     )
 
     def __post_init__(self) -> None:
@@ -108,8 +109,8 @@ class ObjectiveConfig:
                 True,
                 "Put the language-model loss into another part or stage.",
             )
-        if self.implementation not in (None, "reference", "chunked", "triton"):
-            _refuse("implementation", "reference, chunked, triton or null", self.implementation)
+        if self.implementation not in (None, *IMPLEMENTATIONS):
+            _refuse("implementation", f"{', '.join(IMPLEMENTATIONS)} or null", self.implementation)
         for name in ("layers", "hidden_layers"):
             layers = getattr(self, name)
             indices = isinstance(layers, list) and all(type(i) is int for i in layers)
