@@ -15,7 +15,6 @@ from linearard.ops.relation_kl.hopper.compiler import compiled
 
 _BFLOAT16, _SWIZZLE_128, _PROMOTE_256 = 9, 3, 3  # of cuTensorMapEncodeTiled
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_PARAMETERS, _SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_*
 _MAP_BYTES = 128
 
 
@@ -85,11 +84,9 @@ def launch(
     ``given``: the struct that the kernel takes; ``shared``: bytes of dynamic shared memory.
     """
     function = _function(source, kernel, shared, device)
-    parameters, size = ctypes.c_char_p(given), ctypes.c_size_t(len(given))
-    extra = (ctypes.c_void_p * 5)(
-        _PARAMETERS, ctypes.cast(parameters, ctypes.c_void_p), _SIZE, ctypes.addressof(size), _END
-    )
+    # as a parameter, not as the buffer of all: there the compiler's alignment would have to be known
+    parameters = (ctypes.c_void_p * 1)(ctypes.cast(ctypes.c_char_p(given), ctypes.c_void_p))
     stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
     _ask(
-        kernel, "cuLaunchKernel", function, blocks, 1, 1, threads, 1, 1, shared, stream, None, extra
+        kernel, "cuLaunchKernel", function, blocks, 1, 1, threads, 1, 1, shared, stream, parameters, None
     )  # fmt: skip
