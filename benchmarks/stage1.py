@@ -15,8 +15,8 @@ the refusal of bad steps and a log. The first steps (kernels are compiled, the s
 counted. The file it writes, by
 NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
 
-    device, torch, triton, transformers, python, commit, date    where and when
     runs: NAME ->
+        device, torch, triton, transformers, python, commit, date    where and when
         model, tokens, rank, dropout, steps, options             what
         ms                    of a step: {p20, p50, p80}, from events on the device
         phases                median ms of a step's phases: between (batch, log), batch (forward, backward,
@@ -29,9 +29,10 @@ NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
                               8192 x 8192 bf16 matrices in this process
         mfu                   tflop over seconds_per_sequence over peak_tflops
         loss                  first and last: finite and falling
-        kernels               of one step launched kernel by kernel: ms in all, and of the relation KL,
-                              attention, matrix products and the rest
-        passes                ms of that step's passes: teacher, student, backward
+        kernels               of one more step: ms of all its kernels, of relation KL, attention, matrix
+                              products, copies and the rest; and span, from first begin to last end
+        passes                ms of teacher, student and backward with clipping, in the last step that was
+                              launched kernel by kernel
         relation_share        of the relation KL: its ms over those of all kernels
         top                   the kernels with most time: name, ms, calls
     ratios: SHAPE -> time and memory of NAME.naive over NAME, where the file holds both
@@ -54,7 +55,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.record import add_arguments, circumstances, quantiles, write
 from benchmarks.stage1_naive import naive_step
-from benchmarks.step_profile import Clock, profile
+from benchmarks.step_profile import Clock, Profile
 from benchmarks.training_step import MODELS, SELF, build
 from linearard.counting import step_flops
 from linearard.distill import ObjectiveConfig
@@ -107,7 +108,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     restorable = build(options.model, options.rank, "cuda", options.dropout)
     tokens, startup = options.tokens, torch.cuda.memory_allocated()
-    clock, steps = Clock(options.warm_up), options.warm_up + options.steps
+    steps = options.warm_up + options.steps
+    clock, profile = Clock(options.warm_up, steps), Profile(steps + 1)
     with tempfile.TemporaryDirectory() as folder:
         args = RestorationConfig(
             output_dir=folder,
@@ -117,14 +119,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             objective=ObjectiveConfig(**OBJECTIVES[options.stage2]),
             save_strategy="no",
             disable_tqdm=True,
-            max_steps=steps,
+            max_steps=steps + 1,
             **settings,
         )
-        text = RandomTokens(steps, tokens, restorable.config.vocab_size)
-        trainer = RestorationTrainer(restorable, args, text, callbacks=[clock])
+        text = RandomTokens(steps + 1, tokens, restorable.config.vocab_size)
+        trainer = RestorationTrainer(restorable, args, text, callbacks=[clock, profile])
+        profile.watch(trainer)
         trainer.train()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        kernels = profile(trainer, text)
     times = clock.milliseconds()
     seconds = sum(times) / len(times) / 1000
     needed = step_flops(
@@ -155,7 +157,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_tflops": round(rate / 1e12, 1),
         "mfu": round(needed / seconds / rate, 4),
         "loss": [round(losses[0], 6), round(losses[-1], 6)],
-        **kernels,
+        **profile.read(),
     }
 
 
@@ -216,10 +218,10 @@ def main(arguments: list[str]) -> None:
     stage = ["stage2", f"{options.tokens // 1024}k"] if options.stage2 else []
     name = ".".join([options.model, *stage, *(kind for kind in kinds if getattr(options, kind))])
     run = naive(options) if options.naive else measure(options)
-    result: dict[str, Any] = {**circumstances(options.commit), "runs": {}}
+    result: dict[str, Any] = {"runs": {}}
     if options.out.exists():
         result["runs"] = json.loads(options.out.read_text())["runs"]
-    result["runs"][name] = run
+    result["runs"][name] = circumstances(options.commit) | run
     result["ratios"] = {
         shape: {
             "time": round(other["seconds_per_sequence"] / ours["seconds_per_sequence"], 2),

@@ -1,4 +1,4 @@
-"""Where a step of the trainer spends its time: phases of running steps, kernels of one that is launched."""
+"""Where steps of the trainer spend their time: phases of all, kernels of one, passes of one launched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch.utils.data import Dataset
 
 from benchmarks.record import quantiles
 from linearard.train.trainer import RestorationTrainer
@@ -17,14 +16,15 @@ _MARKS = ("begin", "gradients", "end")
 
 
 class Clock(transformers.TrainerCallback):
-    """Events of every step after the warm-up: its begin, its clipped gradients, its end.
+    """Events of every step that counts: its begin, its clipped gradients, its end.
 
     Args:
         warm_up: steps that are not counted.
+        last: the last one that is.
     """
 
-    def __init__(self, warm_up: int) -> None:
-        self._warm_up = warm_up
+    def __init__(self, warm_up: int, last: int) -> None:
+        self._warm_up, self._last = warm_up, last
         self._events: dict[str, list[torch.cuda.Event]] = {mark: [] for mark in _MARKS}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -37,7 +37,7 @@ class Clock(transformers.TrainerCallback):
         self._mark("end", state.global_step)
 
     def _mark(self, name: str, step: int) -> None:
-        if step > self._warm_up or (name == "end" and step == self._warm_up):
+        if self._warm_up + (name != "end") <= step <= self._last:
             self._events[name].append(torch.cuda.Event(enable_timing=True))
             self._events[name][-1].record()
 
@@ -61,54 +61,86 @@ class Clock(transformers.TrainerCallback):
         }
 
 
-def profile(trainer: RestorationTrainer, text: Dataset, top: int = 40) -> dict[str, Any]:
-    """The kernels of one more step (without optimizer), launched one by one, and its passes.
+class Profile(transformers.TrainerCallback):
+    """The kernels of one running step, and the passes of the last step that is launched one by one.
 
-    Returns:
-        `kernels` (ms in all and by kind), `relation_share`, `passes` (ms of the teacher's pass, the
-        student's and the backward pass), `top` (name, ms and calls of the longest kernels).
+    Args:
+        step: which step, from 1.
     """
-    batch = {"input_ids": text[0]["input_ids"][None], "block": torch.tensor([0])}
-    trainer.current_gradient_accumulation_steps = 1
-    marks: list[torch.cuda.Event] = []
 
-    def mark(*_: Any) -> None:
-        marks.append(torch.cuda.Event(enable_timing=True))
-        marks[-1].record()
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._marks: list[torch.cuda.Event] = []
+        self._launched = False
+        self._events: list[Any] = []
+        both = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+        self._profiler = torch.profiler.profile(activities=both, acc_events=True)
 
-    handles = [
-        trainer.restorable.model.get_decoder().register_forward_pre_hook(mark),
-        trainer.model.register_forward_hook(mark),
-    ]
-    both = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=both) as record:
-        trainer.training_step(trainer.model_wrapped, batch)
-        mark()
+    def watch(self, trainer: RestorationTrainer) -> None:
+        """See the passes of this trainer."""
+        trainer.restorable.model.get_decoder().register_forward_pre_hook(self._mark)
+        trainer.model.register_forward_pre_hook(self._forget)
+        trainer.model.register_forward_hook(self._mark)
+
+    def _forget(self, *_: Any) -> None:
+        if not torch.cuda.is_current_stream_capturing():
+            self._marks, self._launched = [], True
+
+    def _mark(self, *_: Any) -> None:
+        if not torch.cuda.is_current_stream_capturing():
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self._step:
+            torch.cuda.synchronize()
+            self._profiler.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._step:
+            torch.cuda.synchronize()
+            self._profiler.stop()
+            on_device = torch.autograd.DeviceType.CUDA
+            self._events = [e for e in self._profiler.events() if e.device_type == on_device]
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._launched:
+            self._mark()
+        self._launched = False
+
+    def read(self, top: int = 30) -> dict[str, Any]:
+        """What the result file holds of it: `kernels`, `relation_share`, `passes`, `top`."""
+        times: dict[str, list[float]] = {}
+        for event in self._events:
+            if not event.name.startswith("Optimizer"):  # a mark around kernels that are listed too
+                times.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1000)
+        relation, sums = relation_kernels(), {}
+        for name, spent in times.items():
+            kind = kind_of(name, relation)
+            sums[kind] = sums.get(kind, 0.0) + sum(spent)
+        total = sum(sums.values())
+        first = min(event.time_range.start for event in self._events)
+        last = max(event.time_range.end for event in self._events)
+        sums = {"all": total, **sums, "span": (last - first) / 1000}
+        longest = sorted(times, key=lambda name: -sum(times[name]))[:top]
+        return {
+            "kernels": {name: round(ms, 2) for name, ms in sums.items()},
+            "relation_share": round(sums.get("relation", 0.0) / total, 4),
+            "passes": self._passes(),
+            "top": [
+                {"name": name[:90], "ms": round(sum(times[name]), 3), "calls": len(times[name])}
+                for name in longest
+            ],
+        }
+
+    def _passes(self) -> dict[str, float]:
+        names = ["teacher", "student", "backward"]
+        names = names[4 - len(self._marks) :]  # without a teacher, one mark less
         torch.cuda.synchronize()
-    for handle in handles:
-        handle.remove()
-    names = ["student", "backward"]
-    if len(marks) == 4:  # else there is no teacher
-        names.insert(0, "teacher")
-    events = [e for e in record.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
-    events.sort(key=lambda e: -e.self_device_time_total)
-    relation, sums = relation_kernels(), {}
-    for event in events:
-        kind = kind_of(event.key, relation)
-        sums[kind] = sums.get(kind, 0.0) + event.self_device_time_total / 1000
-    total = sum(sums.values())
-    return {
-        "kernels": {"all": round(total, 2), **{k: round(v, 2) for k, v in sums.items()}},
-        "relation_share": round(sums.get("relation", 0.0) / total, 4) if total else None,
-        "passes": {
-            name: round(a.elapsed_time(b), 2)
-            for name, (a, b) in zip(names, pairwise(marks), strict=True)
-        },
-        "top": [
-            {"name": e.key[:90], "ms": round(e.self_device_time_total / 1000, 3), "calls": e.count}
-            for e in events[:top]
-        ],
-    }
+        return {
+            name: round(one.elapsed_time(other), 2)
+            for name, (one, other) in zip(names, pairwise(self._marks), strict=True)
+        }
 
 
 def relation_kernels() -> set[str]:

@@ -30,6 +30,7 @@ class Product:
             relations: heads times batch, head_dim, tokens.
         counted: whether the loss or a gradient needs it; else it is computed a second time, or in vain.
         layer: index; -1 for the LM head.
+        windowed: whether attention keeps to a sliding window shorter than the sequence.
     """
 
     phase: str
@@ -40,6 +41,7 @@ class Product:
     columns: int
     counted: bool
     layer: int
+    windowed: bool = False
 
 
 def step_products(
@@ -252,7 +254,9 @@ def _attention(
 ) -> Product:
     heads, pairs = rows * layer.heads, visible_pairs(tokens, layer.window)
     flops = 2 * products * heads * pairs * layer.head_dim
-    return Product(phase, "attention", flops, heads, layer.head_dim, tokens, counted, index)
+    windowed = layer.window is not None and layer.window < tokens
+    sizes = (heads, layer.head_dim, tokens)
+    return Product(phase, "attention", flops, *sizes, counted, index, windowed)
 
 
 def _product(

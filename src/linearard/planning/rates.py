@@ -49,6 +49,7 @@ class Rates:
             tensor, once a step).
         memory: bytes of the device; 0: not known.
         bus: bytes a second between pinned host memory and the device; 0: not measured.
+        windowed: attention within a sliding window, by shape; none: as other attention.
     """
 
     device: str
@@ -62,11 +63,14 @@ class Rates:
     host: dict[str, float] = field(default_factory=dict)
     memory: float = 0.0
     bus: float = 0.0
+    windowed: tuple[Speed, ...] = ()
 
     def seconds(self, product: Product) -> float:
         """Time of a product on the device."""
         if product.kind in ("attention", "relation"):
             speeds = self.attention if product.kind == "attention" else self.relation
+            if product.windowed and self.windowed:
+                speeds = self.windowed
             speed = _nearest(speeds, product.inner, product.columns)
             backward = product.phase == "backward"
             return product.flops / (speed.backward if backward else speed.forward)
@@ -88,7 +92,7 @@ class Rates:
         try:
             if data.pop("format") != _FORMAT:
                 raise ValueError
-            for name in ("attention", "relation"):
+            for name in {"attention", "relation", "windowed"} & data.keys():
                 data[name] = tuple(Speed(**speed) for speed in data[name])
             return cls(**data)
         except (KeyError, TypeError, ValueError):
@@ -100,7 +104,7 @@ class Rates:
 
 
 def shipped_rates() -> Rates:
-    """Those of an H200, from result files of this repository (`python -m benchmarks planner --rates`)."""
+    """Those of an H200: what `benchmarks/results/h200/planner.json` calibrated."""
     file = resources.files("linearard") / "planning" / _SHIPPED
     return Rates.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
