@@ -82,7 +82,7 @@ QUEUES: dict[str, list[Item]] = {
         Item("llama3_32k", f"{_LONG} --model llama3-8b --warm-up 2 --steps 4", 60, 120),
         Item(
             "llama3_128k",
-            f"{_LONG} --model llama3-8b --tokens 131072 --warm-up 1 --steps 1",
+            f"{_LONG} --model llama3-8b --tokens 131072 --warm-up 1 --steps 1 --no-profile",
             150,
             240,
         ),

@@ -110,6 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokens, startup = options.tokens, torch.cuda.memory_allocated()
     steps = options.warm_up + options.steps
     clock, profile = Clock(options.warm_up, steps), Profile(steps + 1)
+    trained = steps if options.no_profile else steps + 1
     with tempfile.TemporaryDirectory() as folder:
         args = RestorationConfig(
             output_dir=folder,
@@ -119,10 +120,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             objective=ObjectiveConfig(**OBJECTIVES[options.stage2]),
             save_strategy="no",
             disable_tqdm=True,
-            max_steps=steps + 1,
+            max_steps=trained,
             **settings,
         )
-        text = RandomTokens(steps + 1, tokens, restorable.config.vocab_size)
+        text = RandomTokens(trained, tokens, restorable.config.vocab_size)
         trainer = RestorationTrainer(restorable, args, text, callbacks=[clock, profile])
         profile.watch(trainer)
         trainer.train()
@@ -157,7 +158,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_tflops": round(rate / 1e12, 1),
         "mfu": round(needed / seconds / rate, 4),
         "loss": [round(losses[0], 6), round(losses[-1], 6)],
-        **profile.read(),
+        **({} if options.no_profile else profile.read()),
     }
 
 
@@ -206,6 +207,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--small", action="store_true", help=f"with {', '.join(SMALL)}")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing alone")
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
+    parser.add_argument("--no-profile", action="store_true", help="without the one more step")
     parser.add_argument("--stage2", action="store_true", help="next-token loss on long sequences")
     parser.add_argument("--naive", action="store_true", help="plain PyTorch instead")
     options = parser.parse_args(arguments)
