@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -144,7 +145,7 @@ class Profile(transformers.TrainerCallback):
 
 
 def relation_kernels() -> set[str]:
-    """Names of the relation KL's Triton kernels."""
+    """Names of the relation KL's Triton kernels; those in CUDA are known by their form."""
     import triton
 
     names = set()
@@ -159,7 +160,7 @@ def relation_kernels() -> set[str]:
 def kind_of(name: str, relation: set[str]) -> str:
     """What a kernel is for, by its name."""
     lower = name.lower()
-    if name in relation or "relation" in lower:
+    if name in relation or re.fullmatch(r"(forward|backward|backward_ordered|finish)_\d+", name):
         return "relation"
     if any(mark in lower for mark in ("flash", "fmha", "sdpa", "cudnn_generated")):
         return "attention"
