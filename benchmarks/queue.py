@@ -78,8 +78,18 @@ QUEUES: dict[str, list[Item]] = {
     ],
     "long": [
         Item("planner", "benchmarks planner --out {out}/planner.json", 110, 180),
-        Item("llama2_32k", f"{_LONG} --model llama2-7b --warm-up 2 --steps 4", 60, 120),
-        Item("llama3_32k", f"{_LONG} --model llama3-8b --warm-up 2 --steps 4", 60, 120),
+        Item(
+            "llama2_32k",
+            f"{_LONG} --model llama2-7b --kept-layers 18 --warm-up 2 --steps 4",
+            60,
+            120,
+        ),
+        Item(
+            "llama3_32k",
+            f"{_LONG} --model llama3-8b --kept-layers 18 --warm-up 2 --steps 4",
+            60,
+            120,
+        ),
         Item(
             "llama3_128k",
             f"{_LONG} --model llama3-8b --tokens 131072 --warm-up 1 --steps 1 --no-profile",

@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train for the counted steps and some before; what the file says of it."""
     settings = dict(SMALL) if options.small else {}
     if options.checkpointing:
-        settings["gradient_checkpointing"] = True
+        settings |= {"gradient_checkpointing": True, "kept_layers": options.kept_layers}
     if options.no_graphs:
         settings["cuda_graphs"] = False
     torch.cuda.reset_peak_memory_stats()
@@ -206,6 +206,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--warm-up", type=int, default=6, help="steps that are not counted")
     parser.add_argument("--small", action="store_true", help=f"with {', '.join(SMALL)}")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing alone")
+    parser.add_argument("--kept-layers", type=int, default=0, help="last layers not recomputed")
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
     parser.add_argument("--no-profile", action="store_true", help="without the one more step")
     parser.add_argument("--stage2", action="store_true", help="next-token loss on long sequences")

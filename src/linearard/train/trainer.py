@@ -65,7 +65,7 @@ class RestorationTrainer(Trainer):
         parts = {name: part.objective for name, part in args.all_parts.items()}
         module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
         if args.recompute:
-            module.gradient_checkpointing_enable()
+            module.gradient_checkpointing_enable(args.kept_layers)
         if args.ddp_broadcast_buffers is None:
             args.ddp_broadcast_buffers = False  # all are constants, the same in every process
         if args.ddp_find_unused_parameters is None:
