@@ -201,7 +201,7 @@ def _stage1(gpu: str, result: dict[str, Any]) -> dict[str, float]:
         model, *way = name.split(".")
         stage = way.pop(0) if way[:1] == ["stage2"] else "stage1"
         key = ".".join([stage, _slug(model), gpu, *way])
-        figures |= {f"{key}.{part}": run[part] for part in wanted if run.get(part) is not None}
+        figures |= {f"{key}.{part}": run[part] for part in wanted if run.get(part)}
     for name, ratio in result.get("ratios", {}).items():
         key = f"stage1.{_slug(name)}.{gpu}.naive"
         figures |= {f"{key}.{part}_ratio": ratio[part] for part in ("time", "memory")}
