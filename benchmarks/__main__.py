@@ -10,6 +10,7 @@ BENCHMARKS = (
     "planner_rates",
     "queue",
     "relation_kl",
+    "same_training",
     "stage1",
     "training_step",
 )

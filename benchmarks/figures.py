@@ -201,7 +201,7 @@ def _stage1(gpu: str, result: dict[str, Any]) -> dict[str, float]:
         model, *way = name.split(".")
         stage = way.pop(0) if way[:1] == ["stage2"] else "stage1"
         key = ".".join([stage, _slug(model), gpu, *way])
-        figures |= {f"{key}.{part}": run[part] for part in wanted if run.get(part) is not None}
+        figures |= {f"{key}.{part}": run[part] for part in wanted if run.get(part)}
     for name, ratio in result.get("ratios", {}).items():
         key = f"stage1.{_slug(name)}.{gpu}.naive"
         figures |= {f"{key}.{part}_ratio": ratio[part] for part in ("time", "memory")}
@@ -209,12 +209,25 @@ def _stage1(gpu: str, result: dict[str, Any]) -> dict[str, float]:
 
 
 def _steps(gpu: str, result: dict[str, Any]) -> dict[str, float]:
-    """Steps by objective, over the teacher's forward alone."""
+    """Steps by objective, over the teacher's forward alone, launched or as a CUDA graph."""
     key = f"step.{_slug(result['model'])}.{gpu}"
     figures = {}
     for name, case in result["cases"].items():
         figures[f"{key}.{_slug(name)}.ms"] = case["ms"]["p50"]
         figures[f"{key}.{_slug(name)}.ratio_teacher"] = case["ratio_teacher"]
+        if case.get("teacher_graph_ms"):
+            ratio = case["ms"]["p50"] / case["teacher_graph_ms"]["p50"]
+            figures[f"{key}.{_slug(name)}.ratio_teacher_graph"] = ratio
+    return figures
+
+
+def _same_training(gpu: str, result: dict[str, Any]) -> dict[str, float]:
+    """How far fast training is from plain training, and plain training from itself (the furthest run)."""
+    key = f"same_training.{_slug(result['model'].partition('.')[0])}.{gpu}"
+    figures = {}
+    for name in ("mean", "max", "weights"):
+        figures[f"{key}.fast_{name}"] = result[f"fast_{name}"]
+        figures[f"{key}.noise_{name}"] = max(result[f"noise_{name}"])
     return figures
 
 
@@ -238,4 +251,5 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "stage1": _stage1,
     "training_step": _steps,
     "planner": _planner,
+    "same_training": _same_training,
 }

@@ -133,7 +133,7 @@ def arguments_of(case: Case, device: str, steps: int) -> RestorationConfig:
         max_steps=steps,
         learning_rate=1e-6,
         bf16=True,
-        use_cpu=device == "cpu",
+        use_cpu=device == "cpu" or not torch.cuda.is_available(),  # planned for a GPU elsewhere
         save_strategy="no",
         logging_steps=10**6,
         disable_tqdm=True,

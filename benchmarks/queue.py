@@ -42,6 +42,7 @@ class Item:
 
 
 _STAGE = "benchmarks stage1 --out {out}/stage1.json --model"
+_LONG = "benchmarks stage1 --out {out}/stage1.json --stage2 --checkpointing"
 _TEXT = "--model.name {model} --data.train {train} --data.validation {validation}"
 QUEUES: dict[str, list[Item]] = {
     "tests": [
@@ -56,13 +57,13 @@ QUEUES: dict[str, list[Item]] = {
         Item("designs", "benchmarks designs --out {out}/designs.json", 120, 280),
     ],
     "steps": [
+        Item("llama2", f"{_STAGE} llama2-7b", 60, 150),
         Item(
             "step_smollm2",
             "benchmarks training_step --profile all+logit --out {out}/training_step_smollm2.json",
             40,
             120,
         ),
-        Item("llama2", f"{_STAGE} llama2-7b", 60, 150),
         Item(
             "step_llama2",
             "benchmarks training_step --model llama2-7b --tokens 4096 --batch 1 --rank 1024 --cases"
@@ -70,21 +71,43 @@ QUEUES: dict[str, list[Item]] = {
             60,
             150,
         ),
-        Item("llama2_small", f"{_STAGE} llama2-7b --small --steps 12", 60, 120),
+        Item("llama2_small", f"{_STAGE} llama2-7b --small --warm-up 3 --steps 12", 60, 120),
         Item("llama3", f"{_STAGE} llama3-8b --steps 24", 60, 120),
         Item("mistral", f"{_STAGE} mistral-7b --steps 24", 60, 120),
-        Item("llama2_naive", f"{_STAGE} llama2-7b --naive", 40, 120),
     ],
     "long": [
-        Item("llama2_32k", f"{_STAGE} llama2-7b --stage2 --checkpointing --steps 6", 90, 150),
-        Item("llama3_32k", f"{_STAGE} llama3-8b --stage2 --checkpointing --steps 6", 90, 150),
+        Item(
+            "llama2_32k",
+            f"{_LONG} --model llama2-7b --kept-layers 20 --warm-up 2 --steps 4",
+            60,
+            120,
+        ),
+        Item(
+            "llama3_32k",
+            f"{_LONG} --model llama3-8b --kept-layers 20 --warm-up 2 --steps 4",
+            60,
+            120,
+        ),
+    ],
+    "once": [
         Item(
             "llama3_128k",
-            f"{_STAGE} llama3-8b --stage2 --checkpointing --tokens 131072 --steps 2",
-            120,
+            f"{_LONG} --model llama3-8b --tokens 131072 --warm-up 1 --steps 1 --no-profile",
+            150,
             240,
         ),
-        Item("planner", "benchmarks planner --out {out}/planner.json", 110, 150),
+        Item("llama2_naive", f"{_STAGE} llama2-7b --naive", 40, 120),
+    ],
+    "planner": [
+        Item("planner", "benchmarks planner --out {out}/planner.json --seconds 170", 110, 200),
+    ],
+    "same": [
+        Item(
+            "same_training",
+            "benchmarks same_training --model {model} --out {out}/same_training.json",
+            90,
+            240,
+        ),
     ],
     "recovery": [
         Item(

@@ -15,11 +15,13 @@ the refusal of bad steps and a log. The first steps (kernels are compiled, the s
 counted. The file it writes, by
 NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
 
-    device, torch, triton, transformers, python, commit, date    where and when
     runs: NAME ->
+        device, torch, triton, transformers, python, commit, date    where and when
         model, tokens, rank, dropout, steps, options             what
         ms                    of a step: {p20, p50, p80}, from events on the device
-        seconds_per_sequence  all counted steps over their number
+        phases                median ms of a step's phases: between (batch, log), batch (forward, backward,
+                              clipping), optimizer
+        seconds_per_sequence  mean of all counted steps
         stage_minutes         576 sequences at that speed
         peak_gib, reserved_gib    most memory allocated (reserved), loading and warm-up included
         startup_gib           allocated before the first step
@@ -27,8 +29,10 @@ NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
                               8192 x 8192 bf16 matrices in this process
         mfu                   tflop over seconds_per_sequence over peak_tflops
         loss                  first and last: finite and falling
-        kernels               of one step launched kernel by kernel: ms in all, and of the relation KL,
-                              attention, matrix products and the rest
+        kernels               of one more step: ms of all its kernels, of relation KL, attention, matrix
+                              products, copies and the rest; and span, from first begin to last end
+        passes                ms of teacher, student and backward with clipping, in the last step that was
+                              launched kernel by kernel
         relation_share        of the relation KL: its ms over those of all kernels
         top                   the kernels with most time: name, ms, calls
     ratios: SHAPE -> time and memory of NAME.naive over NAME, where the file holds both
@@ -42,18 +46,16 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import json
 import tempfile
-import time
 from typing import Any
 
 import torch
-import transformers
 from torch.utils.data import Dataset
 
 from benchmarks.record import add_arguments, circumstances, quantiles, write
 from benchmarks.stage1_naive import naive_step
+from benchmarks.step_profile import Clock, Profile
 from benchmarks.training_step import MODELS, SELF, build
 from linearard.counting import step_flops
 from linearard.distill import ObjectiveConfig
@@ -79,7 +81,6 @@ SMALL = {
     "offload_optimizer": True,
     "offload_teacher": True,
 }
-WARM_UP = 6
 SEQUENCES = 576
 
 
@@ -97,42 +98,19 @@ class RandomTokens(Dataset):
         return {"input_ids": self._ids[index]}
 
 
-class Clock(transformers.TrainerCallback):
-    """An event after every step from the end of the warm-up on."""
-
-    def __init__(self) -> None:
-        self.events: list[torch.cuda.Event] = []
-        self.started = self.ended = 0.0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == WARM_UP:
-            torch.cuda.synchronize()
-            self.started = time.perf_counter()
-        if state.global_step >= WARM_UP:
-            self.events.append(torch.cuda.Event(enable_timing=True))
-            self.events[-1].record()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        torch.cuda.synchronize()
-        self.ended = time.perf_counter()
-
-    def milliseconds(self) -> list[float]:
-        """Of each counted step."""
-        pairs = zip(self.events, self.events[1:], strict=False)
-        return [one.elapsed_time(other) for one, other in pairs]
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train for the counted steps and some before; what the file says of it."""
     settings = dict(SMALL) if options.small else {}
     if options.checkpointing:
-        settings["gradient_checkpointing"] = True
+        settings |= {"gradient_checkpointing": True, "kept_layers": options.kept_layers}
     if options.no_graphs:
         settings["cuda_graphs"] = False
     torch.cuda.reset_peak_memory_stats()
     restorable = build(options.model, options.rank, "cuda", options.dropout)
     tokens, startup = options.tokens, torch.cuda.memory_allocated()
-    clock = Clock()
+    steps = options.warm_up + options.steps
+    clock, profile = Clock(options.warm_up, steps), Profile(steps + 1)
+    trained = steps if options.no_profile else steps + 1
     with tempfile.TemporaryDirectory() as folder:
         args = RestorationConfig(
             output_dir=folder,
@@ -142,15 +120,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             objective=ObjectiveConfig(**OBJECTIVES[options.stage2]),
             save_strategy="no",
             disable_tqdm=True,
-            max_steps=WARM_UP + options.steps,
+            max_steps=trained,
             **settings,
         )
-        text = RandomTokens(WARM_UP + options.steps, tokens, restorable.config.vocab_size)
-        trainer = RestorationTrainer(restorable, args, text, callbacks=[clock])
+        text = RandomTokens(trained, tokens, restorable.config.vocab_size)
+        trainer = RestorationTrainer(restorable, args, text, callbacks=[clock, profile])
+        profile.watch(trainer)
         trainer.train()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        kernels = profile(trainer, text)
-    seconds = (clock.ended - clock.started) / options.steps
+    times = clock.milliseconds()
+    seconds = sum(times) / len(times) / 1000
     needed = step_flops(
         restorable.config,
         args.objective,
@@ -168,7 +147,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "dropout": options.dropout,
         "steps": options.steps,
         "options": settings,
-        "ms": quantiles(clock.milliseconds()),
+        "ms": quantiles(times),
+        "phases": clock.phases(),
         "seconds_per_sequence": round(seconds, 4),
         **({} if options.stage2 else {"stage_minutes": round(seconds * SEQUENCES / 60, 2)}),
         "peak_gib": gib(peak),
@@ -178,63 +158,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_tflops": round(rate / 1e12, 1),
         "mfu": round(needed / seconds / rate, 4),
         "loss": [round(losses[0], 6), round(losses[-1], 6)],
-        **kernels,
+        **({} if options.no_profile else profile.read()),
     }
-
-
-def profile(trainer: RestorationTrainer, text: Dataset) -> dict[str, Any]:
-    """The kernels of one step, launched one by one."""
-    batch = {"input_ids": text[0]["input_ids"][None], "block": torch.tensor([0])}
-    trainer.current_gradient_accumulation_steps = 1
-
-    def step() -> None:
-        trainer.training_step(trainer.model_wrapped, dict(batch))
-
-    step()
-    both = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=both) as record:
-        step()
-        torch.cuda.synchronize()
-    events = [e for e in record.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
-    events.sort(key=lambda e: -e.self_device_time_total)
-    relation, sums = relation_kernels(), {}
-    for event in events:
-        kind = kind_of(event.key, relation)
-        sums[kind] = sums.get(kind, 0.0) + event.self_device_time_total / 1000
-    total = sum(sums.values())
-    return {
-        "kernels": {"all": round(total, 2), **{k: round(v, 2) for k, v in sums.items()}},
-        "relation_share": round(sums.get("relation", 0.0) / total, 4) if total else None,
-        "top": [
-            {"name": e.key[:90], "ms": round(e.self_device_time_total / 1000, 3), "calls": e.count}
-            for e in events[:25]
-        ],
-    }
-
-
-def relation_kernels() -> set[str]:
-    """Names of the relation KL's kernels."""
-    import triton
-
-    names = set()
-    package = "linearard.ops.relation_kl.triton"
-    for module in ("forward", "backward", "backward_kernel"):
-        for thing in vars(importlib.import_module(f"{package}.{module}")).values():
-            if isinstance(thing, triton.runtime.jit.JITFunction) and package in thing.__module__:
-                names.add(thing.__name__)
-    return names
-
-
-def kind_of(name: str, relation: set[str]) -> str:
-    """What a kernel is for, by its name."""
-    lower = name.lower()
-    if name in relation:
-        return "relation"
-    if any(mark in lower for mark in ("flash", "fmha", "sdpa", "cudnn_generated")):
-        return "attention"
-    if any(mark in lower for mark in ("nvjet", "gemm", "cutlass", "splitk")):
-        return "products"
-    return "copies" if lower.startswith(("memcpy", "memset")) else "elementwise"
 
 
 def gib(count: int) -> float:
@@ -278,9 +203,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rank", type=int, default=1024)
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--warm-up", type=int, default=6, help="steps that are not counted")
     parser.add_argument("--small", action="store_true", help=f"with {', '.join(SMALL)}")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing alone")
+    parser.add_argument("--kept-layers", type=int, default=0, help="last layers not recomputed")
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
+    parser.add_argument("--no-profile", action="store_true", help="without the one more step")
     parser.add_argument("--stage2", action="store_true", help="next-token loss on long sequences")
     parser.add_argument("--naive", action="store_true", help="plain PyTorch instead")
     options = parser.parse_args(arguments)
@@ -293,10 +221,10 @@ def main(arguments: list[str]) -> None:
     stage = ["stage2", f"{options.tokens // 1024}k"] if options.stage2 else []
     name = ".".join([options.model, *stage, *(kind for kind in kinds if getattr(options, kind))])
     run = naive(options) if options.naive else measure(options)
-    result: dict[str, Any] = {**circumstances(options.commit), "runs": {}}
+    result: dict[str, Any] = {"runs": {}}
     if options.out.exists():
         result["runs"] = json.loads(options.out.read_text())["runs"]
-    result["runs"][name] = run
+    result["runs"][name] = circumstances(options.commit) | run
     result["ratios"] = {
         shape: {
             "time": round(other["seconds_per_sequence"] / ours["seconds_per_sequence"], 2),

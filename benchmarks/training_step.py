@@ -10,8 +10,8 @@ the figures are for direction only. The file it writes:
     device, torch, transformers, python, commit, date      where and when
     model, tokens, batch, rank, parameters, trained        what; tokens of a sequence
     cases: NAME -> ms and teacher_ms (the teacher's forward alone, in turns with it): {p20, p50, p80},
-        ratio_teacher (p50 over p50), tokens_per_second, and on a GPU peak_gib, weights included, and
-        teacher_graph_ms, the same forward as a CUDA graph
+        ratio_teacher (p50 over p50), tokens_per_second, and on a GPU peak_gib, weights and recording
+        included, and teacher_graph_ms, the same forward as a CUDA graph
     graphs: whether steps are replayed as CUDA graphs, as the trainer does
     profile: with --profile CASE, its kernels by time on the device: name, ms and calls of one step
 """
@@ -19,6 +19,7 @@ the figures are for direction only. The file it writes:
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -164,15 +165,6 @@ def timed(candidates: dict[str, Callable[[], None]], rounds: int, device: str) -
     return {name: quantiles(t) for name, t in times.items()}
 
 
-def peak_gib(run: Callable[[], None]) -> float:
-    """Most memory allocated during one run, weights included."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return round(torch.cuda.max_memory_allocated() / 2**30, 3)
-
-
 def profile(run: Callable[[], None], kernels: int = 40) -> list[dict[str, Any]]:
     """The kernels of one step by time on the device."""
     from torch.profiler import ProfilerActivity
@@ -226,9 +218,12 @@ def main(arguments: list[str]) -> None:
     times, peaks, found = {}, {}, None
     for name in options.cases:  # a case at a time: each holds an optimizer's state
         step = training_step(restorable, CASES[name], ids, options.recompute, graphs)
+        gc.collect()
+        if device == "cuda":  # a replayed graph allocates nothing: count while it is recorded
+            torch.cuda.reset_peak_memory_stats()
         times[name] = timed(plain | {"step": step}, options.rounds, device)
         if device == "cuda":
-            peaks[name] = peak_gib(step)
+            peaks[name] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         if name == options.profile and device == "cuda":
             found = profile(step)
         print(name, times[name], peaks.get(name, ""), flush=True)

@@ -92,6 +92,15 @@ def test_recomputation_really_recomputes_all_but_the_layer_that_is_cut():
     assert calls == {"layer 0": 3, "layer 1": 3, "layer 2": 2, "last mlp": 0, "norm": 0, "head": 0}
 
 
+def test_the_last_layers_are_not_recomputed_if_so_asked():
+    module = module_for(**OUTPUT)
+    expected = step(module)[1]
+    module.gradient_checkpointing_enable(kept_layers=2)
+    calls = count_calls(module)
+    dense.assert_same_gradients(step(module)[1], expected, rtol=1e-6)
+    assert [calls[f"layer {i}"] for i in range(3)] == [3, 2, 2]
+
+
 def test_recomputation_with_an_output_loss_recomputes_every_layer():
     module = module_for(**OUTPUT)
     module.gradient_checkpointing_enable()

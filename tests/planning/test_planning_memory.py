@@ -18,7 +18,7 @@ from linearard.model.fused import fuse_layers
 from linearard.planning.kept import Kept
 from linearard.planning.memory import Setting, step_memory
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200" / "plain"
 TOKENS, BATCH, GIB = 59, 2, 2**30
 SIZES = {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 6, "head_dim": 16}
 

@@ -1,13 +1,13 @@
-"""The fast way trains as the plain way does (same_training.py does it for a real model on a GPU).
+"""The fast way trains as the plain way does (`python -m benchmarks same_training`: on a real model).
 
 On a CPU there are neither kernels nor graphs: there the fused steps run as plain PyTorch.
 """
 
 import pytest
 import torch
-from same_training import compare
 
 import tiny
+from benchmarks.same_training import compare
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 ON_A_GPU = [
@@ -40,5 +40,5 @@ def test_fast_training_is_plain_training(architecture, device, steps, window):
     found = compare(make, steps, window)
     assert found["last_loss"] < 0.95 * found["first_loss"]
     # the nudge is one rounding of one kind; the fast way rounds in other places throughout
-    assert found["fast_mean"] < 3 * found["noise_mean"] + 2e-3
-    assert found["fast_weights"] < 3 * found["noise_weights"] + 2e-2
+    assert found["fast_mean"] < 3 * max(found["noise_mean"]) + 2e-3
+    assert found["fast_weights"] < 3 * max(found["noise_weights"]) + 2e-2

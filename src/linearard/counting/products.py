@@ -30,6 +30,7 @@ class Product:
             relations: heads times batch, head_dim, tokens.
         counted: whether the loss or a gradient needs it; else it is computed a second time, or in vain.
         layer: index; -1 for the LM head.
+        windowed: whether attention keeps to a sliding window shorter than the sequence.
     """
 
     phase: str
@@ -40,6 +41,7 @@ class Product:
     columns: int
     counted: bool
     layer: int
+    windowed: bool = False
 
 
 def step_products(
@@ -50,6 +52,7 @@ def step_products(
     *,
     native_window: int,
     recompute: bool = False,
+    kept_layers: int = 0,
     fused: bool = False,
 ) -> list[Product]:
     """All products of one batch, forward and backward.
@@ -60,12 +63,14 @@ def step_products(
         tokens, batch: of a sequence; sequences.
         native_window: what the teacher reads at once where logit KL is formed on longer windows.
         recompute: gradient checkpointing.
+        kept_layers: how many of the last layers it leaves alone.
         fused: whether those of `linearard.model.fused` stand in for layers that it knows.
 
     Raises:
         RecipeError: the objective names layers the model does not have.
     """
-    step = _Step(shape, objective, tokens, batch, native_window, recompute, fused)
+    kept = kept_layers if recompute else None
+    step = _Step(shape, objective, tokens, batch, native_window, kept, fused)
     return list(step.products())
 
 
@@ -84,7 +89,7 @@ class _Step:
         tokens: int,
         batch: int,
         native_window: int,
-        recompute: bool,
+        kept: int | None,
         fused: bool,
     ) -> None:
         self.shape, self.objective = shape, objective
@@ -93,10 +98,11 @@ class _Step:
         self.reads = teacher_reads(objective, tokens, native_window)
         self.related = related_layers(shape, objective)
         self.own = objective.inputs == "own"
-        self.recompute = recompute and self.own
+        recompute = kept is not None and self.own
+        self.again = range(len(shape.layers) - kept if recompute else 0)  # layers computed twice
         self.teacher_pass, self.student_pass = passes(shape, objective)
         # Under checkpointing peft makes the embeddings want a gradient, which nothing uses.
-        self.to_embedding = self.recompute and shape.rank > 0
+        self.to_embedding = recompute and shape.rank > 0
 
     def products(self) -> Iterator[Product]:
         if self.reads[0]:
@@ -126,7 +132,7 @@ class _Step:
         for index, layer in enumerate(self.shape.layers):
             runs, needed = self.student_pass.runs(index), self.student_pass.needed(index)
             # The layer in which a pass ends is cut short and never computed again.
-            again = self.recompute and runs == WHOLE and needed != NOTHING
+            again = index in self.again and runs == WHOLE and needed != NOTHING
             for group in _groups(layer, runs):
                 feeds = group[0].feeds_attention
                 counted = needed == WHOLE or (feeds and needed == FEEDS)
@@ -161,7 +167,7 @@ class _Step:
         for index in self.related:
             layer = self.shape.layers[index]
             pairs = visible_pairs(self.tokens, layer.window)
-            again = self.recompute and self.student_pass.runs(index) == WHOLE
+            again = index in self.again and self.student_pass.runs(index) == WHOLE
             for relation in self.objective.active_relations:
                 heads = self.batch * layer.relation_heads(relation)
                 flops = 2 * 2 * heads * pairs * layer.head_dim
@@ -252,7 +258,9 @@ def _attention(
 ) -> Product:
     heads, pairs = rows * layer.heads, visible_pairs(tokens, layer.window)
     flops = 2 * products * heads * pairs * layer.head_dim
-    return Product(phase, "attention", flops, heads, layer.head_dim, tokens, counted, index)
+    windowed = layer.window is not None and layer.window < tokens
+    sizes = (heads, layer.head_dim, tokens)
+    return Product(phase, "attention", flops, *sizes, counted, index, windowed)
 
 
 def _product(

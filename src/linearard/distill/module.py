@@ -42,7 +42,7 @@ class RestorationModule(nn.Module):
         super().__init__()
         self.restorable = restorable
         self.model = restorable.model
-        self._recomputes = False
+        self._recomputes, self._kept_layers = False, 0
         _switch_recomputation(self.model, False)  # a module of an earlier stage may have left it on
         language_model = ChunkedCausalLM(restorable.model)
         named = {"": objective} if isinstance(objective, ObjectiveConfig) else objective
@@ -98,13 +98,17 @@ class RestorationModule(nn.Module):
         finally:
             self.restorable.tap.observe(None)
 
-    def gradient_checkpointing_enable(self) -> None:
+    def gradient_checkpointing_enable(self, kept_layers: int = 0) -> None:
         """Recompute layers in the backward pass instead of keeping their activations.
 
         The layer in which a pass ends early is never recomputed: it is cut short anyway. After a backward
         pass the attention is still observed, until the next forward pass or `tap.observe(None)`.
+
+        Args:
+            kept_layers: how many of the last layers keep their activations.
         """
         _switch_recomputation(self.model, True)
+        self._kept_layers = kept_layers
         self._recomputes = True  # the observer must stay for the backward pass
 
     @property
@@ -124,7 +128,8 @@ class RestorationModule(nn.Module):
     def _choose_recomputed_layers(self, objective: Objective) -> None:
         if self._recomputes:
             for index, layer in self.restorable.layers.layers.items():
-                layer.gradient_checkpointing = index != objective.last_layer
+                again = index < self.restorable.tap.num_layers - self._kept_layers
+                layer.gradient_checkpointing = again and index != objective.last_layer
 
     @torch.no_grad()
     def _check_output(self, language_model: ChunkedCausalLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from linearard.capture.sdpa import preferred_backends
+from linearard.capture.sdpa import preferred_backends, windowed_attention
 from linearard.counting.products import step_products, visible_pairs
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
@@ -30,14 +31,15 @@ class _Sizes:
 
     rows: int  # of products, and tokens of a step
     sides: tuple[int, ...]  # the smaller sides of products
-    tokens: int  # of attention and relations
-    heads: int
+    tokens: tuple[int, ...]  # of attention and relations
+    heads: int  # for the first; fewer for more tokens
     hidden: int  # of the model of a step
     rounds: int
 
 
-_ON_GPU = _Sizes(8192, (256, 1024, 4096), 4096, 16, 2048, 5)
-_ON_CPU = _Sizes(512, (64, 256, 1024), 512, 4, 256, 3)
+_ON_GPU = _Sizes(8192, (256, 1024, 4096), (4096, 16384), 64, 2048, 5)
+_ON_CPU = _Sizes(512, (64, 256, 1024), (512,), 4, 256, 3)
+_STEADY = 0.25  # seconds that a GPU computes before it is measured, and while it is
 
 
 def calibrate(device: torch.device | None = None) -> Rates:
@@ -50,7 +52,7 @@ def calibrate(device: torch.device | None = None) -> Rates:
     dtype = resolve_dtype("auto", device)
     sizes = _ON_GPU if device.type == "cuda" else _ON_CPU
     gemm, half = _products(device, dtype, sizes)
-    attention, relation = _pairs(device, dtype, sizes)
+    attention, relation, windowed = _pairs(device, dtype, sizes)
     rates = Rates(
         device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         versions={"torch": torch.__version__},
@@ -65,6 +67,7 @@ def calibrate(device: torch.device | None = None) -> Rates:
         if device.type == "cuda"
         else 0.0,
         bus=_bus(device),
+        windowed=windowed,
     )
     return _with_passes(rates, device, dtype, sizes)
 
@@ -82,6 +85,28 @@ def _seconds(run: Callable[[], Any], device: torch.device, rounds: int) -> float
     return statistics.median(times)
 
 
+def _steady(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """Time of a call among many: what the host needs is hidden, and a GPU's clock is that of long work.
+
+    A call by itself runs at a clock that the same kernels do not keep for half a second.
+    """
+    if device.type != "cuda":
+        return _seconds(run, device, rounds)
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < _STEADY:
+        for _ in range(4):
+            run()
+        _wait(device)
+        calls += 4
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / calls / 1000
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -93,7 +118,7 @@ def _products(device: torch.device, dtype: torch.dtype, sizes: _Sizes) -> tuple[
     for side in sizes.sides:
         x = torch.randn(rows, sizes.sides[-1], device=device, dtype=dtype)
         weight = torch.randn(side, sizes.sides[-1], device=device, dtype=dtype)
-        spent = _seconds(lambda x=x, w=weight: x @ w.mT, device, sizes.rounds)
+        spent = _steady(lambda x=x, w=weight: x @ w.mT, device, sizes.rounds)
         points.append((1 / side, spent / (2 * x.numel() * side)))
     mean_x, mean_y = (statistics.fmean(values) for values in zip(*points, strict=True))
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points)
@@ -105,32 +130,42 @@ def _products(device: torch.device, dtype: torch.dtype, sizes: _Sizes) -> tuple[
 
 def _pairs(
     device: torch.device, dtype: torch.dtype, sizes: _Sizes
-) -> tuple[tuple[Speed, ...], tuple[Speed, ...]]:
-    """Causal attention and relation KL, forward and backward, for two head_dim."""
-    attention, relation = [], []
-    for head_dim in (64, 128):
-        shape = (1, sizes.heads, sizes.tokens, head_dim)
-        q, k, v = (
-            torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
-        )
-        slope = torch.randn(shape, device=device, dtype=dtype)
-        backends = preferred_backends(q, None)
+) -> tuple[tuple[Speed, ...], tuple[Speed, ...], tuple[Speed, ...]]:
+    """Causal attention, relation KL and attention in sliding windows, for two head_dim."""
+    attention, relation, windowed = [], [], []
 
-        def attend(q: Tensor = q, k: Tensor = k, v: Tensor = v, kernels: Any = backends) -> Tensor:
+    def measure(
+        run: Callable[..., Tensor], x: list[Tensor], slope: Tensor | None, work: int, again: int
+    ) -> Speed:
+        ahead = _steady(lambda: run(*x), device, sizes.rounds)
+        both = _steady(lambda: torch.autograd.grad(run(*x), x, slope), device, sizes.rounds)
+        return _speed(head_dim, tokens, work, ahead, both, again)
+
+    for head_dim, tokens in itertools.product((64, 128), sizes.tokens):
+        heads = sizes.heads * sizes.tokens[0] // tokens
+        shape = (1, heads, tokens, head_dim)
+        qkv = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+        slope, teacher = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
+        backends, window = preferred_backends(qkv[0], None), tokens // 4
+
+        def attend(*qkv: Tensor, kernels: Any = backends) -> Tensor:
             with sdpa_kernel(kernels, set_priority=True):
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+                return torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True)
 
-        def compare(q: Tensor = q, k: Tensor = k) -> Tensor:
-            return relation_kl(k.detach(), q)
+        def compare(student: Tensor, teacher: Tensor = teacher) -> Tensor:
+            return relation_kl(teacher, student)
 
-        work = 2 * sizes.heads * visible_pairs(sizes.tokens, None) * head_dim
-        ahead = _seconds(attend, device, sizes.rounds)
-        both = _seconds(lambda a=attend, s=slope: a().backward(s), device, sizes.rounds)
-        attention.append(_speed(head_dim, sizes.tokens, work, ahead, both, again=5))
-        ahead = _seconds(compare, device, sizes.rounds)
-        both = _seconds(lambda c=compare: c().backward(), device, sizes.rounds)
-        relation.append(_speed(head_dim, sizes.tokens, work, ahead, both, again=4))
-    return tuple(attention), tuple(relation)
+        def look_back(*qkv: Tensor, window: int = window) -> Tensor:
+            return windowed_attention(*qkv, window, qkv[0].shape[-1] ** -0.5)
+
+        pairs = 2 * heads * head_dim
+        work = pairs * visible_pairs(tokens, None)
+        attention.append(measure(attend, qkv, slope, work, again=5))
+        relation.append(measure(compare, qkv[:1], None, work, again=4))
+        if tokens == sizes.tokens[-1]:
+            work, turned = pairs * visible_pairs(tokens, window), slope.transpose(1, 2).contiguous()
+            windowed.append(measure(look_back, qkv, turned, work, again=5))
+    return tuple(attention), tuple(relation), tuple(windowed)
 
 
 def _speed(head_dim: int, tokens: int, work: int, ahead: float, both: float, again: int) -> Speed:
@@ -142,7 +177,7 @@ def _copying(device: torch.device, sizes: _Sizes) -> float:
     """Bytes a second of one pass that reads and writes."""
     x = torch.empty(sizes.rows * sizes.hidden, device=device)
     y = torch.empty_like(x)
-    return 2 * x.nbytes / _seconds(lambda: torch.add(x, 1.0, out=y), device, sizes.rounds)
+    return 2 * x.nbytes / _steady(lambda: torch.add(x, 1.0, out=y), device, sizes.rounds)
 
 
 def _bus(device: torch.device) -> float:
@@ -240,7 +275,8 @@ def _with_passes(rates: Rates, device: torch.device, dtype: torch.dtype, sizes: 
     from dataclasses import replace
 
     restorable = _model(device, dtype, sizes.hidden, 2, 64)
-    tokens, batch = sizes.tokens // 2, max(1, sizes.rows // sizes.tokens)
+    tokens = sizes.tokens[0] // 2
+    batch = max(1, sizes.rows // sizes.tokens[0])
     ids = torch.zeros(batch, tokens, dtype=torch.int64, device=device)
     objective = ObjectiveConfig(relations={}, lm_weight=1.0)
     step = _step(restorable, objective, ids)
@@ -261,9 +297,7 @@ def _busy(step: Callable[[], None]) -> float:
     """Seconds of all kernels of one step, whatever the host's pace."""
     from torch.profiler import ProfilerActivity, profile
 
-    for _ in range(2):
-        step()
-    torch.cuda.synchronize()
+    _steady(step, torch.device("cuda"), 1)
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
         step()
         torch.cuda.synchronize()

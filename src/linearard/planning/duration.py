@@ -41,6 +41,7 @@ def batch_duration(
     native_window: int,
     fused: bool,
     recompute: bool = False,
+    kept_layers: int = 0,
     graphs: bool = False,
 ) -> Duration:
     """Time of one batch without the optimizer.
@@ -48,13 +49,13 @@ def batch_duration(
     The host launches ahead of the device: the slower of the two decides.
 
     Args:
-        shape, objective, tokens, batch, native_window, recompute: see `step_products`.
+        shape, objective, tokens, batch, native_window, recompute, kept_layers: see `step_products`.
         rates: of the device.
         graphs: whether steps are recorded and replayed, so that nothing waits for the host.
         fused: whether layers that `linearard.model.fused` knows run so.
     """
     sizes = (shape, objective, tokens, batch)
-    how = {"native_window": native_window, "recompute": recompute}
+    how = {"native_window": native_window, "recompute": recompute, "kept_layers": kept_layers}
     products = step_products(*sizes, **how, fused=fused)
     traffic = step_traffic(*sizes, **how, fused=fused)
     parts: Counter[str] = Counter()
@@ -64,7 +65,8 @@ def batch_duration(
     busy = sum(parts.values())
     waiting = 0.0
     if not graphs:
-        launching = host_seconds(shape, objective, rates, recompute=recompute)
+        again = max(0, len(shape.layers) - kept_layers) if recompute else 0
+        launching = host_seconds(shape, objective, rates, again=again)
         waiting = max(0.0, launching - busy)
     return Duration(
         seconds=busy + waiting,
@@ -86,16 +88,16 @@ def transfer_seconds(count: float, rates: Rates) -> float:
 
 
 def host_seconds(
-    shape: ModelShape, objective: ObjectiveConfig, rates: Rates, *, recompute: bool = False
+    shape: ModelShape, objective: ObjectiveConfig, rates: Rates, *, again: int = 0
 ) -> float:
-    """Seconds that launching a batch takes."""
+    """Seconds that launching a batch takes, `again` layers of it twice."""
     teacher, student = passes(shape, objective)
     related = related_layers(shape, objective)
     layers = range(len(shape.layers))
     read = sum(teacher.runs(i) != NOTHING for i in layers) if objective.needs_teacher else 0
     if objective.inputs == "own":
         learned = sum(student.runs(i) != NOTHING for i in layers)
-        learned += recompute * len(layers) / 3  # a forward pass once more
+        learned += again / 3  # a forward pass once more
     else:
         learned = len(related)  # fewer steps a layer, but a backward pass for each
     relations = len(related) * len(objective.active_relations)

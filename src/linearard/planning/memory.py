@@ -31,6 +31,7 @@ class Setting:
         element: bytes of a weight and of an activation: 2 in mixed precision, 4 in float32.
         fused: whether layers that `linearard.model.fused` knows run so: on a GPU in half precision.
         recompute: gradient checkpointing.
+        kept_layers: how many of the last layers it leaves alone.
         state: bytes that the optimizer keeps for each trained weight that learns.
         update: bytes it needs for each while it steps.
         accumulated: whether gradients of an earlier batch wait while this one runs.
@@ -42,6 +43,7 @@ class Setting:
     element: int = 2
     fused: bool = True
     recompute: bool = False
+    kept_layers: int = 0
     state: float = 8.0
     update: float = 0.0
     accumulated: bool = False
@@ -160,7 +162,8 @@ class _Step:
             last = max(self.related, default=0)
             teacher = [teacher[i] if i == last else 0.0 for i in layers]
         inside = [kept.student(i, self.student_pass) for i in layers]
-        again = [self.recompute and self.student_pass.runs(i) == WHOLE for i in layers]
+        last = len(layers) - self.setting.kept_layers
+        again = [self.recompute and self.student_pass.runs(i) == WHOLE and i < last for i in layers]
         between = [output if again[i] else inside[i] for i in layers]
         after = kept.output(self.student_pass)
         forward = {
@@ -181,9 +184,7 @@ class _Step:
                 continue
             # Recomputation finds the teacher's q, k, v in its observer, which lives to the end.
             compared = teacher if self.recompute else teacher[: i + 1]
-            held = self.casts[i] if again[i] else 0.0
-            if not self.recompute:
-                held = sum(self.casts[: i + 1])
+            held = sum(self.casts[j] for j in layers[: i + 1] if j == i or not again[j])
             yield self._memory(
                 f"backward pass of layer {i}",
                 gradients=self._held(done + self.gradients[i]),

@@ -42,13 +42,14 @@ class Rates:
         device, versions, source: where this was measured, with what, and how.
         gemm: operations a second of large matrix products.
         gemm_half: a product whose smaller side has this many columns runs at half of that rate.
-        attention, relation: by shape; the nearest counts.
+        attention, relation: by shape; for other numbers of tokens, what lies between.
         bandwidth: bytes a second of elementwise passes.
         host: seconds that the host needs to launch, by what: `teacher` (a layer's forward), `student` (a
             layer forward and backward), `relation` (one of a layer, both ways), `optimizer` (a trained
             tensor, once a step).
         memory: bytes of the device; 0: not known.
         bus: bytes a second between pinned host memory and the device; 0: not measured.
+        windowed: attention within a sliding window, by shape; none: as other attention.
     """
 
     device: str
@@ -62,12 +63,15 @@ class Rates:
     host: dict[str, float] = field(default_factory=dict)
     memory: float = 0.0
     bus: float = 0.0
+    windowed: tuple[Speed, ...] = ()
 
     def seconds(self, product: Product) -> float:
         """Time of a product on the device."""
         if product.kind in ("attention", "relation"):
             speeds = self.attention if product.kind == "attention" else self.relation
-            speed = _nearest(speeds, product.inner, product.columns)
+            if product.windowed and self.windowed:
+                speeds = self.windowed
+            speed = _between(speeds, product.inner, product.columns)
             backward = product.phase == "backward"
             return product.flops / (speed.backward if backward else speed.forward)
         side = min(product.inner, product.columns, product.rows)
@@ -88,7 +92,7 @@ class Rates:
         try:
             if data.pop("format") != _FORMAT:
                 raise ValueError
-            for name in ("attention", "relation"):
+            for name in {"attention", "relation", "windowed"} & data.keys():
                 data[name] = tuple(Speed(**speed) for speed in data[name])
             return cls(**data)
         except (KeyError, TypeError, ValueError):
@@ -100,7 +104,7 @@ class Rates:
 
 
 def shipped_rates() -> Rates:
-    """Those of an H200, from result files of this repository (`python -m benchmarks planner --rates`)."""
+    """Those of an H200: what `benchmarks/results/h200/planner.json` calibrated."""
     file = resources.files("linearard") / "planning" / _SHIPPED
     return Rates.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
@@ -140,8 +144,18 @@ def _path(device: str) -> Path:
     return Path(base) / "linearard" / "rates" / f"{name}.json"
 
 
-def _nearest(speeds: Sequence[Speed], head_dim: int, tokens: int) -> Speed:
-    def distance(speed: Speed) -> tuple[float, float]:
-        return abs(math.log(speed.head_dim / head_dim)), abs(math.log(speed.tokens / tokens))
-
-    return min(speeds, key=distance)
+def _between(speeds: Sequence[Speed], head_dim: int, tokens: int) -> Speed:
+    """The speed at the nearest head_dim, between the two nearest numbers of tokens, on a log scale."""
+    width = min((s.head_dim for s in speeds), key=lambda width: abs(math.log(width / head_dim)))
+    known = sorted((s for s in speeds if s.head_dim == width), key=lambda s: s.tokens)
+    below = [s for s in known if s.tokens <= tokens] or known[:1]
+    above = [s for s in known if s.tokens >= tokens] or known[-1:]
+    low, high = below[-1], above[0]
+    if low is high or low.tokens == high.tokens:
+        return low
+    share = math.log(tokens / low.tokens) / math.log(high.tokens / low.tokens)
+    forward, backward = (
+        a ** (1 - share) * b**share
+        for a, b in ((low.forward, high.forward), (low.backward, high.backward))
+    )
+    return Speed(width, tokens, forward, backward)

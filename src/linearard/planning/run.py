@@ -158,6 +158,7 @@ def plan_run(
             element=2 if mixed else _FLOAT32,
             fused=fused and mixed,
             recompute=stage.recompute,
+            kept_layers=stage.kept_layers,
             state=0.0 if stage.offload_optimizer else state,
             update=0.0 if stage.offload_optimizer else update,
             accumulated=waiting,
@@ -194,6 +195,7 @@ def _plan_part(
             native_window=native_window,
             fused=setting.fused,
             recompute=setting.recompute,
+            kept_layers=setting.kept_layers,
             graphs=setting.graphs,
         )
     batches = tokens = None

@@ -31,11 +31,12 @@ def step_traffic(
     native_window: int,
     fused: bool,
     recompute: bool = False,
+    kept_layers: int = 0,
 ) -> dict[str, float]:
     """Bytes of one batch by phase: `teacher`, `student`, `backward`, `recompute`.
 
     Args:
-        shape, objective, tokens, batch, native_window, recompute: see `step_products`.
+        shape, objective, tokens, batch, native_window, recompute, kept_layers: see `step_products`.
         fused: whether layers that `linearard.model.fused` knows run so: on a GPU in half precision.
     """
     rows = tokens * batch
@@ -56,7 +57,8 @@ def step_traffic(
             runs, needed = _share(student.runs(index)), _share(student.needed(index))
             forward = rows * (_layer(shape, layer, ahead) + _adapters(shape, layer, ahead))
             found["student"] += runs * forward
-            if recompute and student.runs(index) == WHOLE:
+            again = recompute and index < len(shape.layers) - kept_layers
+            if again and student.runs(index) == WHOLE:
                 found["recompute"] += needed * forward
             a_row = _layer(shape, layer, back) + _adapters(shape, layer, back)
             found["backward"] += rows * needed * a_row

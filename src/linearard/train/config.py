@@ -64,6 +64,10 @@ class RestorationConfig(TrainingArguments):
     gradient_checkpointing: bool = described(
         False, "Recompute layers in the backward pass: less memory, more time."
     )
+    kept_layers: int = described(
+        0,
+        "With gradient_checkpointing: as many of the last layers are not recomputed, where memory allows.",
+    )
     offload_optimizer: bool = described(
         False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."
     )
@@ -104,6 +108,8 @@ class RestorationConfig(TrainingArguments):
             "gradient_accumulation_steps",
             "a positive integer",
         )
+        kept = isinstance(self.kept_layers, int) and self.kept_layers >= 0
+        _check(kept, self, "kept_layers", "a number of layers")
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
         _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
         _check(self.save_strategy != "best", self, "save_strategy", "steps, epoch or 'no'")

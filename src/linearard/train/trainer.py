@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class RestorationTrainer(Trainer):
         parts = {name: part.objective for name, part in args.all_parts.items()}
         module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
         if args.recompute:
-            module.gradient_checkpointing_enable()
+            module.gradient_checkpointing_enable(args.kept_layers)
         if args.ddp_broadcast_buffers is None:
             args.ddp_broadcast_buffers = False  # all are constants, the same in every process
         if args.ddp_find_unused_parameters is None:
@@ -89,6 +90,7 @@ class RestorationTrainer(Trainer):
         self.can_return_loss = True
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
         self._random_state: RandomState | None = None
+        self._compiled = False
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
@@ -175,6 +177,11 @@ class RestorationTrainer(Trainer):
     def end_good_step(self) -> None:
         """Remember what a checkpoint of this step holds beyond weights, should the next be refused."""
         self._random_state = RandomState()
+        if not self._compiled:
+            # Triton compiles in the first step. Exceptions caught there keep its frames, and with them the
+            # teacher's q, k and v of every layer, until the garbage collector comes.
+            gc.collect()
+            self._compiled = True
 
     def refuse_bad_step(self) -> None:
         """Raise if a loss or a gradient of this step is not finite; called before the optimizer.

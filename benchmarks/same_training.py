@@ -1,29 +1,38 @@
-"""Train twice the plain way and once the fast way, and compare: losses of every step and final weights.
+"""Train the plain way several times and the fast way once: losses of every step and final weights.
 
-    python tests/train/same_training.py [--model FOLDER] [--steps 60]
+    python -m benchmarks same_training --model FOLDER_OR_GGUF --out FILE.json      a GPU, two minutes
 
 The plain way: transformers' own layers, peft's LoRA, flash attention, plain output losses, kernels launched
-one by one. The fast way: what the package does on a GPU. What two plain runs on the same text differ by,
-when one starts from LoRA weights moved by a bfloat16 rounding (2^-9), is the noise to compare with.
+one by one. The fast way: what the package does on a GPU. The plain runs read the same text; all but the
+first start from LoRA weights moved by a bfloat16 rounding (2^-9), each by another draw. What they differ by
+from the first is the noise that the fast way is compared with. The file it writes:
+
+    device, torch, triton, transformers, python, commit, date    where and when
+    model, steps, window                                         what
+    fast_mean, fast_max, fast_weights      from the first plain run: relative differences of the losses of
+        all steps, and of the final weights, over the way that the first run moved them
+    noise_mean, noise_max, noise_weights   the same of the other plain runs, one figure each
+    first_loss, last_loss, last_loss_fast  in nats
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import copy
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.utils.data import Dataset
 
+from benchmarks.record import add_arguments, circumstances, write
 from linearard.capture import attention, sdpa
 from linearard.distill import ObjectiveConfig
-from linearard.model import AdapterConfig, ModelConfig, RestorableModel
+from linearard.model import AdapterConfig, ModelConfig, RestorableModel, load_model
 from linearard.ops.pointwise import api, plain
 from linearard.train.config import RestorationConfig
 from linearard.train.trainer import RestorationTrainer
@@ -98,21 +107,28 @@ def train(restorable: RestorableModel, steps: int, window: int, *, fast: bool) -
     return {"losses": torch.tensor(losses, dtype=torch.float64), "weights": weights}
 
 
-def compare(make: Any, steps: int, window: int) -> dict[str, float]:
-    """Differences of the fast way from the plain one, and of two plain runs from each other."""
+def compare(
+    make: Callable[[], RestorableModel], steps: int, window: int, nudged: int = 1
+) -> dict[str, Any]:
+    """What the fast way differs by from the plain one, and `nudged` other plain runs."""
 
-    def run(fast: bool, nudge: float = 0.0) -> dict[str, Any]:
+    def run(fast: bool, nudge: int | None = None) -> dict[str, Any]:
         restorable = make()
-        with torch.no_grad():
-            make_noise = torch.Generator(restorable.device).manual_seed(1)
-            for p in restorable.adapter.parameters():
-                noise = torch.randn(p.shape, generator=make_noise, device=p.device)
-                p.mul_(1 + nudge * noise)
+        if nudge is not None:
+            make_noise = torch.Generator(restorable.device).manual_seed(nudge)
+            with torch.no_grad():
+                for p in restorable.adapter.parameters():
+                    noise = torch.randn(p.shape, generator=make_noise, device=p.device)
+                    p.mul_(1 + 2.0**-9 * noise)
         start = torch.cat([p.detach().flatten() for p in restorable.adapter.parameters()])
+        began = time.perf_counter()
         found = train(restorable, steps, window, fast=fast)
+        seconds, way = time.perf_counter() - began, "fast" if fast else "plain"
+        print(f"{way}, nudge {nudge}: {seconds:.0f} s, loss {found['losses'][-1]:.5f}", flush=True)
         return found | {"moved": (found["weights"] - start).norm()}
 
-    reference, nudged, fast = run(False), run(False, 2.0**-9), run(True)
+    reference, fast = run(False), run(True)
+    others = [run(False, seed) for seed in range(1, nudged + 1)]
 
     def apart(other: dict[str, Any]) -> tuple[float, float, float]:
         losses = (other["losses"] / reference["losses"] - 1).abs()
@@ -120,32 +136,45 @@ def compare(make: Any, steps: int, window: int) -> dict[str, float]:
         return float(losses.mean()), float(losses.max()), float(weights)
 
     names = ("mean", "max", "weights")
+    noise = zip(*map(apart, others), strict=True)
     return {
         **{f"fast_{name}": value for name, value in zip(names, apart(fast), strict=True)},
-        **{f"noise_{name}": value for name, value in zip(names, apart(nudged), strict=True)},
+        **{f"noise_{name}": list(values) for name, values in zip(names, noise, strict=True)},
         "first_loss": float(reference["losses"][0]),
         "last_loss": float(reference["losses"][-1]),
         "last_loss_fast": float(fast["losses"][-1]),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=60)
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks same_training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    parser.add_argument("--model", required=True, help="folder, hub id or GGUF file")
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--window", type=int, default=1024)
-    options = parser.parse_args()
+    parser.add_argument("--nudged", type=int, default=2, help="plain runs beside the first")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args(arguments)
+
+    config = ModelConfig(name=options.model, device=options.device, dtype="bfloat16")
+    model, tokenizer = load_model(config)
 
     def make() -> RestorableModel:
         torch.manual_seed(0)
-        return RestorableModel.load(
-            ModelConfig(name=str(options.model), device="cuda", dtype="bfloat16"),
-            {"rope_type": "linear", "factor": 8},
-            AdapterConfig(r=256, alpha=512, dropout=0.0),
-        )
+        adapter = AdapterConfig(r=256, alpha=512, dropout=0.0)
+        scaling = {"rope_type": "linear", "factor": 8}
+        return RestorableModel(copy.deepcopy(model), tokenizer, scaling, adapter)
 
-    print(json.dumps(compare(make, options.steps, options.window), indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    result = {
+        **circumstances(options.commit, options.device),
+        "model": options.model.rpartition("/")[2],
+        "steps": options.steps,
+        "window": options.window,
+        **compare(make, options.steps, options.window, options.nudged),
+    }
+    write(options.out, result)
+    print(f"{result}\nwrote {options.out}")
