@@ -3,11 +3,14 @@
 A head's rotary pairs are interchangeable: with the rows of its query and key projections reordered
 alike, and the frequencies too, it computes the same scores. A scaling that slows every frequency
 (linear) leaves many pairs a slot that turns as fast as they did natively, only not their own. Starting
-there, the student has less to learn than from rows that all turn too slowly (docs/RECIPES.md).
+there, the student has less to learn than from rows that all turn too slowly. Pairs that turn less than
+once in the native window stay: it is they that tell distances beyond it, if they are slowed
+(docs/RECIPES.md).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,21 +41,33 @@ def nearest_pairs(native: Tensor, stretched: Tensor) -> Tensor:
     return order
 
 
+def fast_pairs(native: Tensor, stretched: Tensor, window: int) -> Tensor:
+    """`nearest_pairs` among pairs that turn at least once in `window` tokens; the others stay."""
+    order = torch.arange(len(native))
+    fast = (native * window >= 2 * math.pi).nonzero().flatten()
+    order[fast] = fast[nearest_pairs(native[fast], stretched[fast])]
+    return order
+
+
 @torch.no_grad()
-def move_pairs(model: Any, tap: AttentionTap, rope: RopeViews) -> None:
+def move_pairs(model: Any, tap: AttentionTap, rope: RopeViews, *, fast_only: bool) -> None:
     """Reorder the rows of the trained query and key projections, and check that no score changed.
 
     Args:
         model: with trained copies of its projections (`adapter.kind: direct`), switched on.
         tap, rope: of that model.
+        fast_only: leave pairs that turn less than once in the native window where they are.
 
     Raises:
         ModelError: the model has no such projections, or reordering changes more than the order.
     """
     if list(rope.tables("native")) != [""]:
         _refuse(f"several RoPE tables in {type(model).__name__}")
-    native, stretched = (rope.tables(view)[""] for view in ("native", "stretched"))
-    order = nearest_pairs(native.inv_freq, stretched.inv_freq)
+    native, stretched = (rope.tables(view)[""].inv_freq for view in ("native", "stretched"))
+    if fast_only:
+        order = fast_pairs(native, stretched, rope.native_window)
+    else:
+        order = nearest_pairs(native, stretched)
     ids = torch.arange(16, device=model.device)[None] + 1
     with rope.reordered(None):
         before = _operands(model, tap, ids)
