@@ -275,7 +275,7 @@ def test_recalled_tokens_stood_before(share, seed):
 
     ids = np.random.default_rng(1).integers(0, 50_000, 600)
     text, marked = recall_passages(ids, share, seed)
-    assert share / 3 < marked.mean() < 1.1 * share and not marked[:12].any()
+    assert share / 3 < marked.mean() < 1.4 * share and not marked[:12].any()
     for place in np.flatnonzero(marked):
         cue = text[place - 4 : place]
         copies = [p for p in range(4, place) if np.array_equal(text[p - 4 : p], cue)]
