@@ -12,6 +12,7 @@ BENCHMARKS = (
     "relation_kl",
     "stage1",
     "training_step",
+    "width",
 )
 
 
