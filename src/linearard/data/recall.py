@@ -13,8 +13,9 @@ def recall_passages(ids: np.ndarray, share: float, seed: int) -> tuple[np.ndarra
     """A copy of `ids` in which about `share` of the tokens repeat a passage that stood earlier.
 
     Sources lie anywhere before their repetition, so distances run up to the window; the earlier the
-    likelier (a uniform number squared), for of sources drawn evenly hardly any lies in the opening of a
-    long window, and a model trained so found everything but what stood there. In half of the passages the tokens are shuffled first, in both places alike: knowledge of the language does not
+    likelier (a uniform number squared), for of sources drawn evenly hardly any lies in the opening of
+    a long window, and a model trained so found everything but what stood there. In half of the
+    passages the tokens are shuffled first, in both places alike: knowledge of the language does not
     help to continue these, only looking back does.
 
     Args:

@@ -1,4 +1,4 @@
-"""Rotary pairs of the student, moved to the stretched frequencies nearest to their native ones.
+"""Fast rotary pairs of the student, moved to the stretched frequencies nearest to their native ones.
 
 A head's rotary pairs are interchangeable: with the rows of its query and key projections reordered
 alike, and the frequencies too, it computes the same scores. A scaling that slows every frequency
@@ -22,41 +22,36 @@ from linearard.model.adapters import TwoViewLinear
 from linearard.rope import RopeViews
 
 
-def nearest_pairs(native: Tensor, stretched: Tensor) -> Tensor:
+def fast_pairs(native: Tensor, stretched: Tensor, window: int) -> Tensor:
     """Which pair each slot takes: int64 `[pairs]`, a permutation.
 
-    Slots choose in order of falling frequency, each the free pair whose native frequency is nearest on
-    a logarithmic scale; the first of equals.
+    Pairs that turn less than once in the native window keep their slots. The slots of the others choose
+    in order of falling frequency, each the free pair whose native frequency is nearest on a logarithmic
+    scale; the first of equals.
 
     Args:
         native, stretched: frequencies by pair and by slot, radians a token, `[pairs]`.
+        window: native window in tokens.
     """
-    native, slots = (x.double().clamp_min(1e-30).log() for x in (native, stretched))
-    order = torch.empty(len(slots), dtype=torch.int64)
-    free = torch.ones(len(slots), dtype=torch.bool)
-    for slot in slots.argsort(descending=True, stable=True).tolist():
-        distance = torch.where(free, (native - slots[slot]).abs(), torch.inf)
-        order[slot] = distance.argmin()
-        free[order[slot]] = False
-    return order
-
-
-def fast_pairs(native: Tensor, stretched: Tensor, window: int) -> Tensor:
-    """`nearest_pairs` among pairs that turn at least once in `window` tokens; the others stay."""
     order = torch.arange(len(native))
-    fast = (native * window >= 2 * math.pi).nonzero().flatten()
-    order[fast] = fast[nearest_pairs(native[fast], stretched[fast])]
+    fast = native * window >= 2 * math.pi
+    native, slots = (x.double().clamp_min(1e-30).log() for x in (native, stretched))
+    free = fast.clone()
+    for slot in slots.argsort(descending=True, stable=True).tolist():
+        if fast[slot]:
+            distance = torch.where(free, (native - slots[slot]).abs(), torch.inf)
+            order[slot] = distance.argmin()
+            free[order[slot]] = False
     return order
 
 
 @torch.no_grad()
-def move_pairs(model: Any, tap: AttentionTap, rope: RopeViews, *, fast_only: bool) -> None:
+def move_pairs(model: Any, tap: AttentionTap, rope: RopeViews) -> None:
     """Reorder the rows of the trained query and key projections, and check that no score changed.
 
     Args:
         model: with trained copies of its projections (`adapter.kind: direct`), switched on.
         tap, rope: of that model.
-        fast_only: leave pairs that turn less than once in the native window where they are.
 
     Raises:
         ModelError: the model has no such projections, or reordering changes more than the order.
@@ -64,10 +59,7 @@ def move_pairs(model: Any, tap: AttentionTap, rope: RopeViews, *, fast_only: boo
     if list(rope.tables("native")) != [""]:
         _refuse(f"several RoPE tables in {type(model).__name__}")
     native, stretched = (rope.tables(view)[""].inv_freq for view in ("native", "stretched"))
-    if fast_only:
-        order = fast_pairs(native, stretched, rope.native_window)
-    else:
-        order = nearest_pairs(native, stretched)
+    order = fast_pairs(native, stretched, rope.native_window)
     ids = torch.arange(16, device=model.device)[None] + 1
     with rope.reordered(None):
         before = _operands(model, tap, ids)

@@ -72,8 +72,8 @@ class RestorableModel:
         self._current = "restored"
         self._kept: dict[str, list[torch.Tensor]] = {}
         self.rope.check()
-        if adapter.pairs != "kept":
-            move_pairs(model, self.tap, self.rope, fast_only=adapter.pairs == "fast")
+        if adapter.pairs == "fast":
+            move_pairs(model, self.tap, self.rope)
 
     @classmethod
     def load(
