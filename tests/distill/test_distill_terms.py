@@ -285,6 +285,17 @@ def test_recalled_tokens_stood_before(share, seed):
     assert np.array_equal(text, again) and not np.array_equal(text, other)
 
 
+def test_the_opening_of_a_window_comes_back():
+    """A tenth of the passages would come from the first fiftieth of the window if drawn evenly."""
+    import numpy as np
+
+    ids = np.arange(20_000)
+    text, marked = recall_passages(ids, 0.2, 0)
+    # A token is its own position but where it repeats one: shuffling moves it by less than a passage.
+    share = (text[marked] < len(ids) // 50).mean()
+    assert 0.2 < share < 0.5
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
