@@ -13,6 +13,7 @@ BENCHMARKS = (
     "same_training",
     "stage1",
     "training_step",
+    "width",
 )
 
 

@@ -36,7 +36,7 @@ ARMS = [
         "restoration",
     ),
 ]
-_MODEL = "smollm2_135m_x8"  # of the sweep that three seeds were run with
+MODEL = "smollm2_135m_x8"  # of the sweep that three seeds were run with
 
 
 def collect() -> dict[str, float]:
@@ -135,8 +135,8 @@ def _recovery() -> dict[str, float]:
                 found[part] = sum(stage[part] for stage in result["stages"].values())
             runs.append(found)
             original = _view_figures(result["views"], "original")
-            figures |= {f"restoration.original.{_MODEL}.{n}": v for n, v in original.items()}
-        key = f"restoration.{arm.name.replace('-', '_')}.{_MODEL}"
+            figures |= {f"restoration.original.{MODEL}.{n}": v for n, v in original.items()}
+        key = f"restoration.{arm.name.replace('-', '_')}.{MODEL}"
         for name in runs[0] if runs else ():
             values = [run[name] for run in runs]
             figures[f"{key}.{name}"] = statistics.mean(values)
@@ -241,6 +241,16 @@ def _planner(gpu: str, result: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def _width(where: str, result: dict[str, Any]) -> dict[str, float]:
+    """KL after restoring at each learning rate, by width of the model."""
+    figures = {}
+    for width, found in result["widths"].items():
+        key = f"width.{where}.{width}"
+        figures[f"{key}.untrained"] = found["untrained_kl"]
+        figures |= {f"{key}.rate_{rate}": kl for rate, kl in found["kl"].items()}
+    return figures
+
+
 def _slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.lower()).strip("_")
 
@@ -252,4 +262,5 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "training_step": _steps,
     "planner": _planner,
     "same_training": _same_training,
+    "width": _width,
 }

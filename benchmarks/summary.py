@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.figures import ARMS, RESULTS, RUNS, collect, selection_arms
+from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, selection_arms
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "RECIPES.md", ROOT / "docs" / "PERFORMANCE.md")
@@ -32,15 +32,30 @@ _TITLES = {
     "restored": "stage 2 (all together), after stage 1",
 }
 
+#: Arms of the sweep with several seeds, in the order of its table.
+_ARMS = {
+    "original": "original",
+    "best": "`smollm2-135m-64k`",
+    "linear": "`smollm2-135m-64k-linear`",
+    "paper": "`smollm2-135m-64k-paper`",
+    "logit": "logit KL alone",
+    "cpt": "continued pre-training alone",
+    "longred": "LongReD",
+    "yarn_untrained": "YaRN, untrained",
+    "dynamic_untrained": "dynamic NTK, untrained",
+}
+
 
 def tables(figures: dict[str, float]) -> dict[str, str]:
     """The tables by marker name, in Markdown."""
     groups = sorted({arm["group"] for arm in selection_arms()})
     return {f"selection-{group}": _selection_table(figures, group) for group in groups} | {
+        "recovery": _recovery_table(figures),
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
         "demo": _restoration_table(figures, "demo", "512", [], []),
         "kernel": _kernel_table(figures),
         "stage1": _stage1_table(figures),
+        "width": _width_table(figures),
     }
 
 
@@ -71,6 +86,34 @@ def _restoration_table(
         cells = [_cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
         scaling = "YaRN: " if name.endswith("yarn8") else ""
         rows.append([scaling + _TITLES[name.split(".")[1]], *cells])
+    return _markdown(["SmolLM2-135M, x 8", *columns], rows)
+
+
+def _recovery_table(figures: dict[str, float]) -> str:
+    """Arms of the sweep with several seeds: means, with the standard deviation where there is one."""
+    columns = {
+        "KL": ("kl", ".4f"),
+        "top-1": ("top1", ".3f"),
+        "LAMBADA kept": ("lambada_recovery", ".3f"),
+        "tasks kept": ("tasks_recovery", ".3f"),
+        "ppl 2k, ratio": ("ppl_2k_ratio", ".3f"),
+        "documentation, ratio": ("documentation.ppl_ratio", ".3f"),
+        **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("8k", "32k", "64k")},
+        **{f"pass key {n}": (f"passkey_{n}", ".2f") for n in ("2k", "8k", "16k", "32k", "64k")},
+        **{f"retrieval {n}": (f"retrieval_{n}", ".2f") for n in ("2k", "32k")},
+        "tokens": ("tokens", ",.0f"),
+        "seeds": ("seeds", ".0f"),
+    }
+    found = [arm for arm in _ARMS if f"restoration.{arm}.{MODEL}.ppl_2k" in figures]
+    rows = []
+    for arm in found:
+        key = f"restoration.{arm}.{MODEL}"
+        cells = []
+        for part, form in columns.values():
+            cell = _cell(figures.get(f"{key}.{part}"), form)
+            deviation = figures.get(f"{key}.{part}_sd")
+            cells.append(f"{cell} ± {deviation:{form}}" if deviation else cell)
+        rows.append([_ARMS[arm], *cells])
     return _markdown(["SmolLM2-135M, x 8", *columns], rows)
 
 
@@ -135,6 +178,18 @@ def _stage1_table(figures: dict[str, float]) -> str:
         for name in names
     ]
     return _markdown(["stage, shape, GPU", *parts], rows) if rows else "Not measured yet."
+
+
+def _width_table(figures: dict[str, float]) -> str:
+    found = [key.split(".", 3)[2:] for key in figures if key.startswith("width.cpu.")]
+    widths = sorted({width for width, _ in found}, key=int)
+    rates = {end.removeprefix("rate_") for _, end in found if end.startswith("rate_")}
+    columns = ["untrained", *(f"rate_{rate}" for rate in sorted(rates, key=float))]
+    rows = [
+        [width, *(_cell(figures.get(f"width.cpu.{width}.{end}"), ".3f") for end in columns)]
+        for width in widths
+    ]
+    return _markdown(["width", *(end.removeprefix("rate_") for end in columns)], rows)
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import figures
+from benchmarks import figures, summary
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,8 +34,10 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     }
     steps = {"model": "smollm2-135m", "cases": {"qk + v": {"ms": {"p50": 9}, "ratio_teacher": 1.5}}}
     kernel = {"shapes": {"bf16.d64.t8": {"ms": 1, "ratio_cudnn": 0.9, "cudnn": {"p50": 1.1}}}}
+    width = {"widths": {"64": {"untrained_kl": 1.5, "kl": {"0.001": 0.25}}}}
     kernel["shapes"]["bf16.d64.t8"] |= {"ratio_flash": None, "gemm_fraction": 0.5}
     files = {"stage1": stage1, "planner": planner, "training_step": steps, "relation_kl": kernel}
+    files["width"] = width
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
@@ -50,5 +52,29 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     assert found["planner.h100.peak_10_percent"] == 6
     assert (found["planner.h100.said_too_large"], found["planner.h100.ended"]) == (2, 1)
     assert found["step.smollm2_135m.h100.qk_v.ratio_teacher"] == pytest.approx(1.5)
+    assert (found["width.h100.64.untrained"], found["width.h100.64.rate_0.001"]) == (1.5, 0.25)
     assert found["kernel.h100.bf16.d64.t8.deterministic.ratio_cudnn"] == pytest.approx(0.9)
     assert "kernel.h100.bf16.d64.t8.ratio_flash" not in found
+
+
+def test_means_and_deviations_over_seeds(tmp_path, monkeypatch):
+    for seed, ppl in enumerate([10.0, 12.0, 14.0]):
+        views = {
+            "original": {"perplexity": {"2048": {"ppl": 10.0}}},
+            "restored": {"perplexity": {"2048": {"ppl": ppl}}},
+        }
+        stages = {"one": {"tokens": 5, "seconds": 1.0}, "two": {"tokens": 6, "seconds": 2.0}}
+        place = tmp_path / "h200" / "recovery" / "best" / f"seed-{seed}"
+        place.mkdir(parents=True)
+        result = {"views": views, "stages": stages, "sweep": {"view": "restored"}}
+        (place / "evaluation.json").write_text(json.dumps(result))
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+
+    found = figures.collect()
+
+    key = "restoration.best.smollm2_135m_x8"
+    assert (found[f"{key}.ppl_2k_ratio"], found[f"{key}.ppl_2k_ratio_sd"]) == (1.2, 0.2)
+    assert (found[f"{key}.tokens"], found[f"{key}.seeds"]) == (11, 3)
+    assert found["restoration.original.smollm2_135m_x8.ppl_2k"] == 10
+    row = summary.tables(found)["recovery"].splitlines()[-1]
+    assert "`smollm2-135m-64k`" in row and "1.200 ± 0.200" in row

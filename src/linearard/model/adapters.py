@@ -43,8 +43,9 @@ class AdapterConfig:
     )
     pairs: str = described(
         "kept",
-        "direct only. nearest: the student starts with each rotary pair in the slot whose stretched "
-        "frequency is nearest to the pair's native one, which suits linear scaling; kept: as it is.",
+        "direct only. fast: the student starts with each rotary pair that turns at least once in the "
+        "native window in the slot whose stretched frequency is nearest to the pair's native one, "
+        "which suits linear scaling; kept: as it is.",
     )
 
     def __post_init__(self) -> None:
@@ -59,9 +60,9 @@ class AdapterConfig:
             refuse("adapter.alpha to be positive", self.alpha, "alpha")
         if not 0 <= self.dropout < 1:
             refuse("adapter.dropout in [0, 1)", self.dropout, "dropout")
-        if self.pairs not in ("kept", "nearest"):
-            refuse("adapter.pairs to be kept or nearest", self.pairs, "pairs")
-        if self.pairs == "nearest" and self.kind != "direct":
+        if self.pairs not in ("kept", "fast"):
+            refuse("adapter.pairs to be kept or fast", self.pairs, "pairs")
+        if self.pairs == "fast" and self.kind != "direct":
             refuse("adapter.kind direct where pairs are moved", self.kind, "kind")
 
 

@@ -1,13 +1,16 @@
-"""Rotary pairs of the student, moved to the stretched frequencies nearest to their native ones.
+"""Fast rotary pairs of the student, moved to the stretched frequencies nearest to their native ones.
 
 A head's rotary pairs are interchangeable: with the rows of its query and key projections reordered
 alike, and the frequencies too, it computes the same scores. A scaling that slows every frequency
 (linear) leaves many pairs a slot that turns as fast as they did natively, only not their own. Starting
-there, the student has less to learn than from rows that all turn too slowly (docs/RECIPES.md).
+there, the student has less to learn than from rows that all turn too slowly. Pairs that turn less than
+once in the native window stay: it is they that tell distances beyond it, if they are slowed
+(docs/RECIPES.md).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,22 +22,26 @@ from linearard.model.adapters import TwoViewLinear
 from linearard.rope import RopeViews
 
 
-def nearest_pairs(native: Tensor, stretched: Tensor) -> Tensor:
+def fast_pairs(native: Tensor, stretched: Tensor, window: int) -> Tensor:
     """Which pair each slot takes: int64 `[pairs]`, a permutation.
 
-    Slots choose in order of falling frequency, each the free pair whose native frequency is nearest on
-    a logarithmic scale; the first of equals.
+    Pairs that turn less than once in the native window keep their slots. The slots of the others choose
+    in order of falling frequency, each the free pair whose native frequency is nearest on a logarithmic
+    scale; the first of equals.
 
     Args:
         native, stretched: frequencies by pair and by slot, radians a token, `[pairs]`.
+        window: native window in tokens.
     """
+    order = torch.arange(len(native))
+    fast = native * window >= 2 * math.pi
     native, slots = (x.double().clamp_min(1e-30).log() for x in (native, stretched))
-    order = torch.empty(len(slots), dtype=torch.int64)
-    free = torch.ones(len(slots), dtype=torch.bool)
+    free = fast.clone()
     for slot in slots.argsort(descending=True, stable=True).tolist():
-        distance = torch.where(free, (native - slots[slot]).abs(), torch.inf)
-        order[slot] = distance.argmin()
-        free[order[slot]] = False
+        if fast[slot]:
+            distance = torch.where(free, (native - slots[slot]).abs(), torch.inf)
+            order[slot] = distance.argmin()
+            free[order[slot]] = False
     return order
 
 
@@ -51,8 +58,8 @@ def move_pairs(model: Any, tap: AttentionTap, rope: RopeViews) -> None:
     """
     if list(rope.tables("native")) != [""]:
         _refuse(f"several RoPE tables in {type(model).__name__}")
-    native, stretched = (rope.tables(view)[""] for view in ("native", "stretched"))
-    order = nearest_pairs(native.inv_freq, stretched.inv_freq)
+    native, stretched = (rope.tables(view)[""].inv_freq for view in ("native", "stretched"))
+    order = fast_pairs(native, stretched, rope.native_window)
     ids = torch.arange(16, device=model.device)[None] + 1
     with rope.reordered(None):
         before = _operands(model, tap, ids)

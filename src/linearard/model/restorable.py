@@ -72,7 +72,7 @@ class RestorableModel:
         self._current = "restored"
         self._kept: dict[str, list[torch.Tensor]] = {}
         self.rope.check()
-        if adapter.pairs == "nearest":
+        if adapter.pairs == "fast":
             move_pairs(model, self.tap, self.rope)
 
     @classmethod
