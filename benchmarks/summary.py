@@ -36,7 +36,9 @@ _TITLES = {
 _ARMS = {
     "original": "original",
     "best": "`smollm2-135m-64k`",
+    "reading": "`smollm2-135m-64k-reading`",
     "linear": "`smollm2-135m-64k-linear`",
+    "linear_before": "the linear recipe before",
     "paper": "`smollm2-135m-64k-paper`",
     "logit": "logit KL alone",
     "cpt": "continued pre-training alone",
