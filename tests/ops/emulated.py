@@ -54,11 +54,11 @@ def build(folder: Path, defect=None) -> ctypes.CDLL:
 
 
 def tensor_map(x: torch.Tensor) -> bytes:
-    """Of bfloat16 ``x`` [B, H, N, D], in boxes of 128 tokens x 64."""
+    """Of bfloat16 ``x`` [B, H, N, D], in boxes of 64 tokens x 64."""
     b, h, n, d = x.shape
     steps = [2 * x.stride(i) for i in (2, 1, 0)]
     made = TensorMap(base=x.data_ptr())
-    made.sizes[:], made.steps[:], made.box[:] = (d, n, h, b), steps, (64, 128, 1, 1)
+    made.sizes[:], made.steps[:], made.box[:] = (d, n, h, b), steps, (64, 64, 1, 1)
     return bytes(made)
 
 

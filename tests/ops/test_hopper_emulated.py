@@ -152,8 +152,8 @@ DEFECTS = {
     ),
     "a slot given back under a product": (
         "forward.cu",
-        "            add(t0, s0);\n            wait(t1, s1);",
-        "            release();\n            add(t0, s0);\n            wait(t1, s1);",
+        "        rows.add_teacher(t, p, spare);\n        multiply(t",
+        "        rows.add_teacher(t, p, spare);\n        free(done_s);\n        multiply(t",
     ),
     "scores read before they are there": ("forward.cu", "        wgmma_wait<0>();\n", ""),
     "no fence after registers were written": ("backward.cu", "        wgmma_fence();\n", ""),
@@ -164,8 +164,8 @@ DEFECTS = {
     ),
     "too few bytes expected": (
         "tiles.h",
-        "mbarrier_expect(full, TILE<D>);",
-        "mbarrier_expect(full, TILE<D> / 2);",
+        "mbarrier_expect(full, TILE<D, COUNT>);",
+        "mbarrier_expect(full, TILE<D, COUNT> / 2);",
     ),
     "the wrong swizzle of W": ("backward.cu", "(k % 4 << 5)", "(k % 4 << 4)"),
     "no adds in order": ("backward.cu", "while (load_acquire(turn) != n) {", "while (false) {"),

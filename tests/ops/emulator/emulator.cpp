@@ -198,11 +198,6 @@ void store_matrices(u32 at, const u32* r) {
     b.stored[at / 16] = now->index;
     warp_sync();
 }
-u32 load_shared(u32 at) {
-    u32 x;
-    memcpy(&x, &now->block->memory[at], 4);
-    return x;
-}
 
 }  // namespace emu
 
@@ -309,10 +304,8 @@ int emulated_size(const char* name) {  // of the arguments
            : name[1] == 'o' ? sizeof(ForwardArguments) : sizeof(FinishArguments);
 }
 int emulated_shared(int backward, int d) {  // bytes, barriers and all
-    if (!backward)
-        return d == 64 ? ForwardShape<64>::BARRIERS + 8 + 16 * ForwardShape<64>::SLOTS
-                       : ForwardShape<128>::BARRIERS + 8 + 16 * ForwardShape<128>::SLOTS;
-    return d == 64 ? BackwardShape<64>::BARRIERS + 72 + 16 * BackwardShape<64>::SLOTS
-                   : BackwardShape<128>::BARRIERS + 72 + 16 * BackwardShape<128>::SLOTS;
+#define BYTES(Shape) d == 64 ? Shape<64>::BARRIERS + Shape<64>::ALL_BARRIERS \
+                             : Shape<128>::BARRIERS + Shape<128>::ALL_BARRIERS
+    return backward ? (BYTES(BackwardShape)) : (BYTES(ForwardShape));
 }
 }

@@ -51,7 +51,6 @@ void block_sync();
 void warp_sync();
 void fence_async();
 void store_matrices(u32 at, const u32* r);
-u32 load_shared(u32 at);
 float across(float x, int mask);
 void step();  // another thread may run
 }  // namespace emu
@@ -106,7 +105,6 @@ DEVICE void warp_sync() { emu::warp_sync(); }
 DEVICE void fence_async() { emu::fence_async(); }
 
 DEVICE void store_matrices(u32 at, const u32* r) { emu::store_matrices(at, r); }
-DEVICE u32 load_shared(u32 at) { return emu::load_shared(at); }
 DEVICE void settle(float x, u32) {
     if (x < 0) __builtin_trap();
 }

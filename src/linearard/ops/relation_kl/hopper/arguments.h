@@ -4,7 +4,7 @@
 
 // Up to three self-relations, whose heads (of all batches) stand one after the other.
 struct Relations {
-    TensorMap teacher[3], student[3];  // [B, H, N, D] each, in boxes of 64 numbers x 128 tokens
+    TensorMap teacher[3], student[3];  // [B, H, N, D] each, in boxes of 64 numbers x 64 tokens
     int first[3];                      // head at which it begins; beyond all heads: there is none
     int heads[3];                      // H
 };

@@ -13,11 +13,33 @@
 // ORDERED makes the adds of a tile in the order of their rows: block i waits for block i - 1.
 #include <tiles.h>
 
+constexpr int BLOCK = 2 * TOKENS;    // of own rows, and of a tile's columns
+constexpr int PANEL = panel(BLOCK);  // bytes
+constexpr int GROUPS = 2;            // warpgroups that compute
+
+// The two warpgroups issue products in turns, so that one's exponentials run beside the other's
+// products. Group 0 begins.
+template <bool TAKEN>
+struct Turns {
+    int group;
+    DEVICE Turns(int group) : group(group) {
+        if (TAKEN && group == 1) barrier_arrive(1, 256);
+    }
+    DEVICE void take() {
+        if (TAKEN) barrier_sync(1 + group, 256);
+    }
+    DEVICE void pass() {
+        if (TAKEN) barrier_arrive(2 - group, 256);
+    }
+};
+
 template <int D>
 struct BackwardShape {
     static constexpr int SLOTS = D == 128 ? 3 : 6;
-    static constexpr int WEIGHTS = (2 + SLOTS) * TILE<D>;       // two of [2 panels][128 rows]
+    static constexpr int WEIGHTS = (2 + SLOTS) * TILE<D, BLOCK>;       // two of [2 panels][128 rows]
     static constexpr int BARRIERS = WEIGHTS + 4 * PANEL;
+    static constexpr int ALL_BARRIERS = 72 + 16 * SLOTS;
+    static_assert(ALL_BARRIERS <= SPARE);
 };
 
 // Where a warpgroup's 64 rows of a head's block start among what is added.
@@ -33,7 +55,7 @@ struct Order {
     DEVICE Order(u32 barriers, int group) : may_add(barriers + 8 * group), added(may_add + 16) {}
     DEVICE void init() {
         mbarrier_init(may_add, 1);
-        mbarrier_init(added, WARPS / 2);
+        mbarrier_init(added, 4);
     }
     DEVICE void keep(u32* turns_made, Place place, int blocks, int group) {
         for (int n = 0; n <= place.block; n++) {
@@ -54,7 +76,7 @@ struct Order {
 };
 
 template <int D, bool ORDERED>
-DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u32 barriers,
+DEVICE void gradients_of_group(Ring<D, BLOCK, BackwardShape<D>::SLOTS, 4 * GROUPS> ring, u32 own, u32 barriers,
                                int group, Place place, const BackwardArguments& given) {
     int tokens = given.tokens;
     u64 length = given.length;
@@ -62,7 +84,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 64 * group + 16 * warp + lane / 4;
     int blocks = (tokens + BLOCK - 1) / BLOCK;
-    u32 own_t = own + 64 * group * 128, own_s = own_t + TILE<D>;
+    u32 own_t = own + 64 * group * 128, own_s = own_t + TILE<D, BLOCK>;
     u32 weights = own + BackwardShape<D>::WEIGHTS;
     u32 written = barriers, spent = barriers + 16;  // W of even and odd tiles
 
@@ -79,7 +101,7 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
     }
     // lane l writes row l % 8 of matrix l / 8: rows 0-7 and 8-15 of the warp, of 8 columns and of 8 more
     u32 to = weights + (64 * group + 16 * warp + lane % 16) * 128 + ((lane / 16 ^ lane % 8) << 4);
-    Operand own_columns = descriptor(own + TILE<D>, PANEL);
+    Operand own_columns = descriptor(own + TILE<D, BLOCK>, PANEL);
     float rows_part[D / 2], columns_part[D / 2], raw_t[64], raw_s[64];
     u32 w[32];
     Turns<D == 128> turns(group);
@@ -116,14 +138,14 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         pin(raw_t);
         pin(raw_s);
         wgmma_fence();
-        scores<D>(raw_t, own_t, tile_t);
+        scores<D, BLOCK, BLOCK>(raw_t, own_t, tile_t);
         wgmma_commit();
-        scores<D>(raw_s, own_s, tile_s);
+        scores<D, BLOCK, BLOCK>(raw_s, own_s, tile_s);
         wgmma_commit();
-        turns.pass();
 
         wgmma_wait<1>();
         pin(raw_t);
+        turns.pass();
         if (lane == 0) mbarrier_arrive(done_t);
         UNROLL for (int i = 0; i < 64; i++)
             raw_t[i] = exp2_fast(fma_once(raw_t[i], c, offset_t[half(i)]));
@@ -160,10 +182,10 @@ DEVICE void gradients_of_group(Ring<D, BackwardShape<D>::SLOTS> ring, u32 own, u
         wgmma_commit();
         if (n > 0) {
             column_product(n - 1);
-            if (group == 0 || n < place.block) turns.pass();
             wgmma_wait<1>();
             if (lane == 0) mbarrier_arrive(done_s);
             wgmma_wait<0>();
+            if (group == 0 || n < place.block) turns.pass();
             pin(columns_part);
             if (lane == 0) mbarrier_arrive(spent + 8 * (1 - odd));
             pin(rows_part);
@@ -194,7 +216,7 @@ template <int D, bool ORDERED>
 DEVICE void backward(const BackwardArguments& given) {
     using Shape = BackwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
-    Ring<D, Shape::SLOTS> ring(own + 2 * TILE<D>, own_full + 8);
+    Ring<D, BLOCK, Shape::SLOTS, 4 * GROUPS> ring(own + 2 * TILE<D, BLOCK>, own_full + 8);
     u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
     int blocks = (given.tokens + BLOCK - 1) / BLOCK;
     Place place(blocks, given.all_heads, given.together);
@@ -206,19 +228,19 @@ DEVICE void backward(const BackwardArguments& given) {
     if (thread_index() == 0) {
         mbarrier_init(own_full, 1);
         ring.init();
-        for (int i = 0; i < 4; i++) mbarrier_init(barriers + 8 * i, WARPS);
+        for (int i = 0; i < 4; i++) mbarrier_init(barriers + 8 * i, 4 * GROUPS);
         for (int i = 0; i < 2; i++) Order(barriers + 32, i).init();
         fence_mbarrier_init();
     }
     block_sync();
-    if (group == PRODUCER) {
+    if (group == GROUPS) {
         registers_down<24>();
-        int warp = thread_index() / 32 - 4 * PRODUCER;
+        int warp = thread_index() / 32 - 4 * GROUPS;
         if (thread_index() % 32 != 0) return;
         if (warp == 0) {
             Source source(given.relations, given.from_head + place.head);
-            produce_own<D>(own, own_full, source, place.block);
-            produce(ring, source, place.block);
+            produce_own<D, BLOCK>(own, own_full, source, place.block);
+            produce(ring, source, place.block + 1);
         } else if (ORDERED && warp <= 2) {
             Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1);
         }
@@ -275,7 +297,7 @@ DEVICE void finish(const FinishArguments& given) {
 }
 
 #define BACKWARD(NAME, D, ORDERED) \
-    KERNEL(THREADS) NAME(ARGUMENTS(BackwardArguments) given) { backward<D, ORDERED>(given); }
+    KERNEL(128 * (GROUPS + 1)) NAME(ARGUMENTS(BackwardArguments) given) { backward<D, ORDERED>(given); }
 BACKWARD(backward_64, 64, false)
 BACKWARD(backward_128, 128, false)
 BACKWARD(backward_ordered_64, 64, true)

@@ -56,7 +56,7 @@ def readable(x: Tensor) -> bool:
 
 
 def tensor_map(x: Tensor) -> bytes:
-    """How the copy engine reads bfloat16 ``x`` [B, H, N, D]: in boxes of 128 tokens x 64 numbers."""
+    """How the copy engine reads bfloat16 ``x`` [B, H, N, D]: in boxes of 64 tokens x 64 numbers."""
     steps = tuple(x.stride(i) * 2 if x.shape[i] > 1 else 16 for i in (2, 1, 0))
     return _encoded(x.data_ptr(), tuple(x.shape), steps)
 
@@ -70,7 +70,7 @@ def _encoded(at: int, shape: tuple[int, ...], steps: tuple[int, ...]) -> bytes:
         "a tensor map", "cuTensorMapEncodeTiled",
         ctypes.c_void_p(aligned), _BFLOAT16, 4, ctypes.c_void_p(at),
         (ctypes.c_uint64 * 4)(d, n, h, b), (ctypes.c_uint64 * 3)(*steps),
-        (ctypes.c_uint32 * 4)(64, 128, 1, 1), (ctypes.c_uint32 * 4)(1, 1, 1, 1),
+        (ctypes.c_uint32 * 4)(64, 64, 1, 1), (ctypes.c_uint32 * 4)(1, 1, 1, 1),
         0, _SWIZZLE_128, _PROMOTE_256, 0,
     )  # fmt: skip
     return ctypes.string_at(aligned, _MAP_BYTES)

@@ -210,11 +210,6 @@ DEVICE void store_matrices(u32 at, const u32* r) {
                  "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                  : "memory");
 }
-DEVICE u32 load_shared(u32 at) {
-    u32 x;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
-    return x;
-}
 DEVICE u32 pack(float low, float high) {  // two bfloat16, rounded to nearest
     u32 both;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));

@@ -18,8 +18,9 @@ from linearard.ops.relation_kl.visibility import Visibility
 
 HEAD_DIMS = (64, 128)
 _LOG2_E = 1.4426950408889634
-_BLOCK = 128  # tokens, as in tiles.h
-_THREADS = 384
+_FRAGMENT = 64  # rows that lie together among the sums
+_THREADS = {"forward": 512, "backward": 384}
+_ROWS = {"forward": 192, "backward": 128}  # of a block
 _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
 _CACHE_BYTES = 32 << 20  # of the 50 MB second-level cache
 _WORKSPACE_BYTES = 1 << 30  # of float32 sums at a time
@@ -76,8 +77,8 @@ class Kernels(NamedTuple):
                 tokens, len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
             )  # fmt: skip
             driver.launch(
-                "forward.cu", f"forward_{head_dim}", len(kl) * _blocks(tokens), _THREADS,
-                shared_bytes("forward", head_dim), given, like.device.index,
+                "forward.cu", f"forward_{head_dim}", len(kl) * _blocks("forward", tokens),
+                _THREADS["forward"], shared_bytes("forward", head_dim), given, like.device.index,
             )  # fmt: skip
         rows = kl.split(heads)
         return [x.view(r.q_s.shape[:3]) for x, r in zip(rows, relations, strict=True)], [stats]
@@ -115,11 +116,12 @@ class Kernels(NamedTuple):
         """[sum of B * H, N, D]; as many heads at a time as the workspace holds."""
         like = relations[0].q_s
         tokens, head_dim = like.shape[2:]
-        blocks, copies = _blocks(tokens), 1 + self.deterministic
+        blocks, copies = _blocks("backward", tokens), 1 + self.deterministic
         out = torch.empty(*grad.shape, head_dim, dtype=like.dtype, device=like.device)
-        each = copies * blocks * _BLOCK * head_dim * 4
+        padded = blocks * _ROWS["backward"]
+        each = copies * padded * head_dim * 4
         most = min(len(out), max(1, _WORKSPACE_BYTES // each))
-        sums = grad.new_empty(copies, most, blocks * _BLOCK, head_dim)
+        sums = grad.new_empty(copies, most, padded, head_dim)
         own = sums[1].data_ptr() if self.deterministic else 0
         turns = torch.empty(
             2 * most * blocks * self.deterministic, dtype=torch.int32, device=grad.device
@@ -138,14 +140,14 @@ class Kernels(NamedTuple):
                     _together(count, tokens, head_dim * 8), first, scale * _LOG2_E,
                 )  # fmt: skip
                 driver.launch(
-                    "backward.cu", name, count * blocks, _THREADS,
+                    "backward.cu", name, count * blocks, _THREADS["backward"],
                     shared_bytes("backward", head_dim), given, like.device.index,
                 )  # fmt: skip
                 given = _FINISH.pack(
                     sums.data_ptr(), own, out[first].data_ptr(), tokens, float(scale)
                 )
                 driver.launch(
-                    "backward.cu", f"finish_{head_dim}", count * blocks * 2, 128,
+                    "backward.cu", f"finish_{head_dim}", count * padded // _FRAGMENT, 128,
                     0, given, like.device.index,
                 )  # fmt: skip
         return out
@@ -153,10 +155,11 @@ class Kernels(NamedTuple):
 
 def shared_bytes(kind: str, head_dim: int) -> int:
     """Shared memory of a block; ForwardShape and BackwardShape say of what."""
-    tile = _BLOCK * head_dim * 2
+    rows = _ROWS[kind]
     if kind == "forward":
-        return (2 + (5 if head_dim == 128 else 8)) * tile + _SLACK
-    return (2 + (3 if head_dim == 128 else 6)) * tile + 4 * _BLOCK * 128 + _SLACK
+        return (2 * rows + 8 * 64) * head_dim * 2 + _SLACK
+    slots = 3 if head_dim == 128 else 6
+    return (2 + slots) * rows * head_dim * 2 + 2 * rows * rows * 2 + _SLACK
 
 
 def _readable(relations: Sequence[Relation]) -> list[list[Tensor]]:
@@ -175,8 +178,8 @@ def _described(read: list[list[Tensor]]) -> tuple:
     return maps, *first, *[_ABSENT] * len(padding), *heads
 
 
-def _blocks(tokens: int) -> int:
-    return -(-tokens // _BLOCK)
+def _blocks(kind: str, tokens: int) -> int:
+    return -(-tokens // _ROWS[kind])
 
 
 def _together(heads: int, tokens: int, bytes_a_token: int) -> int:
