@@ -4,8 +4,7 @@ import importlib
 import sys
 
 BENCHMARKS = (
-    "designs",
-    "hopper_cuda",
+    "kernel_plot",
     "planner",
     "planner_rates",
     "queue",

@@ -1,6 +1,7 @@
 """Time of the relation KL on a GPU, beside attention on the same shape in the same process.
 
-Refuses to time what fails its check against float64 first. The file it writes:
+Refuses to time what fails its check against float64 first. Everything is timed as replays of CUDA graphs, as
+training runs it: time of the device, without Python's. `launched` is with it. The file it writes:
 
     device, torch, triton, python, cudnn, commit, date     where and when
     gemm_tflops                                            a 8192^3 bf16 product, same process
@@ -14,6 +15,7 @@ Refuses to time what fails its check against float64 first. The file it writes:
                                   flash_forward (scaled_dot_product_attention, null where it does
                                   not run), dense (the formula in plain PyTorch) and compiled (by
                                   torch.compile), the last two where memory allows
+        launched                  p50 of forward_backward, any_order and cudnn called from Python
         ms, any_order_ms          p50 of forward_backward and of any_order
         ratio_cudnn, ratio_flash  any_order_ms over theirs, below 1 where ours is faster; null
                                   without theirs
@@ -50,7 +52,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.record import add_arguments, circumstances, quantiles, write
 from linearard.ops.relation_kl import layer_relation_kl, relation_kl
 
-SHAPES = [(1, 32, 4096, 128), (1, 9, 8192, 64), (1, 32, 16384, 128)]
+SHAPES = [
+    (1, 32, 2048, 128),
+    (1, 32, 4096, 128),
+    (1, 9, 8192, 64),
+    (1, 32, 8192, 128),
+    (1, 32, 16384, 128),
+]
 LONG = (1, 32, 32768, 128)
 LIMITED_SHAPE = (1, 32, 16384, 128)
 WINDOWS = [1024, 4096]
@@ -103,6 +111,25 @@ def check(shape, **limits):
     if not max(ours) <= 2 * theirs:
         raise SystemExit(f"{shape}: error {max(ours):.1e}, plain PyTorch {theirs:.1e}: not timed")
     return *ours, theirs
+
+
+def recorded(run):
+    """``run`` as a replay of a CUDA graph."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def replayed(candidates, rounds, launches):
+    """As ``interleaved``, of recordings."""
+    recordings = {name: recorded(run) for name, run in candidates.items()}
+    return interleaved(recordings, rounds, launches)
 
 
 def interleaved(candidates, rounds, launches):
@@ -186,7 +213,12 @@ def measure(shape, gemm_tflops, rounds):
         "error_plain": theirs,
         "peak_gib": peak_gib(candidates["forward_backward"]),
     }
-    result |= interleaved(candidates, rounds, 4 if tokens <= 8192 else 1)
+    launches = 4 if tokens <= 8192 else 1
+    result |= replayed(candidates, rounds, launches)
+    called = {
+        k: v for k, v in candidates.items() if k in ("forward_backward", "any_order", "cudnn")
+    }
+    result["launched"] = {k: v["p50"] for k, v in interleaved(called, 5, launches).items()}
     if batch * heads * tokens * tokens * 2 * 12 <= DENSE_LIMIT:
         teacher, student = operands(shape)
 
@@ -196,7 +228,7 @@ def measure(shape, gemm_tflops, rounds):
         compiled = torch.compile(plain)
         result["dense_peak_gib"] = peak_gib(dense)
         result["compiled_peak_gib"] = peak_gib(lambda: dense(compiled))
-        result |= interleaved({"dense": dense, "compiled": lambda: dense(compiled)}, 5, 1)
+        result |= replayed({"dense": dense, "compiled": lambda: dense(compiled)}, 5, 1)
     ms, fastest = (result[name]["p50"] for name in ("forward_backward", "any_order"))
     tflops = 6 * batch * heads * tokens**2 * head_dim / fastest / 1e9
     result |= {
@@ -223,7 +255,7 @@ def measure_lengths():
             torch.autograd.grad(relation_kl(teacher, student), student)
 
         peak = peak_gib(run)
-        ms = interleaved({"": run}, 3, 1)[""]["p50"]
+        ms = replayed({"": run}, 3, 1)[""]["p50"]
         first = results.setdefault(str(LENGTHS[0]), {"ms": ms})["ms"]
         square = first * (tokens / LENGTHS[0]) ** 2
         results[str(tokens)] = {"ms": ms, "peak_gib": peak, "ratio_square": round(ms / square, 4)}
@@ -249,7 +281,7 @@ def measure_limited(rounds):
 
     candidates = {name: lambda x=limits: forward_backward(x) for name, (_, limits) in cases.items()}
     candidates["full"] = lambda: forward_backward({})
-    times = interleaved(candidates, rounds, 2)
+    times = replayed(candidates, rounds, 2)
     pairs = {f"w{w}": w * tokens - w * (w - 1) // 2 for w in WINDOWS}
     pairs |= {f"p{n}": n * (tokens // n) * (tokens // n + 1) // 2 for n in DOCUMENTS}
     full_ms = times["full"]["p50"]
@@ -288,7 +320,7 @@ def measure_layers(rounds):
 
         candidates = {"forward_backward": together, "separate": separate}
         candidates["queries"] = lambda alone=alone: alone("q")
-        times = interleaved(candidates, rounds, 4)
+        times = replayed(candidates, rounds, 4)
         ms = times["forward_backward"]["p50"]
         share = times["queries"]["p50"] * sum(heads) / heads[0]
         results[f"bf16.d{head_dim}.t{tokens}.h{'+'.join(map(str, heads))}"] = {
@@ -329,7 +361,11 @@ def main(arguments: list[str]) -> None:
         name = f"bf16.d{shape[3]}.t{shape[2]}"
         results["shapes"][name] = row = measure(shape, gemm, options.rounds)
         print(name, {k: v for k, v in row.items() if not isinstance(v, dict)}, flush=True)
-        print("   ", {k: v["p50"] for k, v in row.items() if isinstance(v, dict)}, flush=True)
+        print(
+            "   ",
+            {k: v["p50"] for k, v in row.items() if isinstance(v, dict) and "p50" in v},
+            flush=True,
+        )
         write(options.out, results)
     results["limited"] = measure_limited(options.rounds)
     print(results["limited"], flush=True)

@@ -43,7 +43,7 @@ def is_running(pid):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["kernel", "--out", "x"], "no queue kernel; there are tests, kernels, designs"),
+        (["kernel", "--out", "x"], "no queue kernel; there are tests, kernels, steps"),
         (["kernels"], "a folder with --out"),
         (["recovery", "--out", "x", "--model", "m"], "needs --train, --validation, --tasks"),
     ],

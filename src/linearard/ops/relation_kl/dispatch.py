@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -117,6 +118,11 @@ def _rows_together(
     return LinearMemoryRows.apply(kernels, visible, scale, *operands)
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _triton():
     from linearard.ops.relation_kl import triton
 
@@ -152,7 +158,7 @@ def choose(implementation: str | None, student: Tensor) -> str:
         OperandError: it is unknown, or does not take such operands.
     """
     head_dim, dtype, device = student.shape[-1], student.dtype, student.device
-    has_triton = importlib.util.find_spec("triton") is not None
+    has_triton = _has_triton()
     fits = dtype in _TRITON_DTYPES and head_dim <= _TRITON_MAX_HEAD_DIM
     nvidia = device.type == "cuda" and torch.version.hip is None
     if implementation is None:

@@ -48,17 +48,18 @@ def _function(source: str, name: str, shared: int, device: int) -> ctypes.c_void
 
 def readable(x: Tensor) -> bool:
     """Whether the copy engine can read ``x`` [B, H, N, D] where it lies."""
-    return (
-        x.stride(-1) == 1
-        and x.data_ptr() % 16 == 0
-        and all(x.shape[i] == 1 or (x.stride(i) > 0 and x.stride(i) % 8 == 0) for i in range(3))
-    )
+    *steps, last = x.stride()
+    if last != 1 or x.data_ptr() % 16:
+        return False
+    sizes = x.shape[:3]
+    return all(n == 1 or (step > 0 and step % 8 == 0) for n, step in zip(sizes, steps, strict=True))
 
 
 def tensor_map(x: Tensor) -> bytes:
     """How the copy engine reads bfloat16 ``x`` [B, H, N, D]: in boxes of 64 tokens x 64 numbers."""
-    steps = tuple(x.stride(i) * 2 if x.shape[i] > 1 else 16 for i in (2, 1, 0))
-    return _encoded(x.data_ptr(), tuple(x.shape), steps)
+    shape, (b, h, n, _) = tuple(x.shape), x.stride()
+    steps = [2 * step if size > 1 else 16 for size, step in zip(shape[:3], (b, h, n), strict=True)]
+    return _encoded(x.data_ptr(), shape, tuple(steps[::-1]))
 
 
 @lru_cache(maxsize=4096)  # an allocator gives the same addresses again and again

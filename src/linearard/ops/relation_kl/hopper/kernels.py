@@ -170,12 +170,15 @@ def _readable(relations: Sequence[Relation]) -> list[list[Tensor]]:
 
 
 def _described(read: list[list[Tensor]]) -> tuple:
-    """``Relations`` of arguments.h."""
-    padding = read[:1] * (_MOST - len(read))
-    maps = b"".join(driver.tensor_map(pair[side]) for side in (0, 1) for pair in read + padding)
-    heads = [s.shape[1] for _, s in read + padding]
+    """``Relations`` of arguments.h; the first stands in for those that are not there."""
+    absent = _MOST - len(read)
+    maps = []
+    for side in (0, 1):
+        made = [driver.tensor_map(pair[side]) for pair in read]
+        maps += made + made[:1] * absent
+    heads = [s.shape[1] for _, s in read]
     first = list(accumulate((s.shape[0] * s.shape[1] for _, s in read[:-1]), initial=0))
-    return maps, *first, *[_ABSENT] * len(padding), *heads
+    return b"".join(maps), *first, *[_ABSENT] * absent, *heads, *heads[:1] * absent
 
 
 def _blocks(kind: str, tokens: int) -> int:

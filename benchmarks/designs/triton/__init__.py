@@ -1,1 +1,0 @@
-"""Candidate kernels: measured beside the product's, and part of it only once they win."""
