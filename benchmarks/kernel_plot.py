@@ -2,8 +2,8 @@
 
     python -m benchmarks kernel_plot benchmarks/results/h200/relation_kl.json
 
-Two lines are computed, not measured: the floor, which is 6 u at the GEMM rate measured in the same process, and
-the exponentials of both passes, two a pair of scores in each, at 16 a cycle and multiprocessor.
+Two lines are computed, not measured: the floor, which is 6 u at the GEMM rate measured in the same process,
+and the exponentials of both passes, two a pair of scores in each, at 16 a cycle and multiprocessor.
 """
 
 from __future__ import annotations
