@@ -66,6 +66,7 @@ DOCUMENTS = [16]  # packed documents of one length
 LAYERS = [(8192, 128, (32, 8, 8)), (2048, 64, (9, 3, 3))]  # LLaMA3-8B, SmolLM2-135M
 LENGTHS = [131072, 262144, 524288, 1_000_000]
 DENSE_LIMIT = 64 << 30  # bytes that the dense formula may need
+WINDOW_MS = 60
 
 
 def plain(teacher, student, window=None, cu_seqlens=None):
@@ -126,27 +127,34 @@ def recorded(run):
     return graph.replay
 
 
-def replayed(candidates, rounds, launches):
+def replayed(candidates, rounds):
     """As ``interleaved``, of recordings."""
-    recordings = {name: recorded(run) for name, run in candidates.items()}
-    return interleaved(recordings, rounds, launches)
+    return interleaved({name: recorded(run) for name, run in candidates.items()}, rounds)
 
 
-def interleaved(candidates, rounds, launches):
-    """Milliseconds {p20, p50, p80} of each candidate, taken in turns; launches queue up."""
+def interleaved(candidates, rounds):
+    """Milliseconds {p20, p50, p80} of each candidate, taken in turns, so many calls on end as fill a window.
+
+    A long window, because the clock that a GPU near its power limit runs at is first that of what ran before.
+    """
+    calls = {name: max(1, round(WINDOW_MS / timed(run, 1))) for name, run in candidates.items()}
     times = {name: [] for name in candidates}
-    for turn in range(rounds + 2):
+    for _ in range(rounds):
         for name, run in candidates.items():
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            run()  # the device is busy while the timed launches queue
-            start.record()
-            for _ in range(launches):
-                run()
-            stop.record()
-            stop.synchronize()
-            if turn >= 2:
-                times[name].append(start.elapsed_time(stop) / launches)
+            times[name].append(timed(run, calls[name]))
     return {name: quantiles(t) for name, t in times.items()}
+
+
+def timed(run, calls):
+    """Milliseconds a call."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    run()  # the device is busy while the timed calls queue
+    start.record()
+    for _ in range(calls):
+        run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / calls
 
 
 def peak_gib(run):
@@ -213,12 +221,11 @@ def measure(shape, gemm_tflops, rounds):
         "error_plain": theirs,
         "peak_gib": peak_gib(candidates["forward_backward"]),
     }
-    launches = 4 if tokens <= 8192 else 1
-    result |= replayed(candidates, rounds, launches)
+    result |= replayed(candidates, rounds)
     called = {
         k: v for k, v in candidates.items() if k in ("forward_backward", "any_order", "cudnn")
     }
-    result["launched"] = {k: v["p50"] for k, v in interleaved(called, 5, launches).items()}
+    result["launched"] = {k: v["p50"] for k, v in interleaved(called, 5).items()}
     if batch * heads * tokens * tokens * 2 * 12 <= DENSE_LIMIT:
         teacher, student = operands(shape)
 
@@ -228,7 +235,7 @@ def measure(shape, gemm_tflops, rounds):
         compiled = torch.compile(plain)
         result["dense_peak_gib"] = peak_gib(dense)
         result["compiled_peak_gib"] = peak_gib(lambda: dense(compiled))
-        result |= replayed({"dense": dense, "compiled": lambda: dense(compiled)}, 5, 1)
+        result |= replayed({"dense": dense, "compiled": lambda: dense(compiled)}, 5)
     ms, fastest = (result[name]["p50"] for name in ("forward_backward", "any_order"))
     tflops = 6 * batch * heads * tokens**2 * head_dim / fastest / 1e9
     result |= {
@@ -255,7 +262,7 @@ def measure_lengths():
             torch.autograd.grad(relation_kl(teacher, student), student)
 
         peak = peak_gib(run)
-        ms = replayed({"": run}, 3, 1)[""]["p50"]
+        ms = replayed({"": run}, 3)[""]["p50"]
         first = results.setdefault(str(LENGTHS[0]), {"ms": ms})["ms"]
         square = first * (tokens / LENGTHS[0]) ** 2
         results[str(tokens)] = {"ms": ms, "peak_gib": peak, "ratio_square": round(ms / square, 4)}
@@ -281,7 +288,7 @@ def measure_limited(rounds):
 
     candidates = {name: lambda x=limits: forward_backward(x) for name, (_, limits) in cases.items()}
     candidates["full"] = lambda: forward_backward({})
-    times = replayed(candidates, rounds, 2)
+    times = replayed(candidates, rounds)
     pairs = {f"w{w}": w * tokens - w * (w - 1) // 2 for w in WINDOWS}
     pairs |= {f"p{n}": n * (tokens // n) * (tokens // n + 1) // 2 for n in DOCUMENTS}
     full_ms = times["full"]["p50"]
@@ -320,7 +327,7 @@ def measure_layers(rounds):
 
         candidates = {"forward_backward": together, "separate": separate}
         candidates["queries"] = lambda alone=alone: alone("q")
-        times = replayed(candidates, rounds, 4)
+        times = replayed(candidates, rounds)
         ms = times["forward_backward"]["p50"]
         share = times["queries"]["p50"] * sum(heads) / heads[0]
         results[f"bf16.d{head_dim}.t{tokens}.h{'+'.join(map(str, heads))}"] = {
@@ -337,7 +344,7 @@ def measure_layers(rounds):
 
 def gemm_rate():
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    ms = interleaved({"gemm": lambda: a @ b}, 10, 4)["gemm"]["p50"]
+    ms = interleaved({"gemm": lambda: a @ b}, 10)["gemm"]["p50"]
     return round(2 * 8192**3 / ms / 1e9, 1)
 
 
