@@ -48,6 +48,17 @@ DEVICE u64 fragment(Place place, int blocks, int block, int group) {
     return (((u64)place.head * blocks + block) * 2 + group) * (64 * D) + thread_index() % 128 * 4;
 }
 
+template <int D>
+DEVICE void store_fragment(float* at, const float (&d)[D / 2]) {
+    UNROLL for (int q = 0; q < D / 8; q++)
+        *(Float4*)(at + 512 * q) = Float4{d[4 * q], d[4 * q + 1], d[4 * q + 2], d[4 * q + 3]};
+}
+template <int D>
+DEVICE void add_fragment(float* at, const float (&d)[D / 2]) {
+    UNROLL for (int q = 0; q < D / 8; q++)
+        add_global(at + 512 * q, d[4 * q], d[4 * q + 1], d[4 * q + 2], d[4 * q + 3]);
+}
+
 // The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
 // nobody else waits for what is under way to memory. turns_made counts the adds of each block.
 struct Order {
@@ -122,9 +133,10 @@ DEVICE void gradients_of_group(Ring<D, BLOCK, BackwardShape<D>::SLOTS, 4 * GROUP
     auto add_columns = [&](int n) {
         float* at = given.sums + fragment<D>(place, blocks, place.block - n, group);
         if (ORDERED) order.wait(n);
-        UNROLL for (int q = 0; q < D / 8; q++)
-            add_global(at + 512 * q, columns_part[4 * q], columns_part[4 * q + 1],
-                       columns_part[4 * q + 2], columns_part[4 * q + 3]);
+        if (ORDERED && n == 0)  // the first of all
+            store_fragment<D>(at, columns_part);
+        else
+            add_fragment<D>(at, columns_part);
         if (ORDERED) order.made();
     };
 
@@ -202,14 +214,10 @@ DEVICE void gradients_of_group(Ring<D, BLOCK, BackwardShape<D>::SLOTS, 4 * GROUP
     pin(columns_part);
     add_columns(place.block);
 
-    float* at = (ORDERED ? given.own_sums : given.sums) + fragment<D>(place, blocks, place.block, group);
-    UNROLL for (int q = 0; q < D / 8; q++) {
-        const float* d = rows_part + 4 * q;
-        if (ORDERED)
-            *(Float4*)(at + 512 * q) = Float4{d[0], d[1], d[2], d[3]};
-        else
-            add_global(at + 512 * q, d[0], d[1], d[2], d[3]);
-    }
+    if (ORDERED)
+        store_fragment<D>(given.own_sums + fragment<D>(place, blocks, place.block, group), rows_part);
+    else
+        add_fragment<D>(given.sums + fragment<D>(place, blocks, place.block, group), rows_part);
 }
 
 template <int D, bool ORDERED>

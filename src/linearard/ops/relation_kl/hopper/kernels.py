@@ -132,8 +132,7 @@ class Kernels(NamedTuple):
         with _on(like.device):
             for first in range(0, len(out), most):
                 count = min(most, len(out) - first)
-                sums[0, :count].zero_()
-                turns.zero_()
+                (turns if self.deterministic else sums[0, :count]).zero_()
                 given = _BACKWARD.pack(
                     *described, stats.data_ptr() + first * behind, grad.data_ptr() + first * behind,
                     sums.data_ptr(), own, turns.data_ptr(), grad.numel(), tokens, count,
