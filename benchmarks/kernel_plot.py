@@ -1,6 +1,6 @@
 """Draw time over length from a result of `relation_kl`: FILE.json becomes FILE.svg beside it.
 
-    python -m benchmarks kernel_plot benchmarks/results/h200/relation_kl.json
+    python -m benchmarks kernel_plot benchmarks/results/h100/relation_kl.json
 
 Two lines are computed, not measured: the floor, which is 6 u at the GEMM rate measured in the same process,
 and the exponentials of both passes, two a pair of scores in each, at 16 a cycle and multiprocessor.

@@ -37,6 +37,7 @@ _ARMS = {
     "original": "original",
     "best": "`smollm2-135m-64k`",
     "reading": "`smollm2-135m-64k-reading`",
+    "candidate": "the third round's candidate",
     "linear": "`smollm2-135m-64k-linear`",
     "linear_before": "the linear recipe before",
     "paper": "`smollm2-135m-64k-paper`",

@@ -294,6 +294,9 @@ def test_the_opening_of_a_window_comes_back():
     # A token is its own position but where it repeats one: shuffling moves it by less than a passage.
     share = (text[marked] < len(ids) // 50).mean()
     assert 0.2 < share < 0.5
+    text, marked = recall_passages(ids, 0.2, 0, opening=4)
+    nearer = (text[marked] < len(ids) // 50).mean()
+    assert share + 0.1 < nearer < 0.7
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -17,8 +18,9 @@ from filelock import FileLock
 import small_run
 from linearard.cli.main import main
 from linearard.sweep import load_sweep
+from linearard.sweep.bench import Bench
 from linearard.sweep.folder import unfinished
-from linearard.sweep.workers import _one_gpu, run_in_processes
+from linearard.sweep.workers import Crew, _one_gpu
 
 EVALUATION = {
     "perplexity_windows": [32, 96],
@@ -293,7 +295,8 @@ def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
 
     killer = threading.Thread(target=kill_first)
     killer.start()
-    outcomes = list(run_in_processes(tasks, 2, plan.folder, keep_checkpoints=False))
+    with Crew(2, plan.folder, keep_checkpoints=False) as crew:
+        outcomes = list(crew.run(tasks, {}))
     killer.join()
     assert {str(outcome.job) for outcome in outcomes} == {str(task.job) for task in tasks}
     (failed,) = [outcome for outcome in outcomes if outcome.message]
@@ -306,6 +309,23 @@ def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
             assert found["views"] == result(out, job.arm, job.seed)["views"]
     assert not multiprocessing.active_children()
     assert capfd.readouterr().err == ""  # the others end without a word
+
+
+def test_workers_read_no_tokenizer_again(base, base_folder, tmp_path):
+    """From a GGUF file that takes seconds; here it is gone after the first process's check."""
+    model = shutil.copytree(base_folder, tmp_path / "model")
+    path = write_sweep(
+        tmp_path, base | {"model": base["model"] | {"name": str(model)}}, arms={"a": {}}, seeds=[0]
+    )
+    plan = load_sweep(path)
+    bench = Bench(plan.folder, keep_checkpoints=False)
+    bench.check(plan.jobs[0], progress=False)
+    for file in model.glob("*token*"):
+        file.unlink()
+    tasks = unfinished(plan, resume=False, overwrite=False)
+    with Crew(1, plan.folder, keep_checkpoints=False) as crew:
+        (outcome,) = crew.run(tasks, bench.sources)
+    assert not outcome.message
 
 
 @pytest.mark.parametrize(

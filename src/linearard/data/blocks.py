@@ -31,7 +31,8 @@ class BlockDataset(torch.utils.data.Dataset):
         joint: the id that stands for the end of a document inside a block (packed text), or None.
         fingerprint: a hash of the tokens in that order: equal wherever and whenever the same
             blocks are built.
-        recall: share of each block that repeats earlier passages of it; see `recall_passages`.
+        recall, opening: share of each block that repeats earlier passages of it, and how near its
+            opening they stood; see `recall_passages`.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class BlockDataset(torch.utils.data.Dataset):
         joint: int | None,
         fingerprint: str,
         recall: float = 0.0,
+        opening: float = 2.0,
     ) -> None:
         self._stream, self._starts, self._size = stream, starts, block_size
         self._begin, self._joint, self.fingerprint = begin, joint, fingerprint
-        self._recall = recall
+        self._recall, self._opening = recall, opening
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -58,7 +60,7 @@ class BlockDataset(torch.utils.data.Dataset):
             text[text == self._stream.end_mark] = self._joint
         if not self._recall:
             return {"input_ids": self._with_beginning(text)}
-        text, repeated = recall_passages(text, self._recall, seed=int(start))
+        text, repeated = recall_passages(text, self._recall, seed=int(start), opening=self._opening)
         return {
             "input_ids": self._with_beginning(text),
             "repeated": torch.cat(
@@ -72,7 +74,7 @@ class BlockDataset(torch.utils.data.Dataset):
     def __reduce__(self):
         stream = TokenStream(self._stream.path)
         parts = (self._starts, self._size, self._begin, self._joint, self.fingerprint)
-        return BlockDataset, (stream, *parts, self._recall)
+        return BlockDataset, (stream, *parts, self._recall, self._opening)
 
     @property
     def tokens(self) -> int:
@@ -148,10 +150,11 @@ def token_blocks(
             + ("." if config.pack else " or `pack: true`."),
         )
     starts = starts[np.random.default_rng(config.seed).permutation(len(starts))[:count]]
-    recall = f"repeats {config.recall} " if config.recall else ""
-    decides = f"{stream.content} {block_size} {begin} {joint} {recall}".encode()
+    recall, opening = config.recall, config.recall_opening
+    repeats = f"repeats {recall} {f'from {opening} ' if opening != 2 else ''}" if recall else ""
+    decides = f"{stream.content} {block_size} {begin} {joint} {repeats}".encode()
     fingerprint = hashlib.sha256(decides + starts.astype("<i8").tobytes()).hexdigest()
-    return BlockDataset(stream, starts, block_size, begin, joint, fingerprint, config.recall)
+    return BlockDataset(stream, starts, block_size, begin, joint, fingerprint, recall, opening)
 
 
 def _cut(stream: TokenStream, room: int, pack: bool) -> np.ndarray:

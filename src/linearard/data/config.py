@@ -79,6 +79,13 @@ class DataConfig:
             "it, so that looking back pays; 0 to 0.5."
         },
     )
+    recall_opening: float = field(
+        default=2.0,
+        metadata={
+            "help": "How near the opening of a window these passages stood: a uniform number to this "
+            "power; 1: anywhere alike."
+        },
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={
@@ -116,6 +123,10 @@ class DataConfig:
         share = self.recall
         right = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 0.5
         require(right, "recall", "a share from 0 to 0.5", share, "Try 0.2, or leave it out.")
+        power = self.recall_opening
+        right = isinstance(power, int | float) and not isinstance(power, bool) and 1 <= power <= 16
+        fix = "Try 4 for windows of 64k."
+        require(right, "recall_opening", "a power from 1 to 16", power, fix)
         right = self.max_documents is None or is_integer(self.max_documents, 1)
         fix = "Leave it out to read every document."
         require(right, "max_documents", "a whole number of at least 1", self.max_documents, fix)

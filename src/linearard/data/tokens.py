@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from linearard.errors import DataError
 
-_BATCH_CHARACTERS = 1_000_000
+_BATCH_CHARACTERS = 16_000_000  # some thirty books: the tokenizer takes a document a core
 
 
 def tokenizer_hash(tokenizer) -> str:

@@ -77,14 +77,21 @@ class Bench:
     Args:
         folder: of the sweep.
         keep_checkpoints: leave checkpoints and final weights on disk.
+        sources: of another bench, which has read models' configurations and tokenizers already.
     """
 
-    def __init__(self, folder: Path, keep_checkpoints: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_checkpoints: bool,
+        sources: dict[str, tuple[Any, Any]] | None = None,
+    ) -> None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a bar for every loaded model would drown the runs' lines
         self._folder, self._keep = folder, keep_checkpoints
-        self._sources: dict[str, tuple[Any, Any]] = {}
+        #: Configuration and tokenizer by model.
+        self.sources: dict[str, tuple[Any, Any]] = dict(sources or {})
         self._prepared: dict[str, _Prepared] = {}
         self._base: tuple[ModelConfig, Any] | None = None
 
@@ -204,9 +211,9 @@ class Bench:
     def _source(self, model: ModelConfig) -> dict[str, Any]:
         """`config` and `tokenizer` of a model, read once: from a GGUF file each takes seconds."""
         key = json.dumps(dataclasses.asdict(model))
-        if key not in self._sources:
-            self._sources[key] = load_config(model), load_tokenizer(model)
-        config, tokenizer = self._sources[key]
+        if key not in self.sources:
+            self.sources[key] = load_config(model), load_tokenizer(model)
+        config, tokenizer = self.sources[key]
         return {"config": config, "tokenizer": tokenizer}
 
     def _inputs(self, recipe: Recipe, config: EvaluationConfig) -> _Prepared:

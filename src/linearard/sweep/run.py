@@ -13,7 +13,7 @@ from linearard.sweep.folder import Task, claimed, unfinished, write_text
 from linearard.sweep.page import render_page
 from linearard.sweep.plan import Sweep
 from linearard.sweep.results import Results, failures, headline, read_results, table
-from linearard.sweep.workers import run_in_processes
+from linearard.sweep.workers import Crew
 
 
 def run_sweep(
@@ -39,15 +39,23 @@ def run_sweep(
     """
     _check_processes(sweep, workers)
     tasks = unfinished(sweep, resume=resume, overwrite=overwrite)
-    bench = Bench(sweep.folder, sweep.keep_checkpoints)
-    for job in {task.job.arm: task.job for task in tasks}.values():
-        bench.check(job, progress=progress)
-    outcomes = contextlib.closing(_outcomes(bench, sweep, tasks, workers))  # ends workers, too
-    with claimed(sweep, keep=resume), outcomes as ended:
-        for number, outcome in enumerate(ended, 1):
-            text = "failed" if outcome.message else headline(outcome.job)
-            report(f"[{number}/{len(tasks)}] {outcome.job}: {outcome.seconds:.1f} s, {text}")
-        return write_results(sweep)
+    size = min(workers, len(tasks)) if workers > 1 else 0
+    with Crew(size, sweep.folder, sweep.keep_checkpoints) as crew:  # imports while this one checks
+        bench = Bench(sweep.folder, sweep.keep_checkpoints)
+        for job in {task.job.arm: task.job for task in tasks}.values():
+            bench.check(job, progress=progress)
+        outcomes = crew.run(tasks, bench.sources) if size else _in_this_process(bench, tasks)
+        with claimed(sweep, keep=resume), contextlib.closing(outcomes) as ended:
+            return _reported(sweep, ended, len(tasks), report)
+
+
+def _reported(
+    sweep: Sweep, ended: Iterator[Outcome], number_of_tasks: int, report: Callable[[str], None]
+) -> Results:
+    for number, outcome in enumerate(ended, 1):
+        text = "failed" if outcome.message else headline(outcome.job)
+        report(f"[{number}/{number_of_tasks}] {outcome.job}: {outcome.seconds:.1f} s, {text}")
+    return write_results(sweep)
 
 
 def write_results(sweep: Sweep) -> Results:
@@ -64,10 +72,7 @@ def write_results(sweep: Sweep) -> Results:
     return results
 
 
-def _outcomes(bench: Bench, sweep: Sweep, tasks: list[Task], workers: int) -> Iterator[Outcome]:
-    if workers > 1:
-        yield from run_in_processes(tasks, workers, sweep.folder, sweep.keep_checkpoints)
-        return
+def _in_this_process(bench: Bench, tasks: list[Task]) -> Iterator[Outcome]:
     try:
         yield from map(bench.attempt, tasks)
     finally:

@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -16,36 +16,54 @@ from typing import Any
 from linearard.sweep.folder import Task
 
 
-def run_in_processes(
-    tasks: Sequence[Task], workers: int, folder: Path, keep_checkpoints: bool
-) -> Iterator[Any]:
-    """Run tasks in `workers` processes; yields an `Outcome` for each as it ends.
+class Crew:
+    """Processes that start at once and wait for tasks; leaving its context ends those that still run.
 
     Worker i sees the GPU i modulo their number alone. A worker that dies fails its run and is
     replaced.
 
     Args:
-        tasks: taken in this order.
-        workers: how many processes; not more are started than there are tasks.
+        size: how many processes.
         folder, keep_checkpoints: see `Bench`.
     """
-    from linearard.sweep.bench import Outcome, note_failure
 
-    waiting = deque(tasks)
-    busy: dict[Any, tuple[_Worker, Task]] = {}
+    def __init__(self, size: int, folder: Path, keep_checkpoints: bool) -> None:
+        self._arguments = folder, keep_checkpoints
+        self._idle = [_Worker(index, *self._arguments) for index in range(size)]
+        self._busy: dict[Any, tuple[_Worker, Task]] = {}
 
-    def employ(worker: _Worker) -> None:
-        if waiting:
-            task = waiting.popleft()
-            busy[worker.line] = (worker, task)
-            with contextlib.suppress(OSError):  # it died: found out when its answer is read
-                worker.line.send(task)
-        else:
-            worker.dismiss()
+    def __enter__(self) -> Crew:
+        return self
 
-    try:
-        for index in range(min(workers, len(waiting))):
-            employ(_Worker(index, folder, keep_checkpoints))
+    def __exit__(self, *reason: Any) -> None:
+        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+            worker.kill()
+
+    def run(self, tasks: Sequence[Task], sources: Mapping[str, Any]) -> Iterator[Any]:
+        """Run tasks in their order; yields an `Outcome` for each as it ends.
+
+        Args:
+            tasks: what to run.
+            sources: of the first process's bench, so that no other reads them again.
+        """
+        from linearard.sweep.bench import Outcome, note_failure
+
+        waiting, busy = deque(tasks), self._busy
+
+        def employ(worker: _Worker) -> None:
+            if waiting:
+                task = waiting.popleft()
+                busy[worker.line] = (worker, task)
+                with contextlib.suppress(OSError):  # it died: found out when its answer is read
+                    if not worker.informed:
+                        worker.line.send(dict(sources))
+                        worker.informed = True
+                    worker.line.send(task)
+            else:
+                worker.dismiss()
+
+        while self._idle:
+            employ(self._idle.pop(0))
         while busy:
             for line in connection.wait(list(busy)):
                 worker, task = busy.pop(line)
@@ -59,11 +77,8 @@ def run_in_processes(
                 yield outcome
                 if outcome.broken and waiting:
                     worker.dismiss()
-                    worker = _Worker(worker.index, folder, keep_checkpoints)
+                    worker = _Worker(worker.index, *self._arguments)
                 employ(worker)
-    finally:
-        for worker, _ in busy.values():
-            worker.kill()
 
 
 class _Worker:
@@ -71,7 +86,7 @@ class _Worker:
 
     def __init__(self, index: int, folder: Path, keep_checkpoints: bool) -> None:
         context = get_context("spawn")  # a forked process cannot use CUDA
-        self.index = index
+        self.index, self.informed = index, False
         self.line, other = context.Pipe()
         arguments = (other, folder, keep_checkpoints)
         # Not a daemon, which could not start the processes of a data loader.
@@ -100,14 +115,20 @@ def _serve(line: Any, folder: Path, keep_checkpoints: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    import transformers.trainer  # noqa: F401  seconds, while the first process checks
+
     from linearard.sweep.bench import Bench
 
-    bench = Bench(folder, keep_checkpoints)
+    bench = None
     while True:
         try:
+            # First what the first process has read, then tasks.
+            if bench is None:
+                bench = Bench(folder, keep_checkpoints, line.recv())
             task = line.recv()
         except EOFError:
-            bench.close()
+            if bench is not None:
+                bench.close()
             return
         line.send(bench.attempt(task))
 
