@@ -50,7 +50,7 @@ QUEUES: dict[str, list[Item]] = {
         Item("test_training", "pytest -q -m gpu tests --ignore tests/ops", 60, 300),
     ],
     "kernels": [
-        Item("relation_kl", "benchmarks relation_kl --long --out {out}/relation_kl.json", 60, 200),
+        Item("relation_kl", "benchmarks relation_kl --long --out {out}/relation_kl.json", 60, 300),
     ],
     "steps": [
         Item("llama2", f"{_STAGE} llama2-7b", 60, 150),

@@ -5,6 +5,7 @@ training runs it: time of the device, without Python's. `launched` is with it. T
 
     device, torch, triton, python, cudnn, commit, date     where and when
     gemm_tflops                                            a 8192^3 bf16 product, same process
+    rounds                                                 windows of each candidate behind a median
     shapes: NAME -> dtype, batch, heads, tokens, head_dim, causal, and
         error, error_plain        of the gradient against float64, ours and plain PyTorch's,
                                   relative, on min(tokens, 2048) tokens
@@ -362,6 +363,7 @@ def main(arguments: list[str]) -> None:
     results = {
         **circumstances(options.commit),
         "gemm_tflops": gemm,
+        "rounds": options.rounds,
         "shapes": {},
     }
     for shape in SHAPES + [LONG] * options.long:

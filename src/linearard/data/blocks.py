@@ -151,6 +151,7 @@ def token_blocks(
         )
     starts = starts[np.random.default_rng(config.seed).permutation(len(starts))[:count]]
     recall, opening = config.recall, config.recall_opening
+    # at 2, what it was before there was a choice: runs of that time resume
     repeats = f"repeats {recall} {f'from {opening} ' if opening != 2 else ''}" if recall else ""
     decides = f"{stream.content} {block_size} {begin} {joint} {repeats}".encode()
     fingerprint = hashlib.sha256(decides + starts.astype("<i8").tobytes()).hexdigest()

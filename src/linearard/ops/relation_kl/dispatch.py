@@ -140,16 +140,14 @@ def reduce_rows(
         rows = rows * weights
     if reduction == "none":
         return rows
-    if reduction == "mean" and valid is None and weights is None and rows.numel():
+    if reduction == "mean" and valid is None and weights is None and rows.numel() > 0:
         return rows.mean()
     total = rows.sum()
-    if reduction == "sum":
+    if reduction == "sum" or rows.numel() == 0:
         return total
     if weights is not None:
         weight = weights.sum()
         return total / weight.masked_fill(weight == 0, 1.0)
-    if valid is None:  # no rows
-        return total
     return total / (valid.sum() * rows.shape[1]).clamp_min(1)
 
 

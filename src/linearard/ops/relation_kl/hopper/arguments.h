@@ -22,7 +22,7 @@ struct BackwardArguments {
     Relations relations;
     const float* stats;
     const float* grad;  // [heads, N]
-    float* sums;        // [heads, blocks, 128, D], as backward.cu says that they lie; zeros if in any order
+    float* sums;        // [heads, blocks, 128, D], as backward.cu says; zeros if adds come in any order
     float* own_sums;    // the same, not zeros; null if adds come in any order
     u32* turns_made;    // [heads, blocks, 2] zeros, or null
     u64 length;

@@ -36,10 +36,11 @@ struct Turns {
 template <int D>
 struct BackwardShape {
     static constexpr int SLOTS = D == 128 ? 3 : 6;
-    static constexpr int WEIGHTS = (2 + SLOTS) * TILE<D, BLOCK>;       // two of [2 panels][128 rows]
+    static constexpr int WEIGHTS = (2 + SLOTS) * TILE<D, BLOCK>;  // two of [2 panels][128 rows]
     static constexpr int BARRIERS = WEIGHTS + 4 * PANEL;
     static constexpr int ALL_BARRIERS = 72 + 16 * SLOTS;
     static_assert(ALL_BARRIERS <= SPARE);
+    using Tiles = Ring<D, BLOCK, SLOTS, 4 * GROUPS>;
 };
 
 // Where a warpgroup's 64 rows of a head's block start among what is added.
@@ -87,8 +88,8 @@ struct Order {
 };
 
 template <int D, bool ORDERED>
-DEVICE void gradients_of_group(Ring<D, BLOCK, BackwardShape<D>::SLOTS, 4 * GROUPS> ring, u32 own, u32 barriers,
-                               int group, Place place, const BackwardArguments& given) {
+DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u32 barriers, int group,
+                               Place place, const BackwardArguments& given) {
     int tokens = given.tokens;
     u64 length = given.length;
     float c = given.c;
@@ -224,7 +225,7 @@ template <int D, bool ORDERED>
 DEVICE void backward(const BackwardArguments& given) {
     using Shape = BackwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
-    Ring<D, BLOCK, Shape::SLOTS, 4 * GROUPS> ring(own + 2 * TILE<D, BLOCK>, own_full + 8);
+    typename Shape::Tiles ring(own + 2 * TILE<D, BLOCK>, own_full + 8);
     u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
     int blocks = (given.tokens + BLOCK - 1) / BLOCK;
     Place place(blocks, given.all_heads, given.together);

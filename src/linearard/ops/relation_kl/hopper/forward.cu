@@ -18,11 +18,12 @@ constexpr int ALL_BUT_IDLE = FORWARD_GROUPS * 128 + 32;
 
 template <int D>
 struct ForwardShape {
-    static constexpr int SLOTS = 8;                          // of tiles
+    static constexpr int SLOTS = 8;                           // of tiles
     static constexpr int OTHERS = 2 * TILE<D, FORWARD_ROWS>;  // behind the block's own rows
     static constexpr int BARRIERS = OTHERS + SLOTS * TILE<D, TOKENS>;
     static constexpr int ALL_BARRIERS = 8 * (1 + 2 * SLOTS);
     static_assert(ALL_BARRIERS <= SPARE);
+    using Tiles = Ring<D, TOKENS, SLOTS, 4 * FORWARD_GROUPS>;
 };
 
 template <int COUNT>
@@ -124,7 +125,7 @@ struct Rows {
 };
 
 template <int D>
-DEVICE void rows_of_group(Ring<D, TOKENS, ForwardShape<D>::SLOTS, 4 * FORWARD_GROUPS> ring, u32 own, u32 own_full, int group,
+DEVICE void rows_of_group(typename ForwardShape<D>::Tiles ring, u32 own, u32 own_full, int group,
                           Place place, const ForwardArguments& given) {
     float c = given.c;
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
@@ -148,6 +149,10 @@ DEVICE void rows_of_group(Ring<D, TOKENS, ForwardShape<D>::SLOTS, 4 * FORWARD_GR
     auto free = [&](u32 done) {
         if (lane == 0) mbarrier_arrive(done);
     };
+    auto scored = [&](float (&raw)[32], u32 done) {  // its product has been waited for
+        pin(raw);
+        free(done);
+    };
     auto skip = [&] {  // tiles beyond the diagonal, which groups with later rows see
         for (int n = 2 * (FORWARD_GROUPS - 1 - group); n > 0; n--) {
             ring.arrived();
@@ -166,28 +171,24 @@ DEVICE void rows_of_group(Ring<D, TOKENS, ForwardShape<D>::SLOTS, 4 * FORWARD_GR
     skip();
     multiply(t, own_t, done_t);
     wgmma_wait<0>();
-    pin(t);
-    free(done_t);
+    scored(t, done_t);
     first(t, rows.offset_t);
     for (int n = 0; n < before; n++) {
         multiply(s, own_s, done_s);
         rows.add_teacher(t, p, spare);
         multiply(t, own_t, done_t);
         wgmma_wait<1>();
-        pin(s);
-        free(done_s);
+        scored(s, done_s);
         if (n == 0) first(s, rows.offset_s);
         rows.add_student(s, p, spare);
         wgmma_wait<0>();
-        pin(t);
-        free(done_t);
+        scored(t, done_t);
         rows.shrink();
     }
     multiply(s, own_s, done_s);
     rows.add_teacher(t, p, spare);
     wgmma_wait<0>();
-    pin(s);
-    free(done_s);
+    scored(s, done_s);
     if (before == 0) first(s, rows.offset_s);
     rows.add_student(s, p, spare);
 
@@ -235,7 +236,7 @@ template <int D>
 DEVICE void forward(const ForwardArguments& given) {
     using Shape = ForwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
-    Ring<D, TOKENS, Shape::SLOTS, 4 * FORWARD_GROUPS> ring(own + Shape::OTHERS, own_full + 8);
+    typename Shape::Tiles ring(own + Shape::OTHERS, own_full + 8);
     Place place((given.tokens + FORWARD_ROWS - 1) / FORWARD_ROWS, given.all_heads, given.together);
     int group = uniform(thread_index() / 128);
     if (thread_index() == 0) {

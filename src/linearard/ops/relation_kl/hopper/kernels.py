@@ -18,7 +18,7 @@ from linearard.ops.relation_kl.visibility import Visibility
 
 HEAD_DIMS = (64, 128)
 _LOG2_E = 1.4426950408889634
-_FRAGMENT = 64  # rows that lie together among the sums
+_TOKENS = 64  # of a forward's tile; rows that lie together among the sums
 _THREADS = {"forward": 512, "backward": 384}
 _ROWS = {"forward": 192, "backward": 128}  # of a block
 _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
@@ -146,7 +146,7 @@ class Kernels(NamedTuple):
                     sums.data_ptr(), own, out[first].data_ptr(), tokens, float(scale)
                 )
                 driver.launch(
-                    "backward.cu", f"finish_{head_dim}", count * padded // _FRAGMENT, 128,
+                    "backward.cu", f"finish_{head_dim}", count * padded // _TOKENS, 128,
                     0, given, like.device.index,
                 )  # fmt: skip
         return out
@@ -156,7 +156,7 @@ def shared_bytes(kind: str, head_dim: int) -> int:
     """Shared memory of a block; ForwardShape and BackwardShape say of what."""
     rows = _ROWS[kind]
     if kind == "forward":
-        return (2 * rows + 8 * 64) * head_dim * 2 + _SLACK
+        return (2 * rows + 8 * _TOKENS) * head_dim * 2 + _SLACK
     slots = 3 if head_dim == 128 else 6
     return (2 + slots) * rows * head_dim * 2 + 2 * rows * rows * 2 + _SLACK
 
