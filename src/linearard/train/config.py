@@ -68,6 +68,11 @@ class RestorationConfig(TrainingArguments):
         0,
         "With gradient_checkpointing: as many of the last layers are not recomputed, where memory allows.",
     )
+    muon: bool = described(
+        False,
+        "Muon instead of AdamW: momentum whose matrices have their singular values made equal, in updates of "
+        "AdamW's size. Not for LoRA, whose matrices are factors.",
+    )
     offload_optimizer: bool = described(
         False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."
     )
@@ -116,6 +121,9 @@ class RestorationConfig(TrainingArguments):
         adamw = self.optimizer_name.startswith("adamw_torch")
         _check(
             adamw or not self.offload_optimizer, self, "offload_optimizer", "false with this optim"
+        )
+        _check(
+            not (self.muon and self.offload_optimizer), self, "offload_optimizer", "false with muon"
         )
         _check(0 < self.num_train_epochs < math.inf, self, "num_train_epochs", "positive")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:

@@ -270,6 +270,8 @@ class RestorationTrainer(Trainer):
 
 
 def _own_optimizer(args: RestorationConfig) -> tuple[type, dict[str, Any]] | None:
+    if args.muon:
+        return torch.optim.Muon, {"lr": args.learning_rate, "adjust_lr_fn": "match_rms_adamw"}
     if not args.offload_optimizer:
         return None
     betas = (args.adam_beta1, args.adam_beta2)
