@@ -9,6 +9,7 @@ _STATES = {
     "adagrad": 1,
     "adam": 2,
     "lion": 1,
+    "muon": 1,
     "rmsprop": 1,
     "sgd": 0,
     "lomo": 0,
@@ -20,7 +21,7 @@ def optimizer_bytes(name: str) -> tuple[float, float]:
     """Bytes kept between steps, and needed for a moment in a step, for each trained weight.
 
     Args:
-        name: as in `TrainingArguments.optim`. Of one that is not known, AdamW's are assumed.
+        name: as in `TrainingArguments.optim`, or muon. Of one that is not known, AdamW's are assumed.
     """
     states = next((count for word, count in _STATES.items() if word in name), 2)
     size = 1.0 if "8bit" in name else 0.5 if "4bit" in name else float(_FLOAT32)

@@ -70,8 +70,8 @@ class RestorationConfig(TrainingArguments):
     )
     muon: bool = described(
         False,
-        "Muon instead of AdamW: momentum whose matrices have their singular values made equal, in updates of "
-        "AdamW's size. Not for LoRA, whose matrices are factors.",
+        "Muon instead of `optim`: momentum whose singular values are made equal, in steps of AdamW's size. "
+        "Measured with adapter.kind direct.",
     )
     offload_optimizer: bool = described(
         False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."
@@ -122,9 +122,6 @@ class RestorationConfig(TrainingArguments):
         _check(
             adamw or not self.offload_optimizer, self, "offload_optimizer", "false with this optim"
         )
-        _check(
-            not (self.muon and self.offload_optimizer), self, "offload_optimizer", "false with muon"
-        )
         _check(0 < self.num_train_epochs < math.inf, self, "num_train_epochs", "positive")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.lr_floor}
@@ -139,8 +136,8 @@ class RestorationConfig(TrainingArguments):
 
     @property
     def optimizer_name(self) -> str:
-        """The name of `optim`, which `TrainingArguments` makes an enumeration's member."""
-        return str(getattr(self.optim, "value", self.optim))
+        """The name of `optim`, which `TrainingArguments` makes an enumeration's member, or muon."""
+        return "muon" if self.muon else str(getattr(self.optim, "value", self.optim))
 
     @property
     def records_graphs(self) -> bool:

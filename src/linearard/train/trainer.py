@@ -21,7 +21,7 @@ from transformers import (
 
 from linearard.capture import needs_no_mask
 from linearard.distill import RestorationModule
-from linearard.errors import DataError, NonFiniteLossError
+from linearard.errors import DataError, NonFiniteLossError, RecipeError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps
@@ -48,6 +48,7 @@ class RestorationTrainer(Trainer):
 
     Raises:
         DataError: the data sets are not of the kind that `args.parts` asks for.
+        RecipeError: `args.muon` with trained weights that are no matrices.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class RestorationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         _check_datasets(bool(args.parts), train_dataset, eval_dataset)
+        if args.muon:
+            _check_matrices(restorable)
         parts = {name: part.objective for name, part in args.all_parts.items()}
         module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
         if args.recompute:
@@ -276,6 +279,18 @@ def _own_optimizer(args: RestorationConfig) -> tuple[type, dict[str, Any]] | Non
         return None
     betas = (args.adam_beta1, args.adam_beta2)
     return OffloadedAdamW, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+
+
+def _check_matrices(restorable: RestorableModel) -> None:
+    """Muon is defined for matrices alone; refuse anything else before a first step."""
+    names = {id(p): name for name, p in restorable.model.named_parameters()}
+    others = [names[id(p)] for p in restorable.adapter.parameters() if p.ndim != 2]
+    if others:
+        raise RecipeError(
+            expected="matrices to train with muon",
+            got=f"{len(others)} trained vectors ({others[0]}, …)",
+            fix="Train this model without muon, or with adapter.kind: lora.",
+        )
 
 
 def _can_be_captured(args: RestorationConfig) -> bool:
