@@ -75,6 +75,9 @@ def _selection() -> dict[str, float]:
         figures[f"{key}.lambada_openai"] = arm["tasks"]["lambada_openai"]
         if arm["tokens"]:
             figures[f"{key}.tokens"] = arm["tokens"]
+        for name in ("tasks_kept", "code_kl"):
+            if name in arm:
+                figures[f"{key}.{name}"] = arm[name]
     return figures
 
 

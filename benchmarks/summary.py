@@ -124,9 +124,11 @@ def _selection_table(figures: dict[str, float], group: str) -> str:
     columns = {
         "KL": ("kl", ".4f"),
         "top-1": ("top1", ".3f"),
+        "code, KL": ("code_kl", ".3f"),
         **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
         **{f"pass key {n}": (f"passkey_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
         "LAMBADA": ("lambada_openai", ".2f"),
+        "tasks kept": ("tasks_kept", ".3f"),
         "tokens": ("tokens", ",.0f"),
     }
     arms = [arm for arm in selection_arms() if arm["group"] == group]
