@@ -43,8 +43,9 @@ class DataConfig:
     self_start: str | None = field(
         default=None,
         metadata={
-            "help": "What each document of `self` begins after, and ends before where it is a special "
-            "token; default: the tokenizer's BOS token, or EOS where it has none."
+            "help": "What each document of `self` begins after; default: the tokenizer's BOS token, or EOS "
+            "where it has none. Documents end at EOS, or at the special token given here, if it is one "
+            "that stands between documents; at the latest after 640 tokens."
         },
     )
     validation: str | None = field(
