@@ -150,7 +150,9 @@ def prepare_run(
     config: Any = None,
     tokenizer: Any = None,
 ) -> PreparedRun:
-    """Check a recipe, claim its output folder and cut its text; no weights are loaded.
+    """Check a recipe, claim its output folder and cut its text, but for what the model is to write.
+
+    No weights are loaded.
 
     Args:
         recipe: checked by `load_recipe`.
