@@ -171,6 +171,27 @@ FIELDS = {
         "/no/such",
         "'/no/such', which matches nothing",
     ),
+    "text of its own to hold out": (
+        "data.validation",
+        "self",
+        "text that a model did not write, got 'self'",
+        "./self",
+    ),
+    "text of its own in a stage without an end": (
+        "stages.cpt",
+        {"window": 48, "data": {"train": "self"}},
+        "stages.cpt.sequences, for text that the model writes itself has no end",
+    ),
+    "nothing to hold out beside text of its own": (
+        "data",
+        {"train": "self"},
+        "data.validation beside data.train: self, got none",
+    ),
+    "text of its own to evaluate on": (
+        "evaluation",
+        {"texts": {"a": "self"}, "agreement_window": 48, "perplexity_windows": [48]},
+        "text that a model did not write, got 'self'",
+    ),
     "one text for both": ("data.validation", "TRAIN", "held-out text that is not trained on"),
     "too many windows": (
         "stages.cpt.sequences",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from linearard.data import BlockDataset, DataConfig, token_blocks, token_documents
-from linearard.data.cache import cached_array
+from linearard.data.cache import cached_array, cached_documents
 from linearard.data.streams import TokenStream
 from linearard.errors import DataError, RecipeError
 
@@ -202,6 +202,15 @@ def test_concurrent_builders(tmp_path):
     assert sorted(map(len, outputs)) == [1, 2]  # one of them built
     assert outputs[0][-1] == outputs[1][-1]
     assert np.array_equal(np.load(outputs[0][-1], mmap_mode="r"), np.arange(20).reshape(5, 4))
+
+
+def test_documents_are_written_once_and_as_they_are(tmp_path):
+    texts = ["one\ntwo", "\u00fcber\u2028", "\ud83d"]
+    path = cached_documents(tmp_path / "cache", "key", lambda: texts)
+    assert [json.loads(line)["text"] for line in path.read_bytes().splitlines()] == texts
+    before = path.stat().st_mtime_ns
+    assert cached_documents(tmp_path / "cache", "key", lambda: ["other"]) == path
+    assert path.stat().st_mtime_ns == before
 
 
 def test_unwritable_cache(blocks, books, tmp_path):

@@ -16,6 +16,8 @@ def test_every_field_is_described():
         {"train": ""},
         {"train": 3},
         {"train": "a", "validation": " "},
+        {"train": "a", "validation": "self"},
+        {"train": "self", "self_start": ""},
         {"train": "a", "validation_fraction": 1.0},
         {"train": "a", "recall_opening": 0.5},
         {"train": "a", "recall_opening": True},

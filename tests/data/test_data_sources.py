@@ -115,6 +115,16 @@ def test_overlap(books, monkeypatch, train, validation, shared):
         open_split(config, "train")
 
 
+def test_what_a_model_is_to_write_cannot_be_read(books, texts, monkeypatch):
+    """Beside it held-out text can; and a folder of that name is a folder."""
+    with pytest.raises(DataError, match="'self', which a run writes once it has the model"):
+        documents("self", validation_fraction=0.0)
+    assert documents("self", "validation", validation=str(books)) == texts
+    books.rename(books.parent / "self")
+    monkeypatch.chdir(books.parent)
+    assert documents("./self", validation_fraction=0.0) == texts
+
+
 def test_two_splits_of_one_hub_set_do_not_overlap():
     open_split(DataConfig("owner/name", validation="owner/name"), "train")
 

@@ -92,6 +92,15 @@ def test_counts_of_a_run(planned):
     assert part["memory"]["parts"]["earlier stages"] == 4 * trained
 
 
+def test_text_that_the_model_writes_is_counted_as_any_other(planned):
+    """Nothing is written for it: this model has no weights."""
+    plain = planned()
+    own = planned("--stages.cpt.parts.short.data", "{train: self}")
+    assert [stage["tokens"] for stage in own["stages"]] == [
+        stage["tokens"] for stage in plain["stages"]
+    ]
+
+
 def test_parts_add_up_to_the_peak(planned):
     plan = planned()
     for stage in plan["stages"]:

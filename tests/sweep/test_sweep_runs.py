@@ -21,6 +21,7 @@ from linearard.sweep import load_sweep
 from linearard.sweep.bench import Bench
 from linearard.sweep.folder import unfinished
 from linearard.sweep.workers import Crew, _one_gpu
+from linearard.train import own_text
 
 EVALUATION = {
     "perplexity_windows": [32, 96],
@@ -309,6 +310,30 @@ def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
             assert found["views"] == result(out, job.arm, job.seed)["views"]
     assert not multiprocessing.active_children()
     assert capfd.readouterr().err == ""  # the others end without a word
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_arms_share_what_the_original_has_written(workers, base, tmp_path, monkeypatch):
+    """A text for each seed, in one process and in two."""
+    calls, write = [], own_text.write_documents
+
+    def watched(*arguments, **options):
+        calls.append(arguments)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(own_text, "write_documents", watched)
+    cache = tmp_path / "cache"
+    data = {"data.cache_dir": str(cache), "stages.restoration.data": {"train": "self"}}
+    arms = {"linear": {}, "yarn": {"rope": YARN, "adapter.r": 2}}
+    path = write_sweep(tmp_path, base, arms=arms, set={**data, "stages.cpt": None})
+    assert sweep(path, "--quiet", "--workers", workers) == 0
+    texts = {file: file.stat().st_mtime_ns for file in cache.glob("self-*.jsonl")}
+    assert len(texts) == 2 and len(calls) == (2 if workers == "1" else 0)
+    assert len(states(tmp_path / "out")) == 4
+    calls.clear()
+    assert sweep(path, "--quiet", "--overwrite") == 0
+    assert not calls
+    assert texts == {file: file.stat().st_mtime_ns for file in cache.glob("self-*.jsonl")}
 
 
 def test_workers_read_no_tokenizer_again(base, base_folder, tmp_path):

@@ -1,12 +1,15 @@
-"""Arrays in one file: built once, by one process, complete or absent."""
+"""Arrays or documents in one file: built once, by one process, complete or absent."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +31,42 @@ def cached_array(folder: Path, key: str, build: Callable[[], Iterable[np.ndarray
     Raises:
         DataError: the folder cannot be written.
     """
+    return _once(folder, key, "-*.npy", lambda: _write_array(folder, key, build()))
+
+
+def cached_documents(folder: Path, key: str, build: Callable[[], Iterable[str]]) -> Path:
+    """The file `<key>.jsonl` in `folder`, a document a line under "text", built if it is not there.
+
+    Waiting, killed processes and errors: see `cached_array`.
+    """
+
+    def write() -> Path:
+        path = folder / f"{key}.jsonl"
+        with _partial_file(folder, key) as file:
+            for text in build():
+                file.write(json.dumps({"text": text}).encode() + b"\n")
+            file.close()
+            os.replace(file.name, path)
+        return path
+
+    return _once(folder, key, ".jsonl", write)
+
+
+def _once(folder: Path, key: str, ending: str, write: Callable[[], Path | None]) -> Path | None:
+    """The file of this key; written by the first process that asks, while others wait."""
     from filelock import FileLock
 
-    if found := _find(folder, key):
+    def find() -> Path | None:
+        return min(folder.glob(f"{key}{ending}"), default=None)
+
+    if found := find():
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
             for left in folder.glob(f"{key}.*.part"):  # by a process that was killed
                 left.unlink()
-            return _find(folder, key) or _write(folder, key, build())
+            return find() or write()
     except OSError as error:
         raise DataError(
             expected="a cache folder that can be written",
@@ -46,38 +75,39 @@ def cached_array(folder: Path, key: str, build: Callable[[], Iterable[np.ndarray
         ) from error
 
 
-def _find(folder: Path, key: str) -> Path | None:
-    return min(folder.glob(f"{key}-*.npy"), default=None)
-
-
-def _write(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path | None:
-    content = hashlib.sha256()
-    rows = 0
+@contextlib.contextmanager
+def _partial_file(folder: Path, key: str) -> Iterator[Any]:
+    """A new file that no reader takes for a whole one, removed unless it was renamed."""
     with tempfile.NamedTemporaryFile(
         dir=folder, prefix=f"{key}.", suffix=".part", delete=False
     ) as file:
         try:
-            for array in arrays:
-                if rows == 0:
-                    _write_header(file, array, rows)
-                data = np.ascontiguousarray(array).data
-                file.write(data)
-                content.update(data)
-                rows += len(array)
-            if rows == 0:
-                file.close()
+            yield file
+        finally:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(file.name)
-                return None
-            # A .npy header has room for the first axis to grow, so the number of rows, known only
-            # now, fits in the place of the first header.
-            file.seek(0)
-            _write_header(file, array, rows)
-            file.close()
-            path = folder / f"{key}-{content.hexdigest()[:32]}.npy"
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+
+
+def _write_array(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path | None:
+    content = hashlib.sha256()
+    rows = 0
+    with _partial_file(folder, key) as file:
+        for array in arrays:
+            if rows == 0:
+                _write_header(file, array, rows)
+            data = np.ascontiguousarray(array).data
+            file.write(data)
+            content.update(data)
+            rows += len(array)
+        if rows == 0:
+            return None
+        # A .npy header has room for the first axis to grow, so the number of rows, known only
+        # now, fits in the place of the first header.
+        file.seek(0)
+        _write_header(file, array, rows)
+        file.close()
+        path = folder / f"{key}-{content.hexdigest()[:32]}.npy"
+        os.replace(file.name, path)
     return path
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from linearard.errors import RecipeError
 
+#: The source that is written by the model itself.
+SELF = "self"
+
 
 def require(right: bool, name: str, expected: str, got: object, fix: str) -> None:
     """Raise RecipeError unless `right`."""
@@ -31,14 +34,24 @@ class DataConfig:
     train: str = field(
         metadata={
             "help": "Text to train on: a file, folder or glob of .txt, .md, .rst, .py, .jsonl, .jsonl.gz "
-            "or .parquet; `pydoc` for the documentation of the installed Python; or a data set of "
-            "the Hugging Face hub, `owner/name` or `owner/name:config_name`."
+            "or .parquet; `pydoc` for the documentation of the installed Python; `self` for text "
+            "that the original model writes itself, as much as `sequences` and `window` ask for, joined "
+            "as with `pack`; or a data set of the Hugging Face hub, `owner/name` or "
+            "`owner/name:config_name`."
+        },
+    )
+    self_start: str | None = field(
+        default=None,
+        metadata={
+            "help": "What each document of `self` begins after; default: the tokenizer's BOS token, or EOS "
+            "where it has none. Documents end at EOS, or at the special token given here, if it is one "
+            "that stands between documents; at the latest after 640 tokens."
         },
     )
     validation: str | None = field(
         default=None,
         metadata={
-            "help": "Held-out text, in the same forms. Without it, `validation_fraction` of the "
+            "help": "Held-out text, in the same forms but `self`. Without it, `validation_fraction` of the "
             "train documents, chosen by a hash of their content, is held out."
         },
     )
@@ -103,11 +116,14 @@ class DataConfig:
             value = getattr(self, name)
             right = isinstance(value, str) and bool(value.strip())
             require(right, name, "a non-empty string", value, f"Set `{name}`.")
-        for name in ("validation", "cache_dir"):
+        for name in ("validation", "cache_dir", "self_start"):
             value = getattr(self, name)
             right = value is None or (isinstance(value, str) and bool(value.strip()))
             fix = f"Set `{name}` or leave it out."
             require(right, name, "a non-empty string or absent", value, fix)
+        fix = f"Name other text, or ./{SELF} for a file or folder of that name."
+        right = self.validation != SELF
+        require(right, "validation", "text that a model did not write", self.validation, fix)
         for name in ("streaming", "pack"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, "true or false", value, "Write true or false.")

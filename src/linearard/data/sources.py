@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from linearard.data.config import DataConfig, require
+from linearard.data.config import SELF, DataConfig, require
 from linearard.data.documentation import documentation_identity, read_documentation
 from linearard.data.files import PLAIN, find_files, read_file
 from linearard.data.hub import read_hub
@@ -45,6 +45,8 @@ def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
     if spec == "pydoc":
         identity = ["pydoc", *documentation_identity()]
         return Source(spec, lambda: iter(read_documentation()), frozenset({"pydoc"}), identity)
+    if spec == SELF:
+        return Source(spec, _not_written, frozenset({SELF}), [SELF])
     if (files := find_files(spec)) is not None:
         return _local_source(spec, files, config.text_column)
     name, _, config_name = spec.partition(":")
@@ -66,6 +68,14 @@ def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
 
     identity = ["hub", name, config_name, hub_split]
     return Source(spec, read, frozenset({":".join(identity)}), identity, lazy=config.streaming)
+
+
+def _not_written() -> Iterator[str]:
+    raise DataError(
+        expected="text that is there",
+        got=f"{SELF!r}, which a run writes once it has the model",
+        fix=f"Train with a recipe, or name other text; ./{SELF} is a file or folder of that name.",
+    )
 
 
 def _local_source(spec: str, files: list, column: str) -> Source:

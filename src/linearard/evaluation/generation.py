@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from linearard.evaluation.batching import Track, batches
 from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.statistics import bootstrap_interval, mean
 from linearard.evaluation.windows import cut_windows
-from linearard.model import ChunkedCausalLM
+from linearard.model import ChunkedCausalLM, plain_generation
 
 NGRAM = 4  # tokens
 LOOP_PERIOD, LOOP_REPEATS, LOOP_TOKENS = 64, 3, 64
@@ -60,10 +59,8 @@ def generate(lm: ChunkedCausalLM, prompts: Tensor, tokens: int, *, track: Track 
         int64 [prompts, tokens] on the CPU.
     """
     count, length = prompts.shape
-    # A PeftModel's adapters are modules inside the model it wraps.
-    model = getattr(lm.model, "get_base_model", lambda: lm.model)()
     generated = []
-    with _bare_settings(model):
+    with plain_generation(lm.model) as model:
         for batch in track(batches(count, length + tokens, count)):
             ids = prompts[batch].to(lm.device)
             whole = model.generate(
@@ -132,16 +129,3 @@ def ends_in_loop(tokens: Sequence[int]) -> bool:
         if tail <= end and tokens[end - tail + period :] == tokens[end - tail : end - period]:
             return True
     return False
-
-
-@contextmanager
-def _bare_settings(model: Any) -> Iterator[None]:
-    """Without the generation settings that a model brings along."""
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own

@@ -11,6 +11,7 @@ from linearard.model.checkpoint import (
     write_json,
 )
 from linearard.model.fused import sharing_projections
+from linearard.model.generating import plain_generation
 from linearard.model.load import (
     ModelConfig,
     check_tokenizer,
@@ -36,6 +37,7 @@ __all__ = [
     "load_restored",
     "load_tokenizer",
     "load_weights",
+    "plain_generation",
     "read_metadata",
     "resolve_device",
     "resolve_dtype",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from linearard.data import DataConfig
+from linearard.data.config import SELF
 from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError
 from linearard.model import AdapterConfig, ModelConfig
@@ -138,6 +139,13 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
     sections = {
         name: build_section(kind, source.get(name) or {}, name) for name, kind in _SECTIONS.items()
     }
+    data = sections["data"]
+    if data.train == SELF and data.validation is None:
+        raise RecipeError(
+            expected=f"data.validation beside data.train: {SELF}",
+            got="none",
+            fix="Name held-out text: what the model writes is no measure of it.",
+        )
     for name in ("rope", "stages", "evaluation"):
         if not isinstance(source.get(name) or {}, dict):
             raise RecipeError(
@@ -146,8 +154,7 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
                 fix=f"Correct the section {name}.",
             )
     stages = {
-        name: _check_stage(name, values or {}, sections["data"])
-        for name, values in source["stages"].items()
+        name: _check_stage(name, values or {}, data) for name, values in source["stages"].items()
     }
     seed = _coerce(source.get("seed", 0), int, "seed")
     if not 0 <= seed <= _LARGEST_SEED:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from linearard.data import token_blocks
+from linearard.data import BlockDataset, token_blocks
+from linearard.data.config import SELF
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import (
     METADATA_FILE,
@@ -31,11 +32,16 @@ from linearard.model import (
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
 from linearard.train.folder import FINAL, RECIPE_FILE, claim_folder
+from linearard.train.own_text import OwnBlocks
 from linearard.train.recipe import Recipe, recipe_from_dict
 from linearard.train.stages import stage_arguments
 from linearard.train.windows import InterleavedParts, StageWindows
 
 _BETWEEN_PARTS = 100_003  # apart by more than the seeds of a sweep
+_SMALLER_STEPS = (
+    "Set gradient_checkpointing, or lower per_device_train_batch_size (and raise "
+    "gradient_accumulation_steps as much) or window."
+)
 
 
 @dataclass
@@ -62,6 +68,7 @@ class PreparedRun:
     Attributes:
         recipe, tokenizer: what it was made from.
         stages, blocks: arguments and text of each stage.
+        own: by stage, what of the text the model is still to write.
         claim: keeps other processes out of the output folder; use it as a context manager.
     """
 
@@ -69,6 +76,7 @@ class PreparedRun:
     tokenizer: Any
     stages: dict[str, RestorationConfig]
     blocks: dict[str, StageWindows | InterleavedParts]
+    own: dict[str, list[OwnBlocks]]
     claim: contextlib.ExitStack
 
     @property
@@ -78,7 +86,7 @@ class PreparedRun:
         return ["original", "stretched", *map(_after, earlier), "restored"]
 
     def train(self, restorable: RestorableModel | None = None) -> RunResult:
-        """Load the model, train every stage and write the final checkpoint.
+        """Load the model, let it write what it is to read, train every stage, write the checkpoint.
 
         Args:
             restorable: the model, freshly made as the recipe says, where a caller has it loaded.
@@ -97,6 +105,7 @@ class PreparedRun:
                 restorable = RestorableModel.load(
                     recipe.model, recipe.rope, recipe.adapter, tokenizer=self.tokenizer
                 )
+        self._write_own_text(restorable)
         histories: dict[str, list[dict[str, Any]]] = {}
         summaries: dict[str, dict[str, float]] = {}
         for name, stage in self.stages.items():
@@ -112,6 +121,15 @@ class PreparedRun:
             (final / METADATA_FILE).unlink(missing_ok=True)
             save_checkpoint(restorable, final, recipe=recipe.source)
         return RunResult(restorable, final, histories, summaries)
+
+    def _write_own_text(self, restorable: RestorableModel) -> None:
+        for name, own in self.own.items():
+            stage = self.stages[name]
+            with _enough_memory("the model to write text", "End what else is using the device."):
+                for blocks in own:
+                    blocks.write(restorable, progress=not stage.disable_tqdm)
+            if own:  # else it was done before there was a model
+                _check_resumable(stage, self.blocks[name])
 
 
 def run_recipe(
@@ -132,7 +150,9 @@ def prepare_run(
     config: Any = None,
     tokenizer: Any = None,
 ) -> PreparedRun:
-    """Check a recipe, claim its output folder and cut its text; no weights are loaded.
+    """Check a recipe, claim its output folder and cut its text, but for what the model is to write.
+
+    No weights are loaded.
 
     Args:
         recipe: checked by `load_recipe`.
@@ -159,13 +179,16 @@ def prepare_run(
             folder = Path(recipe.output_dir)
             claim = claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
     with claim:  # closed by whatever is refused here, handed on otherwise
-        blocks, before = {}, 0
+        blocks, own, before = {}, {}, 0
         bars = progress and is_main_process()
         for name, stage in stages.items():
-            blocks[name] = _stage_windows(recipe, stage, before, tokenizer, bars)
-            _check_resumable(stage, blocks[name])
-            before += len(stage.all_parts)
-        return PreparedRun(recipe, tokenizer, stages, blocks, claim.pop_all())
+            parts = _part_blocks(recipe, stage, before, tokenizer, bars)
+            blocks[name] = _stage_windows(stage, parts)
+            own[name] = [found for found in parts.values() if isinstance(found, OwnBlocks)]
+            if not own[name]:
+                _check_resumable(stage, blocks[name])
+            before += len(parts)
+        return PreparedRun(recipe, tokenizer, stages, blocks, own, claim.pop_all())
 
 
 def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Path, Recipe]:
@@ -213,35 +236,43 @@ def _after(stage: str) -> str:
 
 
 @contextlib.contextmanager
-def _enough_memory(purpose: str) -> Iterator[None]:
+def _enough_memory(purpose: str, fix: str = _SMALLER_STEPS) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             expected=f"enough memory for {purpose}",
             got=str(error).split(". ")[0],
-            fix="Set gradient_checkpointing, or lower per_device_train_batch_size (and raise "
-            "gradient_accumulation_steps as much) or window.",
+            fix=fix,
         ) from error
 
 
-def _stage_windows(
+def _part_blocks(
     recipe: Recipe, stage: RestorationConfig, before: int, tokenizer: Any, progress: bool
-) -> StageWindows | InterleavedParts:
-    """The windows of a stage with `before` parts in the stages before it."""
-    blocks = {}
+) -> dict[str, BlockDataset | OwnBlocks]:
+    """The windows of each part of a stage, with `before` parts in the stages before it."""
+    blocks: dict[str, BlockDataset | OwnBlocks] = {}
     for number, (name, part) in enumerate(stage.all_parts.items(), before):
         data = dataclasses.replace(recipe.data, **part.data)
         # Each part draws its own: two with one window would read the same text.
-        seed = data.seed + recipe.seed + _BETWEEN_PARTS * number
+        data.seed += recipe.seed + _BETWEEN_PARTS * number
+        if data.train == SELF:
+            blocks[name] = OwnBlocks(data, tokenizer, part.window, part.sequences)
+            continue
         blocks[name] = token_blocks(
-            dataclasses.replace(data, seed=seed),
+            data,
             tokenizer,
             part.window,
             split="train",
             count=part.sequences,
             progress=progress,
         )
+    return blocks
+
+
+def _stage_windows(
+    stage: RestorationConfig, blocks: dict[str, BlockDataset | OwnBlocks]
+) -> StageWindows | InterleavedParts:
     if not stage.parts:
         return StageWindows(blocks[""])
     sized = {name: (found, stage.parts[name].batch_size) for name, found in blocks.items()}

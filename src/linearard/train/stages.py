@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from linearard.data import DataConfig
+from linearard.data.config import SELF
 from linearard.errors import RecipeError, UserError
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.config import PartConfig, RestorationConfig
@@ -46,7 +47,7 @@ def stage_arguments(
             for part, config_of_part in stages[name].all_parts.items():
                 where = f"stages.{name}.parts.{part}" if part else f"stages.{name}"
                 _check_part(where, config_of_part, native, target, config.num_hidden_layers)
-                _check_recall(where, config_of_part, recipe.data)
+                _check_data(where, config_of_part, recipe.data)
                 if dtype == torch.float16 and config_of_part.objective.inputs == "teacher":
                     raise RecipeError(
                         expected=f"bfloat16 or float32 for {where}.objective.inputs: teacher",
@@ -79,12 +80,20 @@ def _check_part(where: str, part: PartConfig, native: int, target: int, num_laye
     objective.compared_layers(num_layers)
 
 
-def _check_recall(where: str, part: PartConfig, data: DataConfig) -> None:
-    if part.objective.recall_weight and not dataclasses.replace(data, **part.data).recall:
+def _check_data(where: str, part: PartConfig, data: DataConfig) -> None:
+    """Whether the text of a part has what its objective and its length ask for."""
+    data = dataclasses.replace(data, **part.data)
+    if part.objective.recall_weight and not data.recall:
         raise RecipeError(
             expected=f"repeated passages in the text of {where}, for objective.recall_weight",
             got="data.recall of 0",
             fix=f"Set {where}.data.recall, for instance to 0.1.",
+        )
+    if data.train == SELF and part.sequences is None:
+        raise RecipeError(
+            expected=f"{where}.sequences, for text that the model writes itself has no end",
+            got="null",
+            fix=f"Set {where}.sequences.",
         )
 
 

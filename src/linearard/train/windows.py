@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from linearard.data import BlockDataset
 from linearard.errors import DataError
+from linearard.train.own_text import OwnBlocks
 
 
 class StageWindows(Dataset):
@@ -22,7 +23,7 @@ class StageWindows(Dataset):
         blocks: the windows.
     """
 
-    def __init__(self, blocks: BlockDataset) -> None:
+    def __init__(self, blocks: BlockDataset | OwnBlocks) -> None:
         self._blocks = blocks
 
     def __len__(self) -> int:
@@ -59,7 +60,9 @@ class InterleavedParts(Dataset):
         DataError: a part has too few windows for one batch in every process.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[BlockDataset, int]], processes: int) -> None:
+    def __init__(
+        self, parts: Mapping[str, tuple[BlockDataset | OwnBlocks, int]], processes: int
+    ) -> None:
         self._parts, offset = dict(parts), 0
         self._offsets: dict[str, int] = {}
         turns: list[tuple[float, str, int]] = []

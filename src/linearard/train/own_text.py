@@ -1,0 +1,124 @@
+"""Windows of text that the original model writes: planned without weights, cut once there are some."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from linearard.data import BlockDataset, DataConfig, token_blocks
+from linearard.data.cache import cached_documents
+from linearard.data.tokens import beginning, tokenizer_hash
+from linearard.errors import DataError
+from linearard.model import RestorableModel
+from linearard.train.writing import Assignment, write_documents
+
+_FORMAT = 1  # raise it when the same model would write in another way
+
+
+class OwnBlocks(Dataset):
+    """Like a `BlockDataset` of the documents of `self`, which `write` must have been called for.
+
+    Every part of a run has documents of its own, as many as its windows hold: two parts with one
+    seed never read the same text.
+
+    Args:
+        data: how to write and cut; its seed is the part's.
+        tokenizer: the model's, a fast tokenizer of `transformers`.
+        window: tokens of a block.
+        count: how many blocks.
+
+    Raises:
+        DataError: the tokenizer lacks the tokens that documents stand between.
+    """
+
+    def __init__(self, data: DataConfig, tokenizer: Any, window: int, count: int) -> None:
+        self._data, self._window, self._count = data, window, count
+        start, end = _borders(data.self_start, tokenizer)
+        tokens = count * (window - len(beginning(tokenizer))) + 1
+        self._assignment = Assignment(start, end, tokens, data.seed)
+        self._blocks: BlockDataset | None = None
+
+    def write(self, restorable: RestorableModel, *, progress: bool) -> None:
+        """Let the original write the text, unless it is in the cache already, and cut it.
+
+        Of several processes that share the cache, one writes and the others wait.
+
+        Args:
+            restorable: the model; none of its views and random numbers change.
+            progress: show a bar.
+
+        Raises:
+            DataError: the model writes nothing, or the cache cannot be written.
+        """
+        path = self._written(restorable, progress)
+        data = dataclasses.replace(
+            self._data,
+            train=str(path),
+            text_column="text",
+            max_documents=None,  # a limit for other sources: here `count` is one
+            validation_fraction=0.0,  # nothing of this is held out
+            pack=True,  # documents are shorter than windows
+        )
+        tokenizer = restorable.tokenizer
+        options = {"split": "train", "count": self._count, "progress": progress}
+        self._blocks = token_blocks(data, tokenizer, self._window, **options)
+
+    def _written(self, restorable: RestorableModel, progress: bool) -> Path:
+        assignment = self._assignment
+        tables = restorable.rope.tables("native").items()
+        decides = [
+            _FORMAT,
+            restorable.fingerprint,
+            # of the model, but not in its fingerprint
+            str(restorable.model.dtype),
+            [[str(kind), t.inv_freq.tolist(), t.attention_scaling] for kind, t in tables],
+            tokenizer_hash(restorable.tokenizer),
+            dataclasses.astuple(assignment),
+            assignment.length(restorable),
+        ]
+        digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        return cached_documents(
+            self._data.cache_path,
+            f"self-{digest[:32]}",
+            lambda: write_documents(restorable, assignment, progress=progress),
+        )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._blocks[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """See `BlockDataset`."""
+        return self._blocks.fingerprint
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all blocks hold together."""
+        return self._count * self._window
+
+
+def _borders(start: str | None, tokenizer: Any) -> tuple[tuple[int, ...], int]:
+    """The ids that documents begin after, and the one that ends them."""
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if eos is None:
+        raise DataError(
+            expected="a tokenizer with an end-of-text token, for data.train: self",
+            got="none",
+            fix="Give the tokenizer an `eos_token`, or train on other text.",
+        )
+    if start is None:
+        return (eos if bos is None else bos,), eos
+    ids = tuple(tokenizer(start, add_special_tokens=False)["input_ids"])
+    added = tokenizer.added_tokens_decoder
+    # A model of conversations has the end of a turn as its EOS, and goes on after it.
+    separates = len(ids) == 1 and ids[0] != bos and ids[0] in added and added[ids[0]].special
+    return ids, ids[0] if separates else eos

@@ -1,0 +1,176 @@
+"""Documents that the original model writes: what it would say, drawn from what it thinks likely."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearard.data.tokens import encode_documents
+from linearard.errors import DataError
+from linearard.model import RestorableModel, plain_generation
+
+_LENGTH = 640  # tokens of a document that does not end by itself before
+_LARGEST_BATCH, _SMALLEST_BATCH = 2048, 8
+# Of all the memory and not of what is free: another batch is another text.
+_GPU_SHARE, _CPU_BYTES = 0.25, 2**30
+_LOGIT_BYTES = 16  # float32: logits, their copy, probabilities, and what is drawn from them
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What is to be written.
+
+    Attributes:
+        start: ids that every document begins after.
+        end: the id that ends a document; neither it nor `start` is part of one.
+        tokens: of all documents together, each with one more that will join it to the next.
+        seed: of the sampling.
+    """
+
+    start: tuple[int, ...]
+    end: int
+    tokens: int
+    seed: int
+
+    def length(self, restorable: RestorableModel) -> int:
+        """Most tokens of a document: with its start it fits the native window."""
+        return min(_LENGTH, restorable.rope.native_window - len(self.start))
+
+
+def write_documents(
+    restorable: RestorableModel, assignment: Assignment, *, progress: bool
+) -> list[str]:
+    """Sample documents from the original model at temperature 1, from all of its vocabulary.
+
+    Random numbers of the caller's are not touched, and nothing that was trained is used. On one
+    machine the same assignment gives the same documents.
+
+    Args:
+        restorable: the model, with its tokenizer.
+        assignment: how much, and between what.
+        progress: show a bar.
+
+    Returns:
+        As many documents as hold `assignment.tokens` when they are encoded again, none of them blank.
+
+    Raises:
+        DataError: the model ends every document at once.
+    """
+    from tqdm import tqdm
+
+    length, wanted = assignment.length(restorable), assignment.tokens
+    most = _largest_batch(restorable, length + len(assignment.start))
+    texts: list[str] = []
+    tried = found = 0
+    with (
+        tqdm(
+            desc="writing", total=wanted, unit="token", unit_scale=True, disable=not progress
+        ) as bar,
+        _writer(restorable, assignment.seed) as model,
+    ):
+        while found < wanted:
+            expected = found / tried if tried else length
+            count = max(math.ceil((wanted - found) / expected), _SMALLEST_BATCH)
+            rows = _sample(model, assignment, min(count, most), length, _Bar(bar))
+            new = [text for text in _decoded(restorable.tokenizer, rows) if text.strip()]
+            # Counted as they will be read: what was sampled is often not how its text is encoded.
+            encoded = encode_documents(restorable.tokenizer, new, progress=False, characters=None)
+            texts += new
+            found += sum(len(ids) + 1 for ids in encoded)
+            tried += len(rows)
+            bar.n = min(found, wanted)
+            bar.refresh()
+            if not found:
+                raise DataError(
+                    expected="a model that writes text of its own",
+                    got=f"{tried} documents without any, after the tokens {list(assignment.start)}",
+                    fix="Set data.self_start to what stands before documents in its training text.",
+                )
+    return texts
+
+
+class _Bar:
+    """Moves a bar with every token that `generate` adds; the interface is that of its streamers."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def put(self, ids: Tensor) -> None:
+        """One more token for every document, int64 `[batch]`."""
+        self._bar.update(min(ids.numel(), self._bar.total - self._bar.n))
+
+    def end(self) -> None:
+        """All documents have ended."""
+
+
+@contextlib.contextmanager
+def _writer(restorable: RestorableModel, seed: int) -> Iterator[Any]:
+    """The original model without dropout, with random numbers of its own."""
+    model, device = restorable.model, restorable.device
+    training, on_gpu = model.training, device.type == "cuda"
+    model.eval()
+    try:
+        with (
+            torch.random.fork_rng([device] if on_gpu else []),
+            restorable.view("original"),
+            plain_generation(model) as writer,
+        ):
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield writer
+    finally:
+        model.train(training)
+        if on_gpu:
+            torch.cuda.empty_cache()  # key-value caches of every length are of no use to training
+
+
+@torch.no_grad()
+def _sample(
+    model: Any, assignment: Assignment, count: int, length: int, streamer: _Bar
+) -> list[list[int]]:
+    """Ids of `count` documents of at most `length` tokens."""
+    start = torch.tensor([assignment.start] * count, device=model.device)
+    whole = model.generate(
+        input_ids=start,
+        attention_mask=torch.ones_like(start),
+        max_new_tokens=length,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        use_cache=True,
+        eos_token_id=assignment.end,
+        pad_token_id=assignment.end,
+        streamer=streamer,
+    )
+    rows = whole[:, start.shape[1] :].tolist()
+    return [row[: row.index(assignment.end)] if assignment.end in row else row for row in rows]
+
+
+def _decoded(tokenizer: Any, rows: list[list[int]]) -> list[str]:
+    """The texts, special tokens within them (those of a chat, for instance) as they are written."""
+    return tokenizer.batch_decode(
+        rows, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+
+
+def _largest_batch(restorable: RestorableModel, length: int) -> int:
+    """Documents of this many tokens whose key-value cache and logits have room."""
+    config, device = restorable.config, restorable.device
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    element = restorable.model.get_input_embeddings().weight.element_size()
+    cache = 2 * config.num_hidden_layers * heads * width * element * length
+    room = _CPU_BYTES
+    if device.type == "cuda":
+        room = int(_GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    fits = room // (cache + _LOGIT_BYTES * config.vocab_size)
+    return min(max(fits, 1), _LARGEST_BATCH)
