@@ -87,19 +87,19 @@ class Emulated:
         )
         assert wrong == b"", wrong.decode()
 
-    def forward(self, pairs, scale, seed=0):
+    def forward(self, pairs, scale, seed=0, visible=CAUSAL):
         """KL of each of ``pairs`` (teacher, student), and the statistics."""
         self.seed = seed
         with _poisoned():
-            rows, (stats,) = hopper.Kernels(True).forward(_relations(pairs), CAUSAL, scale)
+            rows, (stats,) = hopper.Kernels(True).forward(_relations(pairs), visible, scale)
         return rows, stats
 
-    def backward(self, pairs, stats, grads, scale, ordered, seed=0, resident=3):
+    def backward(self, pairs, stats, grads, scale, ordered, seed=0, resident=3, visible=CAUSAL):
         """Gradients of the students; None where ``grads`` has None."""
         self.seed, self.resident = seed, resident
         with _poisoned():
             gradients = hopper.Kernels(ordered).backward(
-                grads, [stats], _relations(pairs), CAUSAL, scale, [(True, False)] * len(pairs)
+                grads, [stats], _relations(pairs), visible, scale, [(True, False)] * len(pairs)
             )
         return [x for x, _ in gradients]
 
@@ -119,11 +119,22 @@ def _relations(pairs):
     return [Relation(teacher, None, student, None) for teacher, student in pairs]
 
 
-def reference(teacher, student, grad, scale):
+def hidden_from(tokens, visible):
+    """Bool [row, column] of a causal relation."""
+    at = np.arange(tokens)
+    hidden = at > at[:, None]
+    if visible.window is not None:
+        hidden |= at <= at[:, None] - visible.window
+    if visible.cu_seqlens is not None:
+        document = np.searchsorted(visible.cu_seqlens.numpy(), at, "right")
+        hidden |= document != document[:, None]
+    return hidden
+
+
+def reference(teacher, student, grad, scale, visible=CAUSAL):
     """Float64: KL, logsumexps, gradient."""
     t, s = (x.double().numpy() for x in (teacher, student))
-    n = t.shape[2]
-    hidden = np.triu(np.ones((n, n), bool), 1)
+    hidden = hidden_from(t.shape[2], visible)
 
     def log_p(x):
         scores = np.where(hidden, -np.inf, x @ x.swapaxes(-1, -2) * scale)

@@ -11,6 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated
 
+from linearard.ops.relation_kl.visibility import Visibility
+
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 LN2 = 0.6931471805599453
 
@@ -40,7 +42,13 @@ def draw(shape, seed=0, amplitude=1.0, kind="near"):
     return teacher.bfloat16(), student.bfloat16(), upstream
 
 
-CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered
+def limits(window=None, documents=None):
+    """Causal, and a window or documents of such lengths."""
+    edges = documents and torch.tensor([0, *documents]).cumsum(0, dtype=torch.int32)
+    return Visibility(causal=True, window=window, cu_seqlens=edges)
+
+
+CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered, limits
     (1, 1, 1, 64, "near", 1.0, True),
     (1, 3, 2, 64, "near", 1.0, False),
     (2, 1, 41, 128, "near", 1.0, False),
@@ -53,29 +61,45 @@ CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered
     (1, 2, 300, 128, "rising", 1.0, True),
     (1, 2, 300, 64, "leap", 1.0, False),
     (1, 1, 500, 128, "leap", 1.0, True),
+    (1, 2, 150, 64, "near", 1.0, True, limits(1)),
+    (1, 1, 401, 64, "near", 1.0, False, limits(2)),
+    (2, 1, 520, 64, "far", 1.0, True, limits(64)),
+    (1, 1, 700, 128, "near", 1.0, True, limits(65)),
+    (1, 1, 700, 64, "rising", 1.0, False, limits(150)),
+    (1, 1, 1000, 64, "leap", 1.0, True, limits(257)),
+    (1, 2, 401, 64, "near", 40.0, True, limits(400)),
+    (1, 2, 530, 64, "leap", 1.0, True, limits(None, (3, 1, 300, 0, 1, 200, 25))),
+    (1, 1, 700, 128, "near", 1.0, False, limits(100, (650, 50))),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(gpu, case):
-    batch, heads, tokens, dim, kind, amplitude, ordered = case
+    batch, heads, tokens, dim, kind, amplitude, ordered, *limit = case
+    visible = limit[0] if limit else emulated.CAUSAL
     seed = tokens + dim
     teacher, student, upstream = draw((batch, heads, tokens, dim), seed, amplitude, kind)
     scale = dim**-0.5
-    (kl,), stats = gpu.forward([(teacher, student)], scale, seed)
-    (gradient,) = gpu.backward([(teacher, student)], stats, [upstream], scale, ordered, seed)
-    want, lse_t, lse_s, want_gradient = emulated.reference(teacher, student, upstream, scale)
+    pairs = [(teacher, student)]
+    (kl,), stats = gpu.forward(pairs, scale, seed, visible)
+    (gradient,) = gpu.backward(pairs, stats, [upstream], scale, ordered, seed, visible=visible)
+    want, lse_t, lse_s, want_gradient = emulated.reference(
+        teacher, student, upstream, scale, visible
+    )
 
     largest = max(np.abs(lse_t).max(), np.abs(lse_s).max(), 1.0)
     budget = 4 * np.finfo(np.float32).eps * largest  # a rounding of the exponents
     np.testing.assert_allclose(kl.numpy(), want, rtol=2e-5, atol=budget)
-    assert (kl[..., 0] == 0).all()
-    offset_t, offset_s, ratio, inverse = stats.double().view(4, batch, heads, tokens)[..., 1:]
+    stats = stats.view(4, batch, heads, tokens)
+    alone = torch.from_numpy((~emulated.hidden_from(tokens, visible)).sum(1) == 1)
+    assert (kl[..., alone] == 0).all() and (stats[:2, ..., alone] == -torch.inf).all()
+    if alone.all():
+        assert (gradient == 0).all()
+    offset_t, offset_s, ratio, inverse = stats.double()[..., ~alone]
     got_s = -offset_s * LN2 - inverse.log()
     got_t = -offset_t * LN2 - inverse.log() - ratio.log()
-    np.testing.assert_allclose(got_s.numpy(), lse_s[..., 1:], rtol=0, atol=budget)
-    np.testing.assert_allclose(got_t.numpy(), lse_t[..., 1:], rtol=0, atol=budget)
-    assert (stats.view(4, batch, heads, tokens)[:2, ..., 0] == -torch.inf).all()
+    np.testing.assert_allclose(got_s.numpy(), lse_s[..., ~alone.numpy()], rtol=0, atol=budget)
+    np.testing.assert_allclose(got_t.numpy(), lse_t[..., ~alone.numpy()], rtol=0, atol=budget)
     error = np.linalg.norm(gradient.double().numpy() - want_gradient)
     # weights and result are rounded to bfloat16; where all probability is one column's, to nothing
     assert error <= 4e-3 * np.linalg.norm(want_gradient) + 1e-5 * largest
@@ -124,15 +148,30 @@ def test_relations_together_are_those_apart(gpu, monkeypatch, unused):
         assert gradients[i] is None if i == unused else torch.equal(gradients[i], gradient)
 
 
-def test_ordered_adds_do_not_depend_on_who_is_first(gpu):
+@pytest.mark.parametrize("visible", [emulated.CAUSAL, limits(200)], ids=["causal", "window"])
+def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible):
     teacher, student, upstream = draw((1, 1, 520, 64), 6)
     pairs = [(teacher, student)]
-    _, stats = gpu.forward(pairs, 0.125)
+    _, stats = gpu.forward(pairs, 0.125, 0, visible)
     runs = []
     for seed, resident in ((1, 5), (2, 3), (3, 1)):
-        gpu.backward(pairs, stats, [upstream], 0.125, True, seed, resident)
+        gpu.backward(pairs, stats, [upstream], 0.125, True, seed, resident, visible)
         runs.append(gpu.sums)
     assert all(np.array_equal(run, runs[0]) for run in runs)
+
+
+def test_tiles_out_of_sight_are_not_read(gpu):
+    """NaN in them would show."""
+    visible = limits(100, (250, 390))
+    pair = draw((1, 1, 640, 64), 7)[:2]
+    for x in pair:
+        x[:, :, :128] = torch.nan
+    upstream = torch.ones(1, 1, 640)
+    for ordered in (True, False):
+        (kl,), stats = gpu.forward([pair], 0.125, 0, visible)
+        (gradient,) = gpu.backward([pair], stats, [upstream], 0.125, ordered, visible=visible)
+        assert kl[..., 384:].isfinite().all() and gradient[:, :, 384:].isfinite().all()
+        assert kl[..., :128].isnan().any()
 
 
 @pytest.mark.parametrize("dim", [64, 128])
@@ -169,6 +208,13 @@ DEFECTS = {
     ),
     "the wrong swizzle of W": ("backward.cu", "(k % 4 << 5)", "(k % 4 << 4)"),
     "no adds in order": ("backward.cu", "while (load_acquire(turn) != n) {", "while (false) {"),
+    "a window one too wide": ("arguments.h", "row + 1 - window", "row - window"),
+    "no mask at the low edge": ("backward.cu", "if (n == 0 || n > whole)", "if (n == 0)"),
+    "tiles before the window left in the ring": (
+        "forward.cu",
+        "    skip(diagonal - before - lowest);\n\n",
+        "\n",
+    ),
     "sums that are lost": ("forward.cu", "ALL_BUT_IDLE, rows.lost())", "ALL_BUT_IDLE, false)"),
 }
 
@@ -182,13 +228,15 @@ def test_defects_are_seen(name, tmp_path, monkeypatch):
 def seen(name, folder, monkeypatch):
     gpu = emulated.Emulated(emulated.build(folder, DEFECTS[name]), monkeypatch)
     runs = []
-    for seed, kind in enumerate(("near", "leap", "near", "near")):
+    narrow = limits(150)
+    kinds = [("near", emulated.CAUSAL), ("leap", narrow), ("near", emulated.CAUSAL)]
+    for seed, (kind, visible) in enumerate([*kinds, ("near", emulated.CAUSAL), ("near", narrow)]):
         teacher, student, upstream = draw((1, 1, 520, 64), 8, kind=kind)
         pairs = [(teacher, student)]
-        want, *_, want_gradient = emulated.reference(teacher, student, upstream, 0.125)
+        want, *_, want_gradient = emulated.reference(teacher, student, upstream, 0.125, visible)
         try:
-            (kl,), stats = gpu.forward(pairs, 0.125, seed)
-            (gradient,) = gpu.backward(pairs, stats, [upstream], 0.125, True, seed, 5)
+            (kl,), stats = gpu.forward(pairs, 0.125, seed, visible)
+            (gradient,) = gpu.backward(pairs, stats, [upstream], 0.125, True, seed, 5, visible)
         except AssertionError as error:
             return str(error)
         error = np.linalg.norm(gradient.double().numpy() - want_gradient)
@@ -196,7 +244,7 @@ def seen(name, folder, monkeypatch):
             return f"gradient off by {error:.1e}"
         if not np.abs(kl.numpy() - want).max() < 1e-5 * max(1, np.abs(want).max()):
             return "values off"
-        if kind == "near":
+        if visible is emulated.CAUSAL:
             runs.append(gpu.sums)
     return "" if all(np.array_equal(runs[0], x) for x in runs) else "runs differ"
 

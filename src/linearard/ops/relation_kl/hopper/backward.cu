@@ -1,11 +1,12 @@
 // Backward at four products a pair: scores of both models, and the weights' row and column parts.
 //
-// A block owns 128 rows i and walks over the tiles of columns j <= i. Its rows' statistics stay in
-// registers, W = g (P_s - P_t) [64 rows of a warpgroup, 128] is in registers what the row part
-// dX_i += W X_j needs as left operand, and goes to shared memory once, as the transposed left operand
-// of the column part dX_j = W^T X_i, [128, D] of which each warpgroup makes 64 rows of both groups'
-// W. That part is added in float32 to global memory. It is made one tile late: a group then never
-// waits for the other's W, and the two can take turns at the tensor cores half a tile apart.
+// A block owns 128 rows i and walks down from the diagonal over the tiles of columns j that they see.
+// Its rows' statistics stay in registers, W = g (P_s - P_t) [64 rows of a warpgroup, 128] is in
+// registers what the row part dX_i += W X_j needs as left operand, and goes to shared memory once, as
+// the transposed left operand of the column part dX_j = W^T X_i, [128, D] of which each warpgroup
+// makes 64 rows of both groups' W. That part is added in float32 to global memory. It is made one
+// tile late: a group then never waits for the other's W, and the two can take turns at the tensor
+// cores half a tile apart.
 //
 // What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
@@ -69,8 +70,8 @@ struct Order {
         mbarrier_init(may_add, 1);
         mbarrier_init(added, 4);
     }
-    DEVICE void keep(u32* turns_made, Place place, int blocks, int group) {
-        for (int n = 0; n <= place.block; n++) {
+    DEVICE void keep(u32* turns_made, Place place, int blocks, int group, int before) {
+        for (int n = 0; n <= before; n++) {
             u32* turn = turns_made + ((u64)place.head * blocks + place.block - n) * 2 + group;
             while (load_acquire(turn) != n) {
             }
@@ -89,16 +90,19 @@ struct Order {
 
 template <int D, bool ORDERED>
 DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u32 barriers, int group,
-                               Place place, const BackwardArguments& given) {
-    int tokens = given.tokens;
+                               int before, Place place, const BackwardArguments& given) {
+    int tokens = given.seen.tokens;
     u64 length = given.length;
     float c = given.c;
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 64 * group + 16 * warp + lane / 4;
-    int blocks = (tokens + BLOCK - 1) / BLOCK;
+    int blocks = ceiling(tokens, BLOCK);
     u32 own_t = own + 64 * group * 128, own_s = own_t + TILE<D, BLOCK>;
     u32 weights = own + BackwardShape<D>::WEIGHTS;
     u32 written = barriers, spent = barriers + 16;  // W of even and odd tiles
+    // the last of the tiles before the diagonal's of which all rows see all
+    int last_row = place.block * BLOCK + 64 * group + 63;
+    int whole = uniform(place.block - ceiling(given.seen.first(last_row), BLOCK));
 
     float offset_t[2], offset_s[2], ratio[2], g[2];
     UNROLL for (int h = 0; h < 2; h++) {
@@ -141,7 +145,7 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
         if (ORDERED) order.made();
     };
 
-    for (int n = 0; n <= place.block; n++) {
+    for (int n = 0; n <= before; n++) {
         int odd = n % 2;
         u32 tile_t = ring.arrived(), done_t = ring.done();
         ring.next();
@@ -171,10 +175,15 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
             float e_s = exp2_fast(fma_once(raw_s[i], c, offset_s[half(i)]));
             raw_s[i] = fma_once(raw_t[i], ratio[half(i)], e_s) * g[half(i)];
         }
-        if (n == 0) {
-            int last = row - lane % 4 * 2;
+        if (n == 0 || n > whole) {
+            int tile = (place.block - n) * BLOCK + lane % 4 * 2, begin[2], last[2];
+            UNROLL for (int h = 0; h < 2; h++) {
+                int token = place.block * BLOCK + row + 8 * h;
+                begin[h] = given.seen.first(token) - tile;
+                last[h] = token - tile;
+            }
             UNROLL for (int i = 0; i < 64; i++) {
-                if (column(i) > last + 8 * half(i)) raw_s[i] = 0;
+                if (column(i) < begin[half(i)] || column(i) > last[half(i)]) raw_s[i] = 0;
             }
         }
         UNROLL for (int i = 0; i < 32; i++) w[i] = pack(raw_s[2 * i], raw_s[2 * i + 1]);
@@ -198,22 +207,22 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
             wgmma_wait<1>();
             if (lane == 0) mbarrier_arrive(done_s);
             wgmma_wait<0>();
-            if (group == 0 || n < place.block) turns.pass();
+            if (group == 0 || n < before) turns.pass();
             pin(columns_part);
             if (lane == 0) mbarrier_arrive(spent + 8 * (1 - odd));
             pin(rows_part);
             add_columns(n - 1);
         } else {
-            if (group == 0 || n < place.block) turns.pass();
+            if (group == 0 || n < before) turns.pass();
             wgmma_wait<0>();
             pin(rows_part);
             if (lane == 0) mbarrier_arrive(done_s);
         }
     }
-    column_product(place.block);
+    column_product(before);
     wgmma_wait<0>();
     pin(columns_part);
-    add_columns(place.block);
+    add_columns(before);
 
     if (ORDERED)
         store_fragment<D>(given.own_sums + fragment<D>(place, blocks, place.block, group), rows_part);
@@ -227,12 +236,14 @@ DEVICE void backward(const BackwardArguments& given) {
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
     typename Shape::Tiles ring(own + 2 * TILE<D, BLOCK>, own_full + 8);
     u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
-    int blocks = (given.tokens + BLOCK - 1) / BLOCK;
+    int blocks = ceiling(given.seen.tokens, BLOCK);
     Place place(blocks, given.all_heads, given.together);
     if (ORDERED) {  // a block waits for the one before it, which must have been started
         place.head = block_index() / blocks;
         place.block = block_index() % blocks;
     }
+    // tiles before the diagonal's of which a row sees something
+    int before = uniform(place.block - given.seen.first(place.block * BLOCK) / BLOCK);
     int group = uniform(thread_index() / 128);
     if (thread_index() == 0) {
         mbarrier_init(own_full, 1);
@@ -249,13 +260,13 @@ DEVICE void backward(const BackwardArguments& given) {
         if (warp == 0) {
             Source source(given.relations, given.from_head + place.head);
             produce_own<D, BLOCK>(own, own_full, source, place.block);
-            produce(ring, source, place.block + 1);
+            produce(ring, source, place.block - before, place.block + 1);
         } else if (ORDERED && warp <= 2) {
-            Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1);
+            Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1, before);
         }
     } else {
         registers_up<240>();
-        gradients_of_group<D, ORDERED>(ring, own, barriers, group, place, given);
+        gradients_of_group<D, ORDERED>(ring, own, barriers, group, before, place, given);
     }
 }
 
@@ -278,7 +289,7 @@ DEVICE void transpose(u32 (&x)[4]) {
 // out = scale (sums + own_sums); one warpgroup's 64 rows a block
 template <int D>
 DEVICE void finish(const FinishArguments& given) {
-    int tokens = given.tokens, blocks = (tokens + BLOCK - 1) / BLOCK;
+    int tokens = given.tokens, blocks = ceiling(tokens, BLOCK);
     int lane = thread_index() % 32, warp = thread_index() / 32;
     int head = block_index() / (2 * blocks), part = block_index() % (2 * blocks);
     int token = part * 64 + 16 * warp + lane / 4;

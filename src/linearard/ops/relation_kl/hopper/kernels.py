@@ -29,8 +29,9 @@ _ABSENT = 2**31 - 1  # the first head of a relation that is not there
 
 # the structs of arguments.h, whose sizes are multiples of 64 where they hold tensor maps
 _RELATIONS = f"{2 * _MOST * 128}s {_MOST}i {_MOST}i 40x"
-_FORWARD = struct.Struct(f"{_RELATIONS} 2Q Q 3i f 24x")
-_BACKWARD = struct.Struct(f"{_RELATIONS} 5Q Q 4i f 60x")
+_SEEN = "Q 2i"
+_FORWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 2Q Q 2i f 12x")
+_BACKWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 5Q Q 3i f 48x")
 _FINISH = struct.Struct("3Q i f")
 
 
@@ -45,8 +46,10 @@ def unsupported(relations: Sequence[Relation], visible: Visibility) -> str | Non
         return f"head_dim {like.shape[-1]}"
     if relations[0].k_s is not None:
         return "keys that are not the queries"
-    if not visible.causal or visible.banded or visible.valid is not None:
-        return "rows that see other columns than causality leaves"
+    if not visible.causal:
+        return "rows that see the tokens after them"
+    if visible.valid is not None:
+        return "invalid tokens"
     if nvrtc() is None:
         return "no NVRTC library (it comes with torch: nvidia-cuda-nvrtc)"
     return None
@@ -70,11 +73,11 @@ class Kernels(NamedTuple):
         heads = [r.q_s.shape[0] * r.q_s.shape[1] for r in relations]
         kl = torch.empty(sum(heads), tokens, dtype=torch.float32, device=like.device)
         stats = kl.new_empty(4, *kl.shape)
-        read = _readable(relations)
+        read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
         with _on(like.device):
             given = _FORWARD.pack(
-                *_described(read), kl.data_ptr(), stats.data_ptr(), kl.numel(),
-                tokens, len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
+                *_described(read), *seen.packed, kl.data_ptr(), stats.data_ptr(), kl.numel(),
+                len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
             )  # fmt: skip
             driver.launch(
                 "forward.cu", f"forward_{head_dim}", len(kl) * _blocks("forward", tokens),
@@ -104,14 +107,19 @@ class Kernels(NamedTuple):
             stats = torch.cat([parts[i] for i in asked], 1)
         rows = [grads[i].reshape(heads[i], -1) for i in asked]
         grad = torch.cat(rows) if len(rows) > 1 else rows[0].contiguous()
-        gradients = self._gradients([relations[i] for i in asked], stats, grad, scale)
+        gradients = self._gradients([relations[i] for i in asked], stats, grad, visible, scale)
         parts = gradients.split([heads[i] for i in asked])
         for i, part in zip(asked, parts, strict=True):
             result[i] = (part.view(relations[i].q_s.shape), None)
         return result
 
     def _gradients(
-        self, relations: list[Relation], stats: Tensor, grad: Tensor, scale: float
+        self,
+        relations: list[Relation],
+        stats: Tensor,
+        grad: Tensor,
+        visible: Visibility,
+        scale: float,
     ) -> Tensor:
         """[sum of B * H, N, D]; as many heads at a time as the workspace holds."""
         like = relations[0].q_s
@@ -127,15 +135,15 @@ class Kernels(NamedTuple):
             2 * most * blocks * self.deterministic, dtype=torch.int32, device=grad.device
         )
         name = f"backward_{'ordered_' * self.deterministic}{head_dim}"
-        read = _readable(relations)
-        described, behind = _described(read), 4 * tokens
+        read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
+        described, behind = (*_described(read), *seen.packed), 4 * tokens
         with _on(like.device):
             for first in range(0, len(out), most):
                 count = min(most, len(out) - first)
                 (turns if self.deterministic else sums[0, :count]).zero_()
                 given = _BACKWARD.pack(
                     *described, stats.data_ptr() + first * behind, grad.data_ptr() + first * behind,
-                    sums.data_ptr(), own, turns.data_ptr(), grad.numel(), tokens, count,
+                    sums.data_ptr(), own, turns.data_ptr(), grad.numel(), count,
                     _together(count, tokens, head_dim * 8), first, scale * _LOG2_E,
                 )  # fmt: skip
                 driver.launch(
@@ -150,6 +158,25 @@ class Kernels(NamedTuple):
                     0, given, like.device.index,
                 )  # fmt: skip
         return out
+
+
+class _Seen(NamedTuple):
+    """``Seen`` of arguments.h; keeps ``starts`` while it is needed."""
+
+    starts: Tensor | None
+    window: int
+    tokens: int
+
+    @staticmethod
+    def of(visible: Visibility, tokens: int, device: torch.device) -> _Seen:
+        """Spans only where documents ask for them: a window is counted on the device."""
+        packed = visible.cu_seqlens is not None
+        starts = visible.spans(tokens, device)[0] if packed else None
+        return _Seen(starts, visible.window or tokens, tokens)
+
+    @property
+    def packed(self) -> tuple[int, int, int]:
+        return 0 if self.starts is None else self.starts.data_ptr(), self.window, self.tokens
 
 
 def shared_bytes(kind: str, head_dim: int) -> int:

@@ -7,6 +7,7 @@
 #include <arguments.h>
 
 constexpr int TOKENS = 64;  // of a box of the copy engine; rows of a warpgroup
+DEVICE constexpr int ceiling(int x, int by) { return (x + by - 1) / by; }
 constexpr int SPARE = 192;  // bytes from the first mbarrier to 4 bytes beyond all of them
 
 DEVICE constexpr int panel(int count) { return count * 128; }  // bytes
@@ -101,15 +102,15 @@ DEVICE void produce_own(u32 own, u32 own_full, const Source& source, int block) 
     source.load<D, OWN>(own + TILE<D, OWN>, source.student, own_full, block * OWN);
 }
 
-// The last tile, ... the first, of `tiles`.
+// The tiles before `end`, down to `low`.
 template <int D, int COUNT, int SLOTS, int READERS>
-DEVICE void produce(Ring<D, COUNT, SLOTS, READERS>& ring, const Source& source, int tiles) {
-    for (int n = 0; n < 2 * tiles; n++) {
+DEVICE void produce(Ring<D, COUNT, SLOTS, READERS>& ring, const Source& source, int low, int end) {
+    for (int n = 0; n < 2 * (end - low); n++) {
         mbarrier_wait(ring.empty + 8 * ring.slot, ring.phase ^ 1);
         u32 full = ring.full + 8 * ring.slot;
         mbarrier_expect(full, TILE<D, COUNT>);
         source.load<D, COUNT>(ring.tile(), n % 2 ? source.student : source.teacher, full,
-                              (tiles - 1 - n / 2) * COUNT);
+                              (end - 1 - n / 2) * COUNT);
         ring.next();
     }
 }
