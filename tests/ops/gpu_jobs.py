@@ -48,6 +48,7 @@ def hopper_calls(index: int) -> int:
     rng = random.Random(1000 + index)
     for i in range(HOPPER_CALLS // HOPPER_JOBS):
         tokens = rng.choice([1, 2, 127, 128, 129, 255, 257, rng.randint(1, 1500)])
+        heads = rng.choice([1, 2, 3, 6, 9])
         window = documents = None
         if rng.random() < 0.4:
             window = rng.choice([1, 2, 63, 64, 65, 128, 129, rng.randint(1, tokens)])
@@ -56,7 +57,8 @@ def hopper_calls(index: int) -> int:
         case = Case(
             tokens,
             (64, 128)[i % 2],
-            heads=rng.choice([1, 2, 3, 5, 9]),
+            heads=heads,
+            kv_heads=rng.choice([None] + [n for n in range(1, heads + 1) if heads % n == 0]),
             batch=1 if documents is not None else rng.choice([1, 2, 3]),
             window=window,
             documents=documents,
@@ -81,6 +83,7 @@ def larger_calls():
         check(Case(2048, 64, heads=3, window=500), kernels, torch.bfloat16, "cuda", 5)
         documents = (700, 0, 1, 300, 1047)
         check(Case(2048, 64, heads=3, documents=documents), kernels, torch.bfloat16, "cuda", 5)
+        check(Case(1271, 128, heads=6, kv_heads=2), kernels, torch.bfloat16, "cuda", 5)
 
 
 def identical_models():
@@ -96,8 +99,8 @@ def identical_models():
             check_identical(case, "triton", torch.bfloat16, "cuda")
     for kernels in FUSED:
         for head_dim, amplitude in ((64, 40.0), (128, 0.01)):
-            for window in (None, 1, 100):
-                case = Case(333, head_dim, amplitude=amplitude, window=window)
+            for window, kv_heads in ((None, None), (None, 1), (1, 2), (100, None)):
+                case = Case(333, head_dim, kv_heads=kv_heads, amplitude=amplitude, window=window)
                 check_identical(case, kernels, torch.bfloat16, "cuda")
 
 

@@ -105,6 +105,71 @@ def test_agrees_with_float64(gpu, case):
     assert error <= 4e-3 * np.linalg.norm(want_gradient) + 1e-5 * largest
 
 
+ATTENTION = [  # batch, heads, key heads, tokens, head_dim, kind, amplitude, ordered, limits
+    (1, 2, 2, 1, 64, "near", 1.0, True, emulated.CAUSAL),
+    (2, 6, 2, 129, 64, "near", 1.0, True, emulated.CAUSAL),
+    (1, 3, 1, 300, 64, "far", 1.0, False, emulated.CAUSAL),
+    (1, 2, 2, 401, 128, "near", 2.0, True, emulated.CAUSAL),
+    (2, 2, 1, 257, 128, "leap", 1.0, False, emulated.CAUSAL),
+    (1, 4, 2, 520, 64, "rising", 1.0, True, limits(150)),
+    (1, 2, 1, 200, 64, "near", 40.0, False, limits(1)),
+    (1, 3, 1, 300, 64, "near", 1.0, True, limits(70, (100, 1, 199))),
+]
+
+
+def draw_attention(batch, heads, key_heads, tokens, dim, seed=0, amplitude=1.0, kind="near"):
+    """(q_t, k_t, q_s, k_s) and the upstream gradient."""
+    q_t, q_s, upstream = draw((batch, heads, tokens, dim), seed, amplitude, kind)
+    k_t, k_s, _ = draw((batch, key_heads, tokens, dim), seed + 1, amplitude, kind)
+    return (q_t, k_t, q_s, k_s), upstream
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_attention_agrees_with_float64(gpu, case):
+    *sizes, kind, amplitude, ordered, visible = case
+    operands, upstream = draw_attention(*sizes, sizes[3], amplitude, kind)
+    scale = sizes[4] ** -0.5
+    (kl,), stats = gpu.forward([operands], scale, 1, visible)
+    (gradients,) = gpu.backward([operands], stats, [upstream], scale, ordered, 2, visible=visible)
+    want, lse_t, lse_s, *wanted = emulated.attention_reference(operands, upstream, scale, visible)
+
+    largest = max(np.abs(lse_t).max(), np.abs(lse_s).max(), 1.0)
+    budget = 4 * np.finfo(np.float32).eps * largest  # a rounding of the exponents
+    np.testing.assert_allclose(kl.numpy(), want, rtol=2e-5, atol=budget)
+    alone = (~emulated.hidden_from(sizes[3], visible)).sum(1) == 1
+    assert (kl[..., alone] == 0).all() and (gradients[0][:, :, alone] == 0).all()
+    for gradient, expected in zip(gradients, wanted, strict=True):
+        error = np.linalg.norm(gradient.double().numpy() - expected)
+        assert error <= 4e-3 * np.linalg.norm(expected) + 1e-5 * largest
+
+
+def test_attention_of_equal_models_is_exactly_zero(gpu):
+    (q, k, *_), upstream = draw_attention(1, 4, 2, 300, 64, 3, kind="rising")
+    operands = [(q, k, q.clone(), k.clone())]
+    (kl,), stats = gpu.forward(operands, 0.125, 1)
+    assert (kl == 0).all() and (stats[2] == 1).all()
+    (gradients,) = gpu.backward(operands, stats, [upstream], 0.125, True, 2)
+    assert all((x == 0).all() for x in gradients)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_attention_in_parts(gpu, monkeypatch, ordered):
+    """However many heads the workspace holds, whichever side is asked for, in whatever order."""
+    operands, upstream = draw_attention(2, 6, 2, 280, 64)
+    _, stats = gpu.forward([operands], 0.125)
+    (whole,) = gpu.backward([operands], stats, [upstream], 0.125, ordered)
+    for heads, needs in ((7, (True, False)), (1, (False, True))):
+        monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", heads * 384 * 64 * 4)
+        (some,) = gpu.backward([operands], stats, [upstream], 0.125, ordered, heads, 4, needs=needs)
+        for got, wanted, needed in zip(some, whole, needs, strict=True):
+            if not needed:
+                assert got is None
+            elif ordered:
+                assert torch.equal(got, wanted)
+            else:
+                assert (got - wanted).norm() < 1e-2 * wanted.norm()
+
+
 @pytest.mark.parametrize("dim", [64, 128])
 def test_equal_models_are_exactly_zero(gpu, dim):
     teacher, _, upstream = draw((1, 1, 300, dim), 3, kind="rising")

@@ -2,11 +2,12 @@
 //
 // A block owns 128 rows i and walks down from the diagonal over the tiles of columns j that they see.
 // Its rows' statistics stay in registers, W = g (P_s - P_t) [64 rows of a warpgroup, 128] is in
-// registers what the row part dX_i += W X_j needs as left operand, and goes to shared memory once, as
-// the transposed left operand of the column part dX_j = W^T X_i, [128, D] of which each warpgroup
+// registers what the row part dQ_i += W K_j needs as left operand, and goes to shared memory once, as
+// the transposed left operand of the column part dK_j = W^T Q_i, [128, D] of which each warpgroup
 // makes 64 rows of both groups' W. That part is added in float32 to global memory. It is made one
 // tile late: a group then never waits for the other's W, and the two can take turns at the tensor
-// cores half a tile apart.
+// cores half a tile apart. The row part belongs to the block; in a self-relation, where Q is K, it is
+// added to the column parts in the end.
 //
 // What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
@@ -59,6 +60,41 @@ template <int D>
 DEVICE void add_fragment(float* at, const float (&d)[D / 2]) {
     UNROLL for (int q = 0; q < D / 8; q++)
         add_global(at + 512 * q, d[4 * q], d[4 * q + 1], d[4 * q + 2], d[4 * q + 3]);
+}
+
+// In a quad, lane l's x[i] against lane i's x[l].
+DEVICE void transpose(u32 (&x)[4]) {
+    int lane = thread_index() % 4;
+    UNROLL for (int mask = 1; mask <= 2; mask *= 2) {
+        bool high = lane & mask;
+        UNROLL for (int i = 0; i < 4; i++) {
+            if (i & mask) continue;
+            u32 got = bits_of(across(float_of(high ? x[i] : x[i + mask]), mask));
+            if (high)
+                x[i] = got;
+            else
+                x[i + mask] = got;
+        }
+    }
+}
+
+// scale d to bfloat16 at `to`, a thread's first row of its 64, of which `rows` are to be written
+template <int D>
+DEVICE void write_rows(u32* to, const float (&d)[D / 2], float scale, int rows) {
+    to += thread_index() % 4 * 4;
+    UNROLL for (int group = 0; group < D / 32; group++) {
+        u32 upper[4], lower[4];  // of 8 columns each: the thread's two
+        UNROLL for (int i = 0; i < 4; i++) {
+            const float* v = d + 16 * group + 4 * i;
+            upper[i] = pack(v[0] * scale, v[1] * scale);
+            lower[i] = pack(v[2] * scale, v[3] * scale);
+        }
+        transpose(upper);  // to 16 bytes of one row
+        transpose(lower);
+        u32* at = to + 16 * group;
+        if (rows > 0) *(Words4*)at = Words4{upper[0], upper[1], upper[2], upper[3]};
+        if (rows > 8) *(Words4*)(at + 8 * (D / 2)) = Words4{lower[0], lower[1], lower[2], lower[3]};
+    }
 }
 
 // The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
@@ -224,10 +260,15 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
     pin(columns_part);
     add_columns(before);
 
-    if (ORDERED)
-        store_fragment<D>(given.own_sums + fragment<D>(place, blocks, place.block, group), rows_part);
+    u64 own_at = fragment<D>(place, blocks, place.block, group);
+    int token = place.block * BLOCK + row;
+    if (given.own_gradients)
+        write_rows<D>(given.own_gradients + ((u64)place.head * tokens + token) * (D / 2), rows_part,
+                      given.scale, tokens - token);
+    else if (ORDERED)
+        store_fragment<D>(given.own_sums + own_at, rows_part);
     else
-        add_fragment<D>(given.sums + fragment<D>(place, blocks, place.block, group), rows_part);
+        add_fragment<D>(given.sums + own_at, rows_part);
 }
 
 template <int D, bool ORDERED>
@@ -258,9 +299,11 @@ DEVICE void backward(const BackwardArguments& given) {
         int warp = thread_index() / 32 - 4 * GROUPS;
         if (thread_index() % 32 != 0) return;
         if (warp == 0) {
-            Source source(given.relations, given.from_head + place.head);
-            produce_own<D, BLOCK>(own, own_full, source, place.block);
-            produce(ring, source, place.block - before, place.block + 1);
+            int head = given.from_head + place.head;
+            Source queries(given.relations, given.relations.queries, head);
+            produce_own<D, BLOCK>(own, own_full, queries, place.block);
+            Source keys(given.relations, given.relations.keys, head);
+            produce(ring, keys, place.block - before, place.block + 1);
         } else if (ORDERED && warp <= 2) {
             Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1, before);
         }
@@ -270,50 +313,24 @@ DEVICE void backward(const BackwardArguments& given) {
     }
 }
 
-// In a quad, lane l's x[i] against lane i's x[l].
-DEVICE void transpose(u32 (&x)[4]) {
-    int lane = thread_index() % 4;
-    UNROLL for (int mask = 1; mask <= 2; mask *= 2) {
-        bool high = lane & mask;
-        UNROLL for (int i = 0; i < 4; i++) {
-            if (i & mask) continue;
-            u32 got = bits_of(across(float_of(high ? x[i] : x[i + mask]), mask));
-            if (high)
-                x[i] = got;
-            else
-                x[i + mask] = got;
-        }
-    }
-}
-
-// out = scale (sums + own_sums); one warpgroup's 64 rows a block
+// out = scale times the sum of the parts; one warpgroup's 64 rows a block
 template <int D>
 DEVICE void finish(const FinishArguments& given) {
-    int tokens = given.tokens, blocks = ceiling(tokens, BLOCK);
+    int blocks = 2 * ceiling(given.tokens, BLOCK);
     int lane = thread_index() % 32, warp = thread_index() / 32;
-    int head = block_index() / (2 * blocks), part = block_index() % (2 * blocks);
+    int head = block_index() / blocks, part = block_index() % blocks;
     int token = part * 64 + 16 * warp + lane / 4;
-    u64 from = (u64)block_index() * (64 * D) + thread_index() * 4;
-    u32* to = given.out + ((u64)head * tokens + token) * (D / 2) + lane % 4 * 4;
-    UNROLL for (int group = 0; group < D / 32; group++) {
-        u32 rows[4], below[4];  // of 8 columns each: the thread's two
-        UNROLL for (int i = 0; i < 4; i++) {
-            u64 at = from + 512 * (4 * group + i);
-            Float4 v = *(const Float4*)(given.sums + at);
-            if (given.own_sums) {
-                Float4 o = *(const Float4*)(given.own_sums + at);
-                v = Float4{v.x + o.x, v.y + o.y, v.z + o.z, v.w + o.w};
-            }
-            rows[i] = pack(v.x * given.scale, v.y * given.scale);
-            below[i] = pack(v.z * given.scale, v.w * given.scale);
+    const float* from = given.sums + head * given.a_head + (u64)part * (64 * D) + thread_index() * 4;
+    float d[D / 2];
+    UNROLL for (int i = 0; i < D / 2; i++) d[i] = 0;
+    for (int n = 0; n < given.parts; n++, from += given.apart) {
+        UNROLL for (int q = 0; q < D / 8; q++) {
+            Float4 v = *(const Float4*)(from + 512 * q);
+            d[4 * q] += v.x, d[4 * q + 1] += v.y, d[4 * q + 2] += v.z, d[4 * q + 3] += v.w;
         }
-        transpose(rows);  // to 16 bytes of one row
-        transpose(below);
-        u32* at = to + 16 * group;
-        if (token < tokens) *(Words4*)at = Words4{rows[0], rows[1], rows[2], rows[3]};
-        if (token + 8 < tokens)
-            *(Words4*)(at + 8 * (D / 2)) = Words4{below[0], below[1], below[2], below[3]};
     }
+    u32* to = given.out + ((u64)head * given.tokens + token) * (D / 2);
+    write_rows<D>(to, d, given.scale, given.tokens - token);
 }
 
 #define BACKWARD(NAME, D, ORDERED) \

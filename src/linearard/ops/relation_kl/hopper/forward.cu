@@ -256,16 +256,17 @@ DEVICE void forward(const ForwardArguments& given) {
     if (group == FORWARD_GROUPS) {
         registers_down<24>();
         if (thread_index() / 32 != 4 * FORWARD_GROUPS) return;
-        Source source(given.relations, place.head);
+        Source keys(given.relations, given.relations.keys, place.head);
         bool leads = thread_index() % 32 == 0;
         int end = FORWARD_GROUPS * (place.block + 1);
         if (leads) {
-            produce_own<D, FORWARD_ROWS>(own, own_full, source, place.block);
-            produce(ring, source, lowest, end);
+            Source queries(given.relations, given.relations.queries, place.head);
+            produce_own<D, FORWARD_ROWS>(own, own_full, queries, place.block);
+            produce(ring, keys, lowest, end);
         }
         warp_sync();
         if (barrier_any(AGAIN, ALL_BUT_IDLE, false) && leads)
-            produce(ring, source, lowest, end);
+            produce(ring, keys, lowest, end);
     } else {
         registers_up<160>();
         rows_of_group<D>(ring, own, own_full, group, lowest, place, given);

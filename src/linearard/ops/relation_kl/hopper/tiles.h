@@ -71,17 +71,17 @@ struct Ring {
     DEVICE u32 done() { return empty + 8 * slot; }
 };
 
-// Where a head's tiles come from.
+// Where the tiles that a query head reads come from.
 struct Source {
     const TensorMap *teacher, *student;
     int head, batch;
-    DEVICE Source(const Relations& relations, int of_all) {
+    DEVICE Source(const Relations& relations, const Maps& side, int of_all) {
         int r = (of_all >= relations.first[1]) + (of_all >= relations.first[2]);
         int within = of_all - relations.first[r];
-        teacher = &relations.teacher[r];
-        student = &relations.student[r];
+        teacher = &side.teacher[r];
+        student = &side.student[r];
         batch = within / relations.heads[r];
-        head = within - batch * relations.heads[r];
+        head = (within - batch * relations.heads[r]) / side.share[r];
     }
     template <int D, int COUNT>
     DEVICE void load(u32 to, const TensorMap* map, u32 barrier, int token) const {
