@@ -19,7 +19,7 @@ from linearard.errors import OperandError
 from linearard.ops.relation_kl import attention_kl, relation_kl
 
 CALLS = 1000
-HOPPER_CALLS, HOPPER_JOBS = 400, 4
+HOPPER_CALLS, HOPPER_JOBS = 480, 8
 ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 FUSED = ("triton", "hopper") if ON_HOPPER else ("triton",)
 CLASSES = compile_classes(40)
