@@ -143,6 +143,24 @@ def test_attention_agrees_with_float64(gpu, case):
         assert error <= 4e-3 * np.linalg.norm(expected) + 1e-5 * largest
 
 
+@pytest.mark.parametrize("columns", [(70,), (5, 7)], ids=["on the way", "in the last tile"])
+def test_sums_at_the_end_of_what_float32_holds(gpu, columns):
+    """2^127.5 over the diagonal's offset, one of a thread or two of a row."""
+    q, k = torch.zeros(1, 1, 192, 64), torch.zeros(1, 1, 192, 64)
+    q[..., 0] = 1
+    k[:, :, columns, 0] = 127.5  # in units of the exponent
+    operands = (q * 0, k * 0, q, k)
+    operands = tuple(x.bfloat16() for x in operands)
+    upstream = torch.ones(1, 1, 192)
+    (kl,), stats = gpu.forward([operands], LN2)
+    (gradients,) = gpu.backward([operands], stats, [upstream], LN2, True)
+    want, *_, dq, dk = emulated.attention_reference(operands, upstream, LN2, emulated.CAUSAL)
+    np.testing.assert_allclose(kl.numpy(), want, rtol=2e-5, atol=1e-4)
+    for gradient, expected in zip(gradients, (dq, dk), strict=True):
+        error = np.linalg.norm(gradient.double().numpy() - expected)
+        assert error <= 4e-3 * np.linalg.norm(expected)
+
+
 def test_attention_of_equal_models_is_exactly_zero(gpu):
     (q, k, *_), upstream = draw_attention(1, 4, 2, 300, 64, 3, kind="rising")
     operands = [(q, k, q.clone(), k.clone())]

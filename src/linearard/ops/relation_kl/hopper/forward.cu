@@ -98,13 +98,14 @@ struct Rows {
             cross[h] += gain[h];
         }
     }
-    // Small sums again, where they have grown: about 1.
+    // Small sums again, where they have grown: at most 4, by a power of two that is a normal number.
     DEVICE void shrink() {
         float most = larger(larger(sum_t[0], sum_t[1]), larger(sum_s[0], sum_s[1]));
         if (!warp_any(most > GROWN)) return;
         UNROLL for (int h = 0; h < 2; h++) {
             float t = quad_largest(sum_t[h]), s = quad_largest(sum_s[h]);
-            move(h, t > GROWN ? -exponent(t) : 0.f, s > GROWN ? -exponent(s) : 0.f);
+            move(h, t > GROWN ? larger(-exponent(t), -126.f) : 0.f,
+                 s > GROWN ? larger(-exponent(s), -126.f) : 0.f);
         }
     }
     DEVICE bool lost() {
@@ -199,6 +200,7 @@ DEVICE void rows_of_group(typename ForwardShape<D>::Tiles ring, u32 own, u32 own
     scored(s, done_s);
     limit(s, before, rows.offset_s);
     rows.add_student(s, p, spare);
+    rows.shrink();  // a row's sum is that of four threads
     skip(diagonal - before - lowest);
 
     if (barrier_any(AGAIN, ALL_BUT_IDLE, rows.lost())) {
