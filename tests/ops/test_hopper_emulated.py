@@ -292,7 +292,7 @@ DEFECTS = {
     "the wrong swizzle of W": ("backward.cu", "(k % 4 << 5)", "(k % 4 << 4)"),
     "no adds in order": ("backward.cu", "while (load_acquire(turn) != n) {", "while (false) {"),
     "a window one too wide": ("arguments.h", "row + 1 - window", "row - window"),
-    "no mask at the low edge": ("backward.cu", "if (n == 0 || n > whole)", "if (n == 0)"),
+    "no mask at the low edge": ("backward.cu", "!PLAIN && n > whole", "false"),
     "tiles before the window left in the ring": (
         "forward.cu",
         "    skip(diagonal - before - lowest);\n\n",

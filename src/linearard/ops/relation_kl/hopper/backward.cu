@@ -13,6 +13,9 @@
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
 //
 // ORDERED makes the adds of a tile in the order of their rows: block i waits for block i - 1.
+//
+// PLAIN: a self-relation in which rows see all before them. What the others need is asked once a tile
+// and once a block, but the assembler then arranges the loop so that it takes 4 % longer.
 #include <tiles.h>
 
 constexpr int BLOCK = 2 * TOKENS;    // of own rows, and of a tile's columns
@@ -78,23 +81,19 @@ DEVICE void transpose(u32 (&x)[4]) {
     }
 }
 
-// scale d to bfloat16 at `to`, a thread's first row of its 64, of which `rows` are to be written
+// 32 columns of d, scaled and in bfloat16, to a thread's two rows: at `to`, if `rows` > 0, and 8 below
 template <int D>
-DEVICE void write_rows(u32* to, const float (&d)[D / 2], float scale, int rows) {
-    to += thread_index() % 4 * 4;
-    UNROLL for (int group = 0; group < D / 32; group++) {
-        u32 upper[4], lower[4];  // of 8 columns each: the thread's two
-        UNROLL for (int i = 0; i < 4; i++) {
-            const float* v = d + 16 * group + 4 * i;
-            upper[i] = pack(v[0] * scale, v[1] * scale);
-            lower[i] = pack(v[2] * scale, v[3] * scale);
-        }
-        transpose(upper);  // to 16 bytes of one row
-        transpose(lower);
-        u32* at = to + 16 * group;
-        if (rows > 0) *(Words4*)at = Words4{upper[0], upper[1], upper[2], upper[3]};
-        if (rows > 8) *(Words4*)(at + 8 * (D / 2)) = Words4{lower[0], lower[1], lower[2], lower[3]};
+DEVICE void write_columns(u32* to, const float* d, float scale, int rows) {
+    u32 upper[4], lower[4];  // of 8 columns each: the thread's two
+    UNROLL for (int i = 0; i < 4; i++) {
+        upper[i] = pack(d[4 * i] * scale, d[4 * i + 1] * scale);
+        lower[i] = pack(d[4 * i + 2] * scale, d[4 * i + 3] * scale);
     }
+    transpose(upper);  // to 16 bytes of one row
+    transpose(lower);
+    to += thread_index() % 4 * 4;
+    if (rows > 0) *(Words4*)to = Words4{upper[0], upper[1], upper[2], upper[3]};
+    if (rows > 8) *(Words4*)(to + 8 * (D / 2)) = Words4{lower[0], lower[1], lower[2], lower[3]};
 }
 
 // The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
@@ -124,7 +123,7 @@ struct Order {
     }
 };
 
-template <int D, bool ORDERED>
+template <int D, bool ORDERED, bool PLAIN>
 DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u32 barriers, int group,
                                int before, Place place, const BackwardArguments& given) {
     int tokens = given.seen.tokens;
@@ -211,15 +210,15 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
             float e_s = exp2_fast(fma_once(raw_s[i], c, offset_s[half(i)]));
             raw_s[i] = fma_once(raw_t[i], ratio[half(i)], e_s) * g[half(i)];
         }
-        if (n == 0 || n > whole) {
-            int tile = (place.block - n) * BLOCK + lane % 4 * 2, begin[2], last[2];
+        if (n == 0 || (!PLAIN && n > whole)) {
+            int last = row + n * BLOCK - lane % 4 * 2, begin[2];  // columns of the tile
             UNROLL for (int h = 0; h < 2; h++) {
                 int token = place.block * BLOCK + row + 8 * h;
-                begin[h] = given.seen.first(token) - tile;
-                last[h] = token - tile;
+                begin[h] = given.seen.first(token) - token + last + 8 * h;
             }
             UNROLL for (int i = 0; i < 64; i++) {
-                if (column(i) < begin[half(i)] || column(i) > last[half(i)]) raw_s[i] = 0;
+                bool early = !PLAIN && column(i) < begin[half(i)];
+                if (early || column(i) > last + 8 * half(i)) raw_s[i] = 0;
             }
         }
         UNROLL for (int i = 0; i < 32; i++) w[i] = pack(raw_s[2 * i], raw_s[2 * i + 1]);
@@ -262,16 +261,17 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
 
     u64 own_at = fragment<D>(place, blocks, place.block, group);
     int token = place.block * BLOCK + row;
-    if (given.own_gradients)
-        write_rows<D>(given.own_gradients + ((u64)place.head * tokens + token) * (D / 2), rows_part,
-                      given.scale, tokens - token);
+    u32* out = given.own_gradients + ((u64)place.head * tokens + token) * (D / 2);
+    if (!PLAIN && given.own_gradients)
+        UNROLL for (int i = 0; i < D / 32; i++)
+            write_columns<D>(out + 16 * i, rows_part + 16 * i, given.scale, tokens - token);
     else if (ORDERED)
         store_fragment<D>(given.own_sums + own_at, rows_part);
     else
         add_fragment<D>(given.sums + own_at, rows_part);
 }
 
-template <int D, bool ORDERED>
+template <int D, bool ORDERED, bool PLAIN>
 DEVICE void backward(const BackwardArguments& given) {
     using Shape = BackwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
@@ -309,35 +309,43 @@ DEVICE void backward(const BackwardArguments& given) {
         }
     } else {
         registers_up<240>();
-        gradients_of_group<D, ORDERED>(ring, own, barriers, group, before, place, given);
+        gradients_of_group<D, ORDERED, PLAIN>(ring, own, barriers, group, before, place, given);
     }
 }
 
-// out = scale times the sum of the parts; one warpgroup's 64 rows a block
+// out = scale times the sum of the parts; 32 columns of one warpgroup's 64 rows a block
 template <int D>
 DEVICE void finish(const FinishArguments& given) {
-    int blocks = 2 * ceiling(given.tokens, BLOCK);
+    constexpr int PIECES = D / 32;
+    int groups = 2 * ceiling(given.tokens, BLOCK);
     int lane = thread_index() % 32, warp = thread_index() / 32;
-    int head = block_index() / blocks, part = block_index() % blocks;
-    int token = part * 64 + 16 * warp + lane / 4;
-    const float* from = given.sums + head * given.a_head + (u64)part * (64 * D) + thread_index() * 4;
-    float d[D / 2];
-    UNROLL for (int i = 0; i < D / 2; i++) d[i] = 0;
+    int piece = block_index() % PIECES, group = block_index() / PIECES % groups;
+    int head = block_index() / PIECES / groups, token = group * 64 + 16 * warp + lane / 4;
+    const float* from = given.sums + head * given.a_head + (u64)group * (64 * D) + piece * 2048 +
+                        thread_index() * 4;
+    float d[16] = {};
+#pragma unroll 1  // few registers, so many blocks at once
     for (int n = 0; n < given.parts; n++, from += given.apart) {
-        UNROLL for (int q = 0; q < D / 8; q++) {
-            Float4 v = *(const Float4*)(from + 512 * q);
-            d[4 * q] += v.x, d[4 * q + 1] += v.y, d[4 * q + 2] += v.z, d[4 * q + 3] += v.w;
+        UNROLL for (int i = 0; i < 4; i++) {
+            Float4 v = *(const Float4*)(from + 512 * i);
+            d[4 * i] += v.x, d[4 * i + 1] += v.y, d[4 * i + 2] += v.z, d[4 * i + 3] += v.w;
         }
     }
-    u32* to = given.out + ((u64)head * given.tokens + token) * (D / 2);
-    write_rows<D>(to, d, given.scale, given.tokens - token);
+    u32* to = given.out + ((u64)head * given.tokens + token) * (D / 2) + piece * 16;
+    write_columns<D>(to, d, given.scale, given.tokens - token);
 }
 
-#define BACKWARD(NAME, D, ORDERED) \
-    KERNEL(128 * (GROUPS + 1)) NAME(ARGUMENTS(BackwardArguments) given) { backward<D, ORDERED>(given); }
-BACKWARD(backward_64, 64, false)
-BACKWARD(backward_128, 128, false)
-BACKWARD(backward_ordered_64, 64, true)
-BACKWARD(backward_ordered_128, 128, true)
+#define BACKWARD(NAME, D, ORDERED, PLAIN)                               \
+    KERNEL(128 * (GROUPS + 1)) NAME(ARGUMENTS(BackwardArguments) given) { \
+        backward<D, ORDERED, PLAIN>(given);                             \
+    }
+BACKWARD(backward_plain_64, 64, false, true)
+BACKWARD(backward_plain_128, 128, false, true)
+BACKWARD(backward_plain_ordered_64, 64, true, true)
+BACKWARD(backward_plain_ordered_128, 128, true, true)
+BACKWARD(backward_64, 64, false, false)
+BACKWARD(backward_128, 128, false, false)
+BACKWARD(backward_ordered_64, 64, true, false)
+BACKWARD(backward_ordered_128, 128, true, false)
 KERNEL(128) finish_64(ARGUMENTS(FinishArguments) given) { finish<64>(given); }
 KERNEL(128) finish_128(ARGUMENTS(FinishArguments) given) { finish<128>(given); }

@@ -18,7 +18,8 @@ from linearard.ops.relation_kl.visibility import Visibility
 
 HEAD_DIMS = (64, 128)
 _LOG2_E = 1.4426950408889634
-_TOKENS = 64  # of a forward's tile; rows that lie together among the sums
+_TOKENS = 64  # of a forward's tile
+_FINISHED = 64 * 32  # of the sums, by one block
 _THREADS = {"forward": 512, "backward": 384}
 _ROWS = {"forward": 192, "backward": 128}  # of a block
 _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
@@ -146,7 +147,8 @@ class Kernels(NamedTuple):
         turns = torch.empty(
             2 * most * blocks * self.deterministic, dtype=torch.int32, device=grad.device
         )
-        name = f"backward_{'ordered_' * self.deterministic}{head_dim}"
+        plain = not (apart or visible.banded)
+        name = f"backward_{'plain_' * plain}{'ordered_' * self.deterministic}{head_dim}"
         read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
         described, behind = (*_described(read), *seen.packed), 4 * tokens
         with _on(like.device):
@@ -168,7 +170,7 @@ class Kernels(NamedTuple):
                     most * size if copies == 2 else size, copies * share, tokens, scale,
                 )  # fmt: skip
                 driver.launch(
-                    "backward.cu", f"finish_{head_dim}", count // share * padded // _TOKENS, 128,
+                    "backward.cu", f"finish_{head_dim}", count // share * size // _FINISHED, 128,
                     0, given, like.device.index,
                 )  # fmt: skip
         return queries, keys
