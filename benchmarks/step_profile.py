@@ -160,7 +160,7 @@ def relation_kernels() -> set[str]:
 def kind_of(name: str, relation: set[str]) -> str:
     """What a kernel is for, by its name."""
     lower = name.lower()
-    if name in relation or re.fullmatch(r"(forward|backward|backward_ordered|finish)_\d+", name):
+    if name in relation or re.fullmatch(r"(forward|backward|finish)(_plain)?(_ordered)?_\d+", name):
         return "relation"
     if any(mark in lower for mark in ("flash", "fmha", "sdpa", "cudnn_generated")):
         return "attention"

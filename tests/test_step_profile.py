@@ -13,6 +13,7 @@ TRITON = {"_forward_kernel", "backward_kernel"}
         ("backward_kernel", "relation"),
         ("forward_128", "relation"),
         ("backward_ordered_64", "relation"),
+        ("backward_plain_ordered_128", "relation"),
         ("finish_128", "relation"),
         ("_forward", "elementwise"),  # of a norm or an MLP's gate
         ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_TNT", "products"),

@@ -79,7 +79,7 @@ class Emulated:
         ctypes.memmove(at, given, len(given))
         resident = self.resident
         if kernel.startswith("finish"):  # what was added, before it is rounded
-            resident, count = 1, blocks * 64 * int(kernel.removeprefix("finish_"))
+            resident, count = 1, blocks * hopper._FINISHED
             (at_sums,) = struct.unpack_from("Q", given)
             self.sums = np.ctypeslib.as_array((ctypes.c_float * count).from_address(at_sums)).copy()
         wrong = self.library.emulated_launch(
@@ -87,21 +87,34 @@ class Emulated:
         )
         assert wrong == b"", wrong.decode()
 
-    def forward(self, pairs, scale, seed=0):
-        """KL of each of ``pairs`` (teacher, student), and the statistics."""
+    def forward(self, pairs, scale, seed=0, visible=CAUSAL):
+        """KL of each of ``pairs``, (teacher, student) or (q_t, k_t, q_s, k_s), and the statistics."""
         self.seed = seed
         with _poisoned():
-            rows, (stats,) = hopper.Kernels(True).forward(_relations(pairs), CAUSAL, scale)
+            rows, (stats,) = hopper.Kernels(True).forward(_relations(pairs), visible, scale)
         return rows, stats
 
-    def backward(self, pairs, stats, grads, scale, ordered, seed=0, resident=3):
-        """Gradients of the students; None where ``grads`` has None."""
+    def backward(
+        self,
+        pairs,
+        stats,
+        grads,
+        scale,
+        ordered,
+        seed=0,
+        resident=3,
+        visible=CAUSAL,
+        needs=(True, True),
+    ):
+        """Gradients of the students, of queries and keys (q, k); None where ``grads`` has None."""
         self.seed, self.resident = seed, resident
         with _poisoned():
             gradients = hopper.Kernels(ordered).backward(
-                grads, [stats], _relations(pairs), CAUSAL, scale, [(True, False)] * len(pairs)
+                grads, [stats], _relations(pairs), visible, scale, [needs] * len(pairs)
             )
-        return [x for x, _ in gradients]
+        return [
+            q if len(pair) == 2 else (q, k) for pair, (q, k) in zip(pairs, gradients, strict=True)
+        ]
 
 
 class _poisoned:
@@ -116,26 +129,48 @@ class _poisoned:
 
 
 def _relations(pairs):
-    return [Relation(teacher, None, student, None) for teacher, student in pairs]
+    return [Relation(*(p if len(p) == 4 else (p[0], None, p[1], None))) for p in pairs]
 
 
-def reference(teacher, student, grad, scale):
+def hidden_from(tokens, visible):
+    """Bool [row, column] of a causal relation."""
+    at = np.arange(tokens)
+    hidden = at > at[:, None]
+    if visible.window is not None:
+        hidden |= at <= at[:, None] - visible.window
+    if visible.cu_seqlens is not None:
+        document = np.searchsorted(visible.cu_seqlens.numpy(), at, "right")
+        hidden |= document != document[:, None]
+    return hidden
+
+
+def reference(teacher, student, grad, scale, visible=CAUSAL):
     """Float64: KL, logsumexps, gradient."""
-    t, s = (x.double().numpy() for x in (teacher, student))
-    n = t.shape[2]
-    hidden = np.triu(np.ones((n, n), bool), 1)
+    kl, lse_t, lse_s, dq, dk = attention_reference(
+        (teacher, teacher, student, student), grad, scale, visible
+    )
+    return kl, lse_t, lse_s, dq + dk
 
-    def log_p(x):
-        scores = np.where(hidden, -np.inf, x @ x.swapaxes(-1, -2) * scale)
+
+def attention_reference(operands, grad, scale, visible):
+    """Float64 of (q_t, k_t, q_s, k_s): KL, logsumexps, gradients of q_s and k_s."""
+    q_t, k_t, q_s, k_s = (x.double().numpy() for x in operands)
+    group = q_t.shape[1] // k_t.shape[1]
+    k_t, k_s = (x.repeat(group, 1) for x in (k_t, k_s))
+    hidden = hidden_from(q_t.shape[2], visible)
+
+    def log_p(q, k):
+        scores = np.where(hidden, -np.inf, q @ k.swapaxes(-1, -2) * scale)
         most = scores.max(-1, keepdims=True)
         lse = most + np.log(np.exp(scores - most).sum(-1, keepdims=True))
         return scores - lse, lse[..., 0]
 
-    (log_t, lse_t), (log_s, lse_s) = log_p(t), log_p(s)
+    (log_t, lse_t), (log_s, lse_s) = log_p(q_t, k_t), log_p(q_s, k_s)
     p_t, p_s = np.exp(log_t), np.exp(log_s)
     with np.errstate(invalid="ignore"):
         kl = np.where(hidden, 0, p_t * (log_t - log_s)).sum(-1)
     g = grad.double().numpy()[..., None]
     w = g * (p_s - p_t)
-    dx = scale * (w @ s + w.swapaxes(-1, -2) @ s)
-    return kl, lse_t, lse_s, dx
+    dk = w.swapaxes(-1, -2) @ q_s
+    dk = dk.reshape(dk.shape[0], -1, group, *dk.shape[2:]).sum(2)
+    return kl, lse_t, lse_s, scale * (w @ k_s), scale * dk

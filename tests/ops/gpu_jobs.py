@@ -12,14 +12,14 @@ from unittest import mock
 
 import torch
 from layer_cases import HEADS, check_layer
-from random_cases import compile_classes, draw_case
+from random_cases import compile_classes, draw_case, draw_documents
 from relation_oracle import Case, check, check_identical, draw
 
 from linearard.errors import OperandError
 from linearard.ops.relation_kl import attention_kl, relation_kl
 
 CALLS = 1000
-HOPPER_CALLS, HOPPER_JOBS = 400, 4
+HOPPER_CALLS, HOPPER_JOBS = 480, 8
 ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 FUSED = ("triton", "hopper") if ON_HOPPER else ("triton",)
 CLASSES = compile_classes(40)
@@ -47,11 +47,21 @@ def hopper_calls(index: int) -> int:
     """Calls that the Hopper kernels take, each repeated 20 times and once with adds in any order."""
     rng = random.Random(1000 + index)
     for i in range(HOPPER_CALLS // HOPPER_JOBS):
+        tokens = rng.choice([1, 2, 127, 128, 129, 255, 257, rng.randint(1, 1500)])
+        heads = rng.choice([1, 2, 3, 6, 9])
+        window = documents = None
+        if rng.random() < 0.4:
+            window = rng.choice([1, 2, 63, 64, 65, 128, 129, rng.randint(1, tokens)])
+        if rng.random() < 0.3:
+            documents = draw_documents(tokens, rng)
         case = Case(
-            rng.choice([1, 2, 127, 128, 129, 255, 257, rng.randint(1, 1500)]),
+            tokens,
             (64, 128)[i % 2],
-            heads=rng.choice([1, 2, 3, 5, 9]),
-            batch=rng.choice([1, 2, 3]),
+            heads=heads,
+            kv_heads=rng.choice([None] + [n for n in range(1, heads + 1) if heads % n == 0]),
+            batch=1 if documents is not None else rng.choice([1, 2, 3]),
+            window=window,
+            documents=documents,
             weights=rng.choice([None, None, (True, True, True), (True, False, True), (False,) * 3]),
             temperature=rng.choice([1.0, 1.0, 0.5, 3.0]),
             amplitude=rng.choice([1.0, 1.0, 0.05, 4.0, 40.0]),
@@ -70,9 +80,10 @@ def larger_calls():
     """Lengths of many tiles, the benchmark's head_dims."""
     for kernels in FUSED:
         check(Case(1271, 128, heads=3), kernels, torch.bfloat16, "cuda", 5)
-    check(Case(2048, 64, heads=3, window=500), "triton", torch.bfloat16, "cuda", 5)
-    documents = (700, 0, 1, 300, 1047)
-    check(Case(2048, 64, heads=3, documents=documents), "triton", torch.bfloat16, "cuda", 5)
+        check(Case(2048, 64, heads=3, window=500), kernels, torch.bfloat16, "cuda", 5)
+        documents = (700, 0, 1, 300, 1047)
+        check(Case(2048, 64, heads=3, documents=documents), kernels, torch.bfloat16, "cuda", 5)
+        check(Case(1271, 128, heads=6, kv_heads=2), kernels, torch.bfloat16, "cuda", 5)
 
 
 def identical_models():
@@ -88,8 +99,9 @@ def identical_models():
             check_identical(case, "triton", torch.bfloat16, "cuda")
     for kernels in FUSED:
         for head_dim, amplitude in ((64, 40.0), (128, 0.01)):
-            case = Case(333, head_dim, amplitude=amplitude)
-            check_identical(case, kernels, torch.bfloat16, "cuda")
+            for window, kv_heads in ((None, None), (None, 1), (1, 2), (100, None)):
+                case = Case(333, head_dim, kv_heads=kv_heads, amplitude=amplitude, window=window)
+                check_identical(case, kernels, torch.bfloat16, "cuda")
 
 
 def layers_are_what_each_relation_is_alone():
@@ -98,10 +110,10 @@ def layers_are_what_each_relation_is_alone():
         case = Case(333, 128, batch=2, strided=True)
         check_layer(case, HEADS[0], kernels, torch.bfloat16, "cuda")
         check_layer(case, HEADS[0], kernels, torch.bfloat16, "cuda", frozen=("k",), unused=("v",))
+        check_layer(Case(512, 128, window=100), HEADS[2], kernels, torch.bfloat16, "cuda")
     case = Case(321, 64, batch=2, padding="holes")
     check_layer(case, HEADS[0], "triton", torch.bfloat16, "cuda")
     check_layer(case, HEADS[0], "triton", torch.bfloat16, "cuda", frozen=("k",), unused=("v",))
-    check_layer(Case(512, 128, window=100), HEADS[2], "triton", torch.bfloat16, "cuda")
 
 
 def layers_of_other_kinds():
@@ -139,7 +151,8 @@ def more_elements_than_32_bits_count():
     teacher = torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_()
     student = torch.empty_like(teacher).normal_().requires_grad_()
     assert teacher.numel() > 2**31
-    _last_heads_are_what_they_are_alone(teacher, student, {"window": 64})
+    options = {"window": 64, "implementation": "triton"}
+    _last_heads_are_what_they_are_alone(teacher, student, options)
     if ON_HOPPER:
         _last_heads_are_what_they_are_alone(teacher, student, {"implementation": "hopper"})
 
@@ -170,7 +183,7 @@ def nothing_is_copied_to_the_host():
         ).backward()
 
         for name in FUSED:
-            relation_kl(q_t, leaves[0], implementation=name).backward()
+            relation_kl(q_t, leaves[0], cu_seqlens=edges, implementation=name).backward()
 
     run()  # compiles
     torch.cuda.set_sync_debug_mode("error")
@@ -199,8 +212,8 @@ def hopper_refuses_what_it_does_not_take():
     for got, operand, options in (
         ("float16", x.half(), {}),
         ("head_dim 32", x[..., :32], {}),
-        ("other columns", x, {"window": 8}),
-        ("other columns", x, {"causal": False}),
+        ("after them", x, {"causal": False}),
+        ("invalid tokens", x, {"lengths": [30]}),
     ):
         try:
             relation_kl(operand, operand, implementation="hopper", **options)

@@ -72,7 +72,7 @@ def draw_case(kind: CompileClass, rng: random.Random, largest: int = 384) -> Cas
         if packed < 0.6:
             window = rng.choice([1, 2, rng.randint(1, tokens), rng.randint(1, tokens), 32, 64])
         if packed > 0.4 or window >= tokens:  # a window that cuts nothing is another class
-            documents = _documents(tokens, rng)
+            documents = draw_documents(tokens, rng)
     return Case(
         tokens=tokens,
         head_dim=kind.head_dim,
@@ -104,7 +104,7 @@ def _tokens(kind: str, rng: random.Random, largest: int) -> int:
     return tokens // 4 * 4 + 2
 
 
-def _documents(tokens: int, rng: random.Random) -> tuple[int, ...]:
+def draw_documents(tokens: int, rng: random.Random) -> tuple[int, ...]:
     """Lengths that add up to ``tokens``, empty ones among them; now and then one holds it all."""
     cuts = sorted(rng.randint(0, tokens) for _ in range(rng.choice([0, 1, 2, 5, 12])))
     if cuts and rng.random() < 0.5:

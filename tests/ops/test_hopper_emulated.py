@@ -11,6 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated
 
+from linearard.ops.relation_kl.visibility import Visibility
+
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 LN2 = 0.6931471805599453
 
@@ -40,7 +42,13 @@ def draw(shape, seed=0, amplitude=1.0, kind="near"):
     return teacher.bfloat16(), student.bfloat16(), upstream
 
 
-CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered
+def limits(window=None, documents=None):
+    """Causal, and a window or documents of such lengths."""
+    edges = documents and torch.tensor([0, *documents]).cumsum(0, dtype=torch.int32)
+    return Visibility(causal=True, window=window, cu_seqlens=edges)
+
+
+CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered, limits
     (1, 1, 1, 64, "near", 1.0, True),
     (1, 3, 2, 64, "near", 1.0, False),
     (2, 1, 41, 128, "near", 1.0, False),
@@ -53,32 +61,131 @@ CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered
     (1, 2, 300, 128, "rising", 1.0, True),
     (1, 2, 300, 64, "leap", 1.0, False),
     (1, 1, 500, 128, "leap", 1.0, True),
+    (1, 2, 150, 64, "near", 1.0, True, limits(1)),
+    (1, 1, 401, 64, "near", 1.0, False, limits(2)),
+    (2, 1, 520, 64, "far", 1.0, True, limits(64)),
+    (1, 1, 700, 128, "near", 1.0, True, limits(65)),
+    (1, 1, 700, 64, "rising", 1.0, False, limits(150)),
+    (1, 1, 1000, 64, "leap", 1.0, True, limits(257)),
+    (1, 2, 401, 64, "near", 40.0, True, limits(400)),
+    (1, 2, 530, 64, "leap", 1.0, True, limits(None, (3, 1, 300, 0, 1, 200, 25))),
+    (1, 1, 700, 128, "near", 1.0, False, limits(100, (650, 50))),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(gpu, case):
-    batch, heads, tokens, dim, kind, amplitude, ordered = case
+    batch, heads, tokens, dim, kind, amplitude, ordered, *limit = case
+    visible = limit[0] if limit else emulated.CAUSAL
     seed = tokens + dim
     teacher, student, upstream = draw((batch, heads, tokens, dim), seed, amplitude, kind)
     scale = dim**-0.5
-    (kl,), stats = gpu.forward([(teacher, student)], scale, seed)
-    (gradient,) = gpu.backward([(teacher, student)], stats, [upstream], scale, ordered, seed)
-    want, lse_t, lse_s, want_gradient = emulated.reference(teacher, student, upstream, scale)
+    pairs = [(teacher, student)]
+    (kl,), stats = gpu.forward(pairs, scale, seed, visible)
+    (gradient,) = gpu.backward(pairs, stats, [upstream], scale, ordered, seed, visible=visible)
+    want, lse_t, lse_s, want_gradient = emulated.reference(
+        teacher, student, upstream, scale, visible
+    )
 
     largest = max(np.abs(lse_t).max(), np.abs(lse_s).max(), 1.0)
     budget = 4 * np.finfo(np.float32).eps * largest  # a rounding of the exponents
     np.testing.assert_allclose(kl.numpy(), want, rtol=2e-5, atol=budget)
-    assert (kl[..., 0] == 0).all()
-    offset_t, offset_s, ratio, inverse = stats.double().view(4, batch, heads, tokens)[..., 1:]
+    stats = stats.view(4, batch, heads, tokens)
+    alone = torch.from_numpy((~emulated.hidden_from(tokens, visible)).sum(1) == 1)
+    assert (kl[..., alone] == 0).all() and (stats[:2, ..., alone] == -torch.inf).all()
+    if alone.all():
+        assert (gradient == 0).all()
+    offset_t, offset_s, ratio, inverse = stats.double()[..., ~alone]
     got_s = -offset_s * LN2 - inverse.log()
     got_t = -offset_t * LN2 - inverse.log() - ratio.log()
-    np.testing.assert_allclose(got_s.numpy(), lse_s[..., 1:], rtol=0, atol=budget)
-    np.testing.assert_allclose(got_t.numpy(), lse_t[..., 1:], rtol=0, atol=budget)
-    assert (stats.view(4, batch, heads, tokens)[:2, ..., 0] == -torch.inf).all()
+    np.testing.assert_allclose(got_s.numpy(), lse_s[..., ~alone.numpy()], rtol=0, atol=budget)
+    np.testing.assert_allclose(got_t.numpy(), lse_t[..., ~alone.numpy()], rtol=0, atol=budget)
     error = np.linalg.norm(gradient.double().numpy() - want_gradient)
     # weights and result are rounded to bfloat16; where all probability is one column's, to nothing
     assert error <= 4e-3 * np.linalg.norm(want_gradient) + 1e-5 * largest
+
+
+ATTENTION = [  # batch, heads, key heads, tokens, head_dim, kind, amplitude, ordered, limits
+    (1, 2, 2, 1, 64, "near", 1.0, True, emulated.CAUSAL),
+    (2, 6, 2, 129, 64, "near", 1.0, True, emulated.CAUSAL),
+    (1, 3, 1, 300, 64, "far", 1.0, False, emulated.CAUSAL),
+    (1, 2, 2, 401, 128, "near", 2.0, True, emulated.CAUSAL),
+    (2, 2, 1, 257, 128, "leap", 1.0, False, emulated.CAUSAL),
+    (1, 4, 2, 520, 64, "rising", 1.0, True, limits(150)),
+    (1, 2, 1, 200, 64, "near", 40.0, False, limits(1)),
+    (1, 3, 1, 300, 64, "near", 1.0, True, limits(70, (100, 1, 199))),
+]
+
+
+def draw_attention(batch, heads, key_heads, tokens, dim, seed=0, amplitude=1.0, kind="near"):
+    """(q_t, k_t, q_s, k_s) and the upstream gradient."""
+    q_t, q_s, upstream = draw((batch, heads, tokens, dim), seed, amplitude, kind)
+    k_t, k_s, _ = draw((batch, key_heads, tokens, dim), seed + 1, amplitude, kind)
+    return (q_t, k_t, q_s, k_s), upstream
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_attention_agrees_with_float64(gpu, case):
+    *sizes, kind, amplitude, ordered, visible = case
+    operands, upstream = draw_attention(*sizes, sizes[3], amplitude, kind)
+    scale = sizes[4] ** -0.5
+    (kl,), stats = gpu.forward([operands], scale, 1, visible)
+    (gradients,) = gpu.backward([operands], stats, [upstream], scale, ordered, 2, visible=visible)
+    want, lse_t, lse_s, *wanted = emulated.attention_reference(operands, upstream, scale, visible)
+
+    largest = max(np.abs(lse_t).max(), np.abs(lse_s).max(), 1.0)
+    budget = 4 * np.finfo(np.float32).eps * largest  # a rounding of the exponents
+    np.testing.assert_allclose(kl.numpy(), want, rtol=2e-5, atol=budget)
+    alone = (~emulated.hidden_from(sizes[3], visible)).sum(1) == 1
+    assert (kl[..., alone] == 0).all() and (gradients[0][:, :, alone] == 0).all()
+    for gradient, expected in zip(gradients, wanted, strict=True):
+        error = np.linalg.norm(gradient.double().numpy() - expected)
+        assert error <= 4e-3 * np.linalg.norm(expected) + 1e-5 * largest
+
+
+@pytest.mark.parametrize("columns", [(70,), (5, 7)], ids=["on the way", "in the last tile"])
+def test_sums_at_the_end_of_what_float32_holds(gpu, columns):
+    """2^127.5 over the diagonal's offset, one of a thread or two of a row."""
+    q, k = torch.zeros(1, 1, 192, 64), torch.zeros(1, 1, 192, 64)
+    q[..., 0] = 1
+    k[:, :, columns, 0] = 127.5  # in units of the exponent
+    operands = (q * 0, k * 0, q, k)
+    operands = tuple(x.bfloat16() for x in operands)
+    upstream = torch.ones(1, 1, 192)
+    (kl,), stats = gpu.forward([operands], LN2)
+    (gradients,) = gpu.backward([operands], stats, [upstream], LN2, True)
+    want, *_, dq, dk = emulated.attention_reference(operands, upstream, LN2, emulated.CAUSAL)
+    np.testing.assert_allclose(kl.numpy(), want, rtol=2e-5, atol=1e-4)
+    for gradient, expected in zip(gradients, (dq, dk), strict=True):
+        error = np.linalg.norm(gradient.double().numpy() - expected)
+        assert error <= 4e-3 * np.linalg.norm(expected)
+
+
+def test_attention_of_equal_models_is_exactly_zero(gpu):
+    (q, k, *_), upstream = draw_attention(1, 4, 2, 300, 64, 3, kind="rising")
+    operands = [(q, k, q.clone(), k.clone())]
+    (kl,), stats = gpu.forward(operands, 0.125, 1)
+    assert (kl == 0).all() and (stats[2] == 1).all()
+    (gradients,) = gpu.backward(operands, stats, [upstream], 0.125, True, 2)
+    assert all((x == 0).all() for x in gradients)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_attention_in_parts(gpu, monkeypatch, ordered):
+    """However many heads the workspace holds, whichever side is asked for, in whatever order."""
+    operands, upstream = draw_attention(2, 6, 2, 280, 64)
+    _, stats = gpu.forward([operands], 0.125)
+    (whole,) = gpu.backward([operands], stats, [upstream], 0.125, ordered)
+    for heads, needs in ((7, (True, False)), (1, (False, True))):
+        monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", heads * 384 * 64 * 4)
+        (some,) = gpu.backward([operands], stats, [upstream], 0.125, ordered, heads, 4, needs=needs)
+        for got, wanted, needed in zip(some, whole, needs, strict=True):
+            if not needed:
+                assert got is None
+            elif ordered:
+                assert torch.equal(got, wanted)
+            else:
+                assert (got - wanted).norm() < 1e-2 * wanted.norm()
 
 
 @pytest.mark.parametrize("dim", [64, 128])
@@ -124,15 +231,30 @@ def test_relations_together_are_those_apart(gpu, monkeypatch, unused):
         assert gradients[i] is None if i == unused else torch.equal(gradients[i], gradient)
 
 
-def test_ordered_adds_do_not_depend_on_who_is_first(gpu):
+@pytest.mark.parametrize("visible", [emulated.CAUSAL, limits(200)], ids=["causal", "window"])
+def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible):
     teacher, student, upstream = draw((1, 1, 520, 64), 6)
     pairs = [(teacher, student)]
-    _, stats = gpu.forward(pairs, 0.125)
+    _, stats = gpu.forward(pairs, 0.125, 0, visible)
     runs = []
     for seed, resident in ((1, 5), (2, 3), (3, 1)):
-        gpu.backward(pairs, stats, [upstream], 0.125, True, seed, resident)
+        gpu.backward(pairs, stats, [upstream], 0.125, True, seed, resident, visible)
         runs.append(gpu.sums)
     assert all(np.array_equal(run, runs[0]) for run in runs)
+
+
+def test_tiles_out_of_sight_are_not_read(gpu):
+    """NaN in them would show."""
+    visible = limits(100, (250, 390))
+    pair = draw((1, 1, 640, 64), 7)[:2]
+    for x in pair:
+        x[:, :, :128] = torch.nan
+    upstream = torch.ones(1, 1, 640)
+    for ordered in (True, False):
+        (kl,), stats = gpu.forward([pair], 0.125, 0, visible)
+        (gradient,) = gpu.backward([pair], stats, [upstream], 0.125, ordered, visible=visible)
+        assert kl[..., 384:].isfinite().all() and gradient[:, :, 384:].isfinite().all()
+        assert kl[..., :128].isnan().any()
 
 
 @pytest.mark.parametrize("dim", [64, 128])
@@ -169,6 +291,13 @@ DEFECTS = {
     ),
     "the wrong swizzle of W": ("backward.cu", "(k % 4 << 5)", "(k % 4 << 4)"),
     "no adds in order": ("backward.cu", "while (load_acquire(turn) != n) {", "while (false) {"),
+    "a window one too wide": ("arguments.h", "row + 1 - window", "row - window"),
+    "no mask at the low edge": ("backward.cu", "!PLAIN && n > whole", "false"),
+    "tiles before the window left in the ring": (
+        "forward.cu",
+        "    skip(diagonal - before - lowest);\n\n",
+        "\n",
+    ),
     "sums that are lost": ("forward.cu", "ALL_BUT_IDLE, rows.lost())", "ALL_BUT_IDLE, false)"),
 }
 
@@ -182,13 +311,15 @@ def test_defects_are_seen(name, tmp_path, monkeypatch):
 def seen(name, folder, monkeypatch):
     gpu = emulated.Emulated(emulated.build(folder, DEFECTS[name]), monkeypatch)
     runs = []
-    for seed, kind in enumerate(("near", "leap", "near", "near")):
+    narrow = limits(150)
+    kinds = [("near", emulated.CAUSAL), ("leap", narrow), ("near", emulated.CAUSAL)]
+    for seed, (kind, visible) in enumerate([*kinds, ("near", emulated.CAUSAL), ("near", narrow)]):
         teacher, student, upstream = draw((1, 1, 520, 64), 8, kind=kind)
         pairs = [(teacher, student)]
-        want, *_, want_gradient = emulated.reference(teacher, student, upstream, 0.125)
+        want, *_, want_gradient = emulated.reference(teacher, student, upstream, 0.125, visible)
         try:
-            (kl,), stats = gpu.forward(pairs, 0.125, seed)
-            (gradient,) = gpu.backward(pairs, stats, [upstream], 0.125, True, seed, 5)
+            (kl,), stats = gpu.forward(pairs, 0.125, seed, visible)
+            (gradient,) = gpu.backward(pairs, stats, [upstream], 0.125, True, seed, 5, visible)
         except AssertionError as error:
             return str(error)
         error = np.linalg.norm(gradient.double().numpy() - want_gradient)
@@ -196,7 +327,7 @@ def seen(name, folder, monkeypatch):
             return f"gradient off by {error:.1e}"
         if not np.abs(kl.numpy() - want).max() < 1e-5 * max(1, np.abs(want).max()):
             return "values off"
-        if kind == "near":
+        if visible is emulated.CAUSAL:
             runs.append(gpu.sums)
     return "" if all(np.array_equal(runs[0], x) for x in runs) else "runs differ"
 

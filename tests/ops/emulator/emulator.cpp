@@ -295,6 +295,10 @@ const char* emulated_launch(const char* name, const void* given, int blocks, int
     KERNEL_OF(backward_128, BackwardArguments)
     KERNEL_OF(backward_ordered_64, BackwardArguments)
     KERNEL_OF(backward_ordered_128, BackwardArguments)
+    KERNEL_OF(backward_plain_64, BackwardArguments)
+    KERNEL_OF(backward_plain_128, BackwardArguments)
+    KERNEL_OF(backward_plain_ordered_64, BackwardArguments)
+    KERNEL_OF(backward_plain_ordered_128, BackwardArguments)
     KERNEL_OF(finish_64, FinishArguments)
     KERNEL_OF(finish_128, FinishArguments)
     return "no such kernel";

@@ -131,8 +131,8 @@ def attention_kl(
             (unless ``torch.use_deterministic_algorithms`` is on).
         implementation: ``"reference"`` (dense), ``"chunked"`` (linear memory, any device),
             ``"triton"`` (NVIDIA GPU, head_dim <= 256, not float64), ``"hopper"`` (H100, H200:
-            causal self-relations in bfloat16, head_dim 64 or 128), or None for the fastest that
-            fits.
+            causal relations without invalid tokens in bfloat16, head_dim 64 or 128), or None for
+            the fastest that fits.
 
     Returns:
         Nats, in float32 (float64 for float64 operands).

@@ -105,8 +105,8 @@ def _rows_together(
         reason = hopper.unsupported(relations, visible)
         if reason is not None and implementation == "hopper":
             raise OperandError(
-                expected="causal self-relations without window, documents or invalid tokens, in "
-                "bfloat16 with head_dim 64 or 128, on a Hopper GPU for implementation='hopper'",
+                expected="causal relations without invalid tokens, in bfloat16 with head_dim 64 "
+                "or 128, on a Hopper GPU for implementation='hopper'",
                 got=reason,
                 fix="Leave implementation out to get the fastest that fits: here 'triton' or 'chunked'.",
             )

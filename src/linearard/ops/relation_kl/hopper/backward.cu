@@ -1,16 +1,21 @@
 // Backward at four products a pair: scores of both models, and the weights' row and column parts.
 //
-// A block owns 128 rows i and walks over the tiles of columns j <= i. Its rows' statistics stay in
-// registers, W = g (P_s - P_t) [64 rows of a warpgroup, 128] is in registers what the row part
-// dX_i += W X_j needs as left operand, and goes to shared memory once, as the transposed left operand
-// of the column part dX_j = W^T X_i, [128, D] of which each warpgroup makes 64 rows of both groups'
-// W. That part is added in float32 to global memory. It is made one tile late: a group then never
-// waits for the other's W, and the two can take turns at the tensor cores half a tile apart.
+// A block owns 128 rows i and walks down from the diagonal over the tiles of columns j that they see.
+// Its rows' statistics stay in registers, W = g (P_s - P_t) [64 rows of a warpgroup, 128] is in
+// registers what the row part dQ_i += W K_j needs as left operand, and goes to shared memory once, as
+// the transposed left operand of the column part dK_j = W^T Q_i, [128, D] of which each warpgroup
+// makes 64 rows of both groups' W. That part is added in float32 to global memory. It is made one
+// tile late: a group then never waits for the other's W, and the two can take turns at the tensor
+// cores half a tile apart. The row part belongs to the block; in a self-relation, where Q is K, it is
+// added to the column parts in the end.
 //
 // What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
 //
 // ORDERED makes the adds of a tile in the order of their rows: block i waits for block i - 1.
+//
+// PLAIN: a self-relation in which rows see all before them. What the others need is asked once a tile
+// and once a block, but the assembler then arranges the loop so that it takes 4 % longer.
 #include <tiles.h>
 
 constexpr int BLOCK = 2 * TOKENS;    // of own rows, and of a tile's columns
@@ -60,6 +65,37 @@ DEVICE void add_fragment(float* at, const float (&d)[D / 2]) {
         add_global(at + 512 * q, d[4 * q], d[4 * q + 1], d[4 * q + 2], d[4 * q + 3]);
 }
 
+// In a quad, lane l's x[i] against lane i's x[l].
+DEVICE void transpose(u32 (&x)[4]) {
+    int lane = thread_index() % 4;
+    UNROLL for (int mask = 1; mask <= 2; mask *= 2) {
+        bool high = lane & mask;
+        UNROLL for (int i = 0; i < 4; i++) {
+            if (i & mask) continue;
+            u32 got = bits_of(across(float_of(high ? x[i] : x[i + mask]), mask));
+            if (high)
+                x[i] = got;
+            else
+                x[i + mask] = got;
+        }
+    }
+}
+
+// 32 columns of d, scaled and in bfloat16, to a thread's two rows: at `to`, if `rows` > 0, and 8 below
+template <int D>
+DEVICE void write_columns(u32* to, const float* d, float scale, int rows) {
+    u32 upper[4], lower[4];  // of 8 columns each: the thread's two
+    UNROLL for (int i = 0; i < 4; i++) {
+        upper[i] = pack(d[4 * i] * scale, d[4 * i + 1] * scale);
+        lower[i] = pack(d[4 * i + 2] * scale, d[4 * i + 3] * scale);
+    }
+    transpose(upper);  // to 16 bytes of one row
+    transpose(lower);
+    to += thread_index() % 4 * 4;
+    if (rows > 0) *(Words4*)to = Words4{upper[0], upper[1], upper[2], upper[3]};
+    if (rows > 8) *(Words4*)(to + 8 * (D / 2)) = Words4{lower[0], lower[1], lower[2], lower[3]};
+}
+
 // The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
 // nobody else waits for what is under way to memory. turns_made counts the adds of each block.
 struct Order {
@@ -69,8 +105,8 @@ struct Order {
         mbarrier_init(may_add, 1);
         mbarrier_init(added, 4);
     }
-    DEVICE void keep(u32* turns_made, Place place, int blocks, int group) {
-        for (int n = 0; n <= place.block; n++) {
+    DEVICE void keep(u32* turns_made, Place place, int blocks, int group, int before) {
+        for (int n = 0; n <= before; n++) {
             u32* turn = turns_made + ((u64)place.head * blocks + place.block - n) * 2 + group;
             while (load_acquire(turn) != n) {
             }
@@ -87,18 +123,21 @@ struct Order {
     }
 };
 
-template <int D, bool ORDERED>
+template <int D, bool ORDERED, bool PLAIN>
 DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u32 barriers, int group,
-                               Place place, const BackwardArguments& given) {
-    int tokens = given.tokens;
+                               int before, Place place, const BackwardArguments& given) {
+    int tokens = given.seen.tokens;
     u64 length = given.length;
     float c = given.c;
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 64 * group + 16 * warp + lane / 4;
-    int blocks = (tokens + BLOCK - 1) / BLOCK;
+    int blocks = ceiling(tokens, BLOCK);
     u32 own_t = own + 64 * group * 128, own_s = own_t + TILE<D, BLOCK>;
     u32 weights = own + BackwardShape<D>::WEIGHTS;
     u32 written = barriers, spent = barriers + 16;  // W of even and odd tiles
+    // the last of the tiles before the diagonal's of which all rows see all
+    int last_row = place.block * BLOCK + 64 * group + 63;
+    int whole = uniform(place.block - ceiling(given.seen.first(last_row), BLOCK));
 
     float offset_t[2], offset_s[2], ratio[2], g[2];
     UNROLL for (int h = 0; h < 2; h++) {
@@ -141,7 +180,7 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
         if (ORDERED) order.made();
     };
 
-    for (int n = 0; n <= place.block; n++) {
+    for (int n = 0; n <= before; n++) {
         int odd = n % 2;
         u32 tile_t = ring.arrived(), done_t = ring.done();
         ring.next();
@@ -171,10 +210,15 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
             float e_s = exp2_fast(fma_once(raw_s[i], c, offset_s[half(i)]));
             raw_s[i] = fma_once(raw_t[i], ratio[half(i)], e_s) * g[half(i)];
         }
-        if (n == 0) {
-            int last = row - lane % 4 * 2;
+        if (n == 0 || (!PLAIN && n > whole)) {
+            int last = row + n * BLOCK - lane % 4 * 2, begin[2];  // columns of the tile
+            UNROLL for (int h = 0; h < 2; h++) {
+                int token = place.block * BLOCK + row + 8 * h;
+                begin[h] = given.seen.first(token) - token + last + 8 * h;
+            }
             UNROLL for (int i = 0; i < 64; i++) {
-                if (column(i) > last + 8 * half(i)) raw_s[i] = 0;
+                bool early = !PLAIN && column(i) < begin[half(i)];
+                if (early || column(i) > last + 8 * half(i)) raw_s[i] = 0;
             }
         }
         UNROLL for (int i = 0; i < 32; i++) w[i] = pack(raw_s[2 * i], raw_s[2 * i + 1]);
@@ -198,41 +242,49 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
             wgmma_wait<1>();
             if (lane == 0) mbarrier_arrive(done_s);
             wgmma_wait<0>();
-            if (group == 0 || n < place.block) turns.pass();
+            if (group == 0 || n < before) turns.pass();
             pin(columns_part);
             if (lane == 0) mbarrier_arrive(spent + 8 * (1 - odd));
             pin(rows_part);
             add_columns(n - 1);
         } else {
-            if (group == 0 || n < place.block) turns.pass();
+            if (group == 0 || n < before) turns.pass();
             wgmma_wait<0>();
             pin(rows_part);
             if (lane == 0) mbarrier_arrive(done_s);
         }
     }
-    column_product(place.block);
+    column_product(before);
     wgmma_wait<0>();
     pin(columns_part);
-    add_columns(place.block);
+    add_columns(before);
 
-    if (ORDERED)
-        store_fragment<D>(given.own_sums + fragment<D>(place, blocks, place.block, group), rows_part);
+    u64 own_at = fragment<D>(place, blocks, place.block, group);
+    int token = place.block * BLOCK + row;
+    u32* out = given.own_gradients + ((u64)place.head * tokens + token) * (D / 2);
+    if (!PLAIN && given.own_gradients)
+        UNROLL for (int i = 0; i < D / 32; i++)
+            write_columns<D>(out + 16 * i, rows_part + 16 * i, given.scale, tokens - token);
+    else if (ORDERED)
+        store_fragment<D>(given.own_sums + own_at, rows_part);
     else
-        add_fragment<D>(given.sums + fragment<D>(place, blocks, place.block, group), rows_part);
+        add_fragment<D>(given.sums + own_at, rows_part);
 }
 
-template <int D, bool ORDERED>
+template <int D, bool ORDERED, bool PLAIN>
 DEVICE void backward(const BackwardArguments& given) {
     using Shape = BackwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
     typename Shape::Tiles ring(own + 2 * TILE<D, BLOCK>, own_full + 8);
     u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
-    int blocks = (given.tokens + BLOCK - 1) / BLOCK;
+    int blocks = ceiling(given.seen.tokens, BLOCK);
     Place place(blocks, given.all_heads, given.together);
     if (ORDERED) {  // a block waits for the one before it, which must have been started
         place.head = block_index() / blocks;
         place.block = block_index() % blocks;
     }
+    // tiles before the diagonal's of which a row sees something
+    int before = uniform(place.block - given.seen.first(place.block * BLOCK) / BLOCK);
     int group = uniform(thread_index() / 128);
     if (thread_index() == 0) {
         mbarrier_init(own_full, 1);
@@ -247,69 +299,53 @@ DEVICE void backward(const BackwardArguments& given) {
         int warp = thread_index() / 32 - 4 * GROUPS;
         if (thread_index() % 32 != 0) return;
         if (warp == 0) {
-            Source source(given.relations, given.from_head + place.head);
-            produce_own<D, BLOCK>(own, own_full, source, place.block);
-            produce(ring, source, place.block + 1);
+            int head = given.from_head + place.head;
+            Source queries(given.relations, given.relations.queries, head);
+            produce_own<D, BLOCK>(own, own_full, queries, place.block);
+            Source keys(given.relations, given.relations.keys, head);
+            produce(ring, keys, place.block - before, place.block + 1);
         } else if (ORDERED && warp <= 2) {
-            Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1);
+            Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1, before);
         }
     } else {
         registers_up<240>();
-        gradients_of_group<D, ORDERED>(ring, own, barriers, group, place, given);
+        gradients_of_group<D, ORDERED, PLAIN>(ring, own, barriers, group, before, place, given);
     }
 }
 
-// In a quad, lane l's x[i] against lane i's x[l].
-DEVICE void transpose(u32 (&x)[4]) {
-    int lane = thread_index() % 4;
-    UNROLL for (int mask = 1; mask <= 2; mask *= 2) {
-        bool high = lane & mask;
-        UNROLL for (int i = 0; i < 4; i++) {
-            if (i & mask) continue;
-            u32 got = bits_of(across(float_of(high ? x[i] : x[i + mask]), mask));
-            if (high)
-                x[i] = got;
-            else
-                x[i + mask] = got;
-        }
-    }
-}
-
-// out = scale (sums + own_sums); one warpgroup's 64 rows a block
+// out = scale times the sum of the parts; 32 columns of one warpgroup's 64 rows a block
 template <int D>
 DEVICE void finish(const FinishArguments& given) {
-    int tokens = given.tokens, blocks = (tokens + BLOCK - 1) / BLOCK;
+    constexpr int PIECES = D / 32;
+    int groups = 2 * ceiling(given.tokens, BLOCK);
     int lane = thread_index() % 32, warp = thread_index() / 32;
-    int head = block_index() / (2 * blocks), part = block_index() % (2 * blocks);
-    int token = part * 64 + 16 * warp + lane / 4;
-    u64 from = (u64)block_index() * (64 * D) + thread_index() * 4;
-    u32* to = given.out + ((u64)head * tokens + token) * (D / 2) + lane % 4 * 4;
-    UNROLL for (int group = 0; group < D / 32; group++) {
-        u32 rows[4], below[4];  // of 8 columns each: the thread's two
+    int piece = block_index() % PIECES, group = block_index() / PIECES % groups;
+    int head = block_index() / PIECES / groups, token = group * 64 + 16 * warp + lane / 4;
+    const float* from = given.sums + head * given.a_head + (u64)group * (64 * D) + piece * 2048 +
+                        thread_index() * 4;
+    float d[16] = {};
+#pragma unroll 1  // few registers, so many blocks at once
+    for (int n = 0; n < given.parts; n++, from += given.apart) {
         UNROLL for (int i = 0; i < 4; i++) {
-            u64 at = from + 512 * (4 * group + i);
-            Float4 v = *(const Float4*)(given.sums + at);
-            if (given.own_sums) {
-                Float4 o = *(const Float4*)(given.own_sums + at);
-                v = Float4{v.x + o.x, v.y + o.y, v.z + o.z, v.w + o.w};
-            }
-            rows[i] = pack(v.x * given.scale, v.y * given.scale);
-            below[i] = pack(v.z * given.scale, v.w * given.scale);
+            Float4 v = *(const Float4*)(from + 512 * i);
+            d[4 * i] += v.x, d[4 * i + 1] += v.y, d[4 * i + 2] += v.z, d[4 * i + 3] += v.w;
         }
-        transpose(rows);  // to 16 bytes of one row
-        transpose(below);
-        u32* at = to + 16 * group;
-        if (token < tokens) *(Words4*)at = Words4{rows[0], rows[1], rows[2], rows[3]};
-        if (token + 8 < tokens)
-            *(Words4*)(at + 8 * (D / 2)) = Words4{below[0], below[1], below[2], below[3]};
     }
+    u32* to = given.out + ((u64)head * given.tokens + token) * (D / 2) + piece * 16;
+    write_columns<D>(to, d, given.scale, given.tokens - token);
 }
 
-#define BACKWARD(NAME, D, ORDERED) \
-    KERNEL(128 * (GROUPS + 1)) NAME(ARGUMENTS(BackwardArguments) given) { backward<D, ORDERED>(given); }
-BACKWARD(backward_64, 64, false)
-BACKWARD(backward_128, 128, false)
-BACKWARD(backward_ordered_64, 64, true)
-BACKWARD(backward_ordered_128, 128, true)
+#define BACKWARD(NAME, D, ORDERED, PLAIN)                               \
+    KERNEL(128 * (GROUPS + 1)) NAME(ARGUMENTS(BackwardArguments) given) { \
+        backward<D, ORDERED, PLAIN>(given);                             \
+    }
+BACKWARD(backward_plain_64, 64, false, true)
+BACKWARD(backward_plain_128, 128, false, true)
+BACKWARD(backward_plain_ordered_64, 64, true, true)
+BACKWARD(backward_plain_ordered_128, 128, true, true)
+BACKWARD(backward_64, 64, false, false)
+BACKWARD(backward_128, 128, false, false)
+BACKWARD(backward_ordered_64, 64, true, false)
+BACKWARD(backward_ordered_128, 128, true, false)
 KERNEL(128) finish_64(ARGUMENTS(FinishArguments) given) { finish<64>(given); }
 KERNEL(128) finish_128(ARGUMENTS(FinishArguments) given) { finish<128>(given); }

@@ -26,13 +26,6 @@ struct ForwardShape {
     using Tiles = Ring<D, TOKENS, SLOTS, 4 * FORWARD_GROUPS>;
 };
 
-template <int COUNT>
-DEVICE void hide(float (&raw)[COUNT], int last, float hidden) {
-    UNROLL for (int i = 0; i < COUNT; i++) {
-        if (column(i) > last + 8 * half(i)) raw[i] = hidden;
-    }
-}
-
 DEVICE float quad_sum(float x) {
     x += across(x, 1);
     return x + across(x, 2);
@@ -105,13 +98,14 @@ struct Rows {
             cross[h] += gain[h];
         }
     }
-    // Small sums again, where they have grown: about 1.
+    // Small sums again, where they have grown: at most 4, by a power of two that is a normal number.
     DEVICE void shrink() {
         float most = larger(larger(sum_t[0], sum_t[1]), larger(sum_s[0], sum_s[1]));
         if (!warp_any(most > GROWN)) return;
         UNROLL for (int h = 0; h < 2; h++) {
             float t = quad_largest(sum_t[h]), s = quad_largest(sum_s[h]);
-            move(h, t > GROWN ? -exponent(t) : 0.f, s > GROWN ? -exponent(s) : 0.f);
+            move(h, t > GROWN ? larger(-exponent(t), -126.f) : 0.f,
+                 s > GROWN ? larger(-exponent(s), -126.f) : 0.f);
         }
     }
     DEVICE bool lost() {
@@ -126,11 +120,11 @@ struct Rows {
 
 template <int D>
 DEVICE void rows_of_group(typename ForwardShape<D>::Tiles ring, u32 own, u32 own_full, int group,
-                          Place place, const ForwardArguments& given) {
+                          int lowest, Place place, const ForwardArguments& given) {
+    int tokens = given.seen.tokens;
     float c = given.c;
     int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
     int row = 16 * warp + lane / 4;  // of the group's 64; and the one 8 below
-    int last = row - lane % 4 * 2;   // the column at which the diagonal meets the thread's first row
     u32 spare = own_full + SPARE;
     float hidden = -1e30f / larger(c, 1e-6f);
     float t[32], s[32], p[32];
@@ -153,48 +147,65 @@ DEVICE void rows_of_group(typename ForwardShape<D>::Tiles ring, u32 own, u32 own
         pin(raw);
         free(done);
     };
-    auto skip = [&] {  // tiles beyond the diagonal, which groups with later rows see
-        for (int n = 2 * (FORWARD_GROUPS - 1 - group); n > 0; n--) {
+    auto skip = [&](int tiles) {  // that groups with later or earlier rows see
+        for (int n = 2 * tiles; n > 0; n--) {
             ring.arrived();
             warp_sync();  // lane 0 speaks for all
             free(ring.done());
             ring.next();
         }
     };
-    auto first = [&](float (&raw)[32], float (&offset)[2]) {  // scores of the diagonal
-        hide(raw, last, hidden);
+    int diagonal = FORWARD_GROUPS * place.block + group;  // its tile
+    int before = uniform(diagonal - given.seen.first(diagonal * TOKENS) / TOKENS);  // tiles seen
+    // the last of them of which all rows see all
+    int whole = uniform(diagonal - ceiling(given.seen.first(diagonal * TOKENS + TOKENS - 1), TOKENS));
+    // Scores of the n-th tile before the diagonal's: hides what rows do not see; begins at n = 0.
+    auto limit = [&](float (&raw)[32], int n, float (&offset)[2]) {
+        if (n > 0 && n <= whole) return;
+        int tile = (diagonal - n) * TOKENS + lane % 4 * 2, begin[2], last[2];
+        UNROLL for (int h = 0; h < 2; h++) {
+            last[h] = diagonal * TOKENS + row + 8 * h;
+            begin[h] = given.seen.first(last[h]) - tile;
+            last[h] -= tile;
+        }
+        UNROLL for (int i = 0; i < 32; i++) {
+            if (column(i) < begin[half(i)] || column(i) > last[half(i)]) raw[i] = hidden;
+        }
+        if (n > 0) return;
         UNROLL for (int h = 0; h < 2; h++) offset[h] = rows.level(raw, h);
     };
-    int before = FORWARD_GROUPS * place.block + group;  // tiles before the diagonal's
 
     mbarrier_wait(own_full, 0);
-    skip();
+    skip(FORWARD_GROUPS - 1 - group);
     multiply(t, own_t, done_t);
     wgmma_wait<0>();
     scored(t, done_t);
-    first(t, rows.offset_t);
+    limit(t, 0, rows.offset_t);
     for (int n = 0; n < before; n++) {
         multiply(s, own_s, done_s);
         rows.add_teacher(t, p, spare);
         multiply(t, own_t, done_t);
         wgmma_wait<1>();
         scored(s, done_s);
-        if (n == 0) first(s, rows.offset_s);
+        limit(s, n, rows.offset_s);
         rows.add_student(s, p, spare);
         wgmma_wait<0>();
         scored(t, done_t);
+        limit(t, n + 1, rows.offset_t);
         rows.shrink();
     }
     multiply(s, own_s, done_s);
     rows.add_teacher(t, p, spare);
     wgmma_wait<0>();
     scored(s, done_s);
-    if (before == 0) first(s, rows.offset_s);
+    limit(s, before, rows.offset_s);
     rows.add_student(s, p, spare);
+    rows.shrink();  // a row's sum is that of four threads
+    skip(diagonal - before - lowest);
 
     if (barrier_any(AGAIN, ALL_BUT_IDLE, rows.lost())) {
         rows = Rows{c};
-        skip();
+        skip(FORWARD_GROUPS - 1 - group);
         for (int n = 0; n <= before; n++) {
             multiply(t, own_t, done_t);
             multiply(s, own_s, done_s);
@@ -203,26 +214,24 @@ DEVICE void rows_of_group(typename ForwardShape<D>::Tiles ring, u32 own, u32 own
             pin(s);
             free(done_t);
             free(done_s);
-            if (n == 0) {
-                first(t, rows.offset_t);
-                first(s, rows.offset_s);
-            } else {
-                rows.look(t, s);
-            }
+            limit(t, n, rows.offset_t);
+            limit(s, n, rows.offset_s);
+            if (n > 0) rows.look(t, s);
             rows.add_teacher(t, p, spare);
             rows.add_student(s, p, spare);
         }
+        skip(diagonal - before - lowest);
     }
 
     UNROLL for (int h = 0; h < 2; h++) {
         float all_t = quad_sum(rows.sum_t[h]), all_s = quad_sum(rows.sum_s[h]);
         float gap = quad_sum(rows.own[h]) - quad_sum(rows.cross[h]);
         int token = place.block * FORWARD_ROWS + TOKENS * group + row + 8 * h;
-        if (lane % 4 || token >= given.tokens) continue;
-        bool counts = token > 0;  // the first row sees one column
+        if (lane % 4 || token >= tokens) continue;
+        bool counts = token > given.seen.first(token);  // a row that sees one column does not
         if (!counts) all_t = all_s = 1.f;
         float bits = gap / all_t - log2_of(over(all_t, all_s));  // equal sums: exactly 0
-        u64 at = (u64)place.head * given.tokens + token;
+        u64 at = (u64)place.head * tokens + token;
         float* stats = given.stats + at;
         given.kl[at] = counts ? bits * 0.6931471805599453f : 0.f;
         stats[0] = counts ? rows.offset_t[h] : -infinity();  // in backward exp2(-inf) is 0
@@ -237,7 +246,8 @@ DEVICE void forward(const ForwardArguments& given) {
     using Shape = ForwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
     typename Shape::Tiles ring(own + Shape::OTHERS, own_full + 8);
-    Place place((given.tokens + FORWARD_ROWS - 1) / FORWARD_ROWS, given.all_heads, given.together);
+    Place place(ceiling(given.seen.tokens, FORWARD_ROWS), given.all_heads, given.together);
+    int lowest = given.seen.first(place.block * FORWARD_ROWS) / TOKENS;  // tile that a row sees
     int group = uniform(thread_index() / 128);
     if (thread_index() == 0) {
         mbarrier_init(own_full, 1);
@@ -248,18 +258,20 @@ DEVICE void forward(const ForwardArguments& given) {
     if (group == FORWARD_GROUPS) {
         registers_down<24>();
         if (thread_index() / 32 != 4 * FORWARD_GROUPS) return;
-        Source source(given.relations, place.head);
+        Source keys(given.relations, given.relations.keys, place.head);
         bool leads = thread_index() % 32 == 0;
-        int tiles = FORWARD_GROUPS * (place.block + 1);
+        int end = FORWARD_GROUPS * (place.block + 1);
         if (leads) {
-            produce_own<D, FORWARD_ROWS>(own, own_full, source, place.block);
-            produce(ring, source, tiles);
+            Source queries(given.relations, given.relations.queries, place.head);
+            produce_own<D, FORWARD_ROWS>(own, own_full, queries, place.block);
+            produce(ring, keys, lowest, end);
         }
         warp_sync();
-        if (barrier_any(AGAIN, ALL_BUT_IDLE, false) && leads) produce(ring, source, tiles);
+        if (barrier_any(AGAIN, ALL_BUT_IDLE, false) && leads)
+            produce(ring, keys, lowest, end);
     } else {
         registers_up<160>();
-        rows_of_group<D>(ring, own, own_full, group, place, given);
+        rows_of_group<D>(ring, own, own_full, group, lowest, place, given);
     }
 }
 

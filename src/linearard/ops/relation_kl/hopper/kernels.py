@@ -18,7 +18,8 @@ from linearard.ops.relation_kl.visibility import Visibility
 
 HEAD_DIMS = (64, 128)
 _LOG2_E = 1.4426950408889634
-_TOKENS = 64  # of a forward's tile; rows that lie together among the sums
+_TOKENS = 64  # of a forward's tile
+_FINISHED = 64 * 32  # of the sums, by one block
 _THREADS = {"forward": 512, "backward": 384}
 _ROWS = {"forward": 192, "backward": 128}  # of a block
 _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
@@ -28,10 +29,12 @@ _MOST = 3  # relations of a launch
 _ABSENT = 2**31 - 1  # the first head of a relation that is not there
 
 # the structs of arguments.h, whose sizes are multiples of 64 where they hold tensor maps
-_RELATIONS = f"{2 * _MOST * 128}s {_MOST}i {_MOST}i 40x"
-_FORWARD = struct.Struct(f"{_RELATIONS} 2Q Q 3i f 24x")
-_BACKWARD = struct.Struct(f"{_RELATIONS} 5Q Q 4i f 60x")
-_FINISH = struct.Struct("3Q i f")
+_MAPS = f"{2 * _MOST * 128}s {_MOST}i 52x"
+_RELATIONS = f"{_MAPS} {_MAPS} {_MOST}i {_MOST}i 40x"
+_SEEN = "Q 2i"
+_FORWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 2Q Q 2i f 12x")
+_BACKWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 6Q Q 3i 2f 36x")
+_FINISH = struct.Struct("4Q 2i f 4x")
 
 
 def unsupported(relations: Sequence[Relation], visible: Visibility) -> str | None:
@@ -43,10 +46,10 @@ def unsupported(relations: Sequence[Relation], visible: Visibility) -> str | Non
         return str(like.dtype).removeprefix("torch.")
     if like.shape[-1] not in HEAD_DIMS:
         return f"head_dim {like.shape[-1]}"
-    if relations[0].k_s is not None:
-        return "keys that are not the queries"
-    if not visible.causal or visible.banded or visible.valid is not None:
-        return "rows that see other columns than causality leaves"
+    if not visible.causal:
+        return "rows that see the tokens after them"
+    if visible.valid is not None:
+        return "invalid tokens"
     if nvrtc() is None:
         return "no NVRTC library (it comes with torch: nvidia-cuda-nvrtc)"
     return None
@@ -70,11 +73,11 @@ class Kernels(NamedTuple):
         heads = [r.q_s.shape[0] * r.q_s.shape[1] for r in relations]
         kl = torch.empty(sum(heads), tokens, dtype=torch.float32, device=like.device)
         stats = kl.new_empty(4, *kl.shape)
-        read = _readable(relations)
+        read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
         with _on(like.device):
             given = _FORWARD.pack(
-                *_described(read), kl.data_ptr(), stats.data_ptr(), kl.numel(),
-                tokens, len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
+                *_described(read), *seen.packed, kl.data_ptr(), stats.data_ptr(), kl.numel(),
+                len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
             )  # fmt: skip
             driver.launch(
                 "forward.cu", f"forward_{head_dim}", len(kl) * _blocks("forward", tokens),
@@ -92,8 +95,8 @@ class Kernels(NamedTuple):
         scale: float,
         needs: Sequence[tuple[bool, bool]],
     ) -> list[tuple[Tensor | None, Tensor | None]]:
-        """Gradients of the students, bfloat16."""
-        asked = [i for i, g in enumerate(grads) if g is not None and needs[i][0]]
+        """Gradients of the students, bfloat16; one of two asked for costs as much as both."""
+        asked = [i for i, g in enumerate(grads) if g is not None and any(needs[i])]
         result = [(None, None)] * len(relations)
         if not asked:
             return result
@@ -104,52 +107,92 @@ class Kernels(NamedTuple):
             stats = torch.cat([parts[i] for i in asked], 1)
         rows = [grads[i].reshape(heads[i], -1) for i in asked]
         grad = torch.cat(rows) if len(rows) > 1 else rows[0].contiguous()
-        gradients = self._gradients([relations[i] for i in asked], stats, grad, scale)
-        parts = gradients.split([heads[i] for i in asked])
+        given = [relations[i] for i in asked]
+        queries, keys = self._gradients(given, stats, grad, visible, scale)
+        if queries is not None:
+            (relation,), (needed,) = given, needs
+            gradients = (queries.view_as(relation.q_s), keys.view_as(relation.k_s))
+            return [tuple(g if n else None for g, n in zip(gradients, needed, strict=True))]
+        parts = keys.split([heads[i] for i in asked])
         for i, part in zip(asked, parts, strict=True):
             result[i] = (part.view(relations[i].q_s.shape), None)
         return result
 
     def _gradients(
-        self, relations: list[Relation], stats: Tensor, grad: Tensor, scale: float
-    ) -> Tensor:
-        """[sum of B * H, N, D]; as many heads at a time as the workspace holds."""
-        like = relations[0].q_s
+        self,
+        relations: list[Relation],
+        stats: Tensor,
+        grad: Tensor,
+        visible: Visibility,
+        scale: float,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Of queries and keys [sum of B * H, N, D], or of self-relations None and both at once.
+
+        As many heads at a time as the workspace holds. Query heads of a group have sums of their
+        own, which ``finish`` adds.
+        """
+        like, k_s = relations[0].q_s, relations[0].k_s
         tokens, head_dim = like.shape[2:]
-        blocks, copies = _blocks("backward", tokens), 1 + self.deterministic
-        out = torch.empty(*grad.shape, head_dim, dtype=like.dtype, device=like.device)
+        apart = k_s is not None
+        share = like.shape[1] // k_s.shape[1] if apart else 1
+        kind = {"dtype": like.dtype, "device": like.device}
+        queries = torch.empty(*grad.shape, head_dim, **kind) if apart else None
+        keys = torch.empty(len(grad) // share, tokens, head_dim, **kind)
+        blocks, copies = _blocks("backward", tokens), 1 + (self.deterministic and not apart)
         padded = blocks * _ROWS["backward"]
-        each = copies * padded * head_dim * 4
-        most = min(len(out), max(1, _WORKSPACE_BYTES // each))
-        sums = grad.new_empty(copies, most, padded, head_dim)
-        own = sums[1].data_ptr() if self.deterministic else 0
+        size = padded * head_dim  # of a head's sums
+        most = min(len(grad), max(1, _WORKSPACE_BYTES // (4 * copies * size * share)) * share)
+        sums = grad.new_empty(copies, most, size)
+        own = sums[1].data_ptr() if copies == 2 else 0
         turns = torch.empty(
             2 * most * blocks * self.deterministic, dtype=torch.int32, device=grad.device
         )
-        name = f"backward_{'ordered_' * self.deterministic}{head_dim}"
-        read = _readable(relations)
-        described, behind = _described(read), 4 * tokens
+        plain = not (apart or visible.banded)
+        name = f"backward_{'plain_' * plain}{'ordered_' * self.deterministic}{head_dim}"
+        read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
+        described, behind = (*_described(read), *seen.packed), 4 * tokens
         with _on(like.device):
-            for first in range(0, len(out), most):
-                count = min(most, len(out) - first)
+            for first in range(0, len(grad), most):
+                count = min(most, len(grad) - first)
                 (turns if self.deterministic else sums[0, :count]).zero_()
                 given = _BACKWARD.pack(
                     *described, stats.data_ptr() + first * behind, grad.data_ptr() + first * behind,
-                    sums.data_ptr(), own, turns.data_ptr(), grad.numel(), tokens, count,
-                    _together(count, tokens, head_dim * 8), first, scale * _LOG2_E,
+                    sums.data_ptr(), own, queries[first].data_ptr() if apart else 0,
+                    turns.data_ptr(), grad.numel(), count,
+                    _together(count, tokens, head_dim * 8), first, scale * _LOG2_E, scale,
                 )  # fmt: skip
                 driver.launch(
                     "backward.cu", name, count * blocks, _THREADS["backward"],
                     shared_bytes("backward", head_dim), given, like.device.index,
                 )  # fmt: skip
                 given = _FINISH.pack(
-                    sums.data_ptr(), own, out[first].data_ptr(), tokens, float(scale)
-                )
+                    sums.data_ptr(), keys[first // share].data_ptr(), share * size,
+                    most * size if copies == 2 else size, copies * share, tokens, scale,
+                )  # fmt: skip
                 driver.launch(
-                    "backward.cu", f"finish_{head_dim}", count * padded // _TOKENS, 128,
+                    "backward.cu", f"finish_{head_dim}", count // share * size // _FINISHED, 128,
                     0, given, like.device.index,
                 )  # fmt: skip
-        return out
+        return queries, keys
+
+
+class _Seen(NamedTuple):
+    """``Seen`` of arguments.h; keeps ``starts`` while it is needed."""
+
+    starts: Tensor | None
+    window: int
+    tokens: int
+
+    @staticmethod
+    def of(visible: Visibility, tokens: int, device: torch.device) -> _Seen:
+        """Spans only where documents ask for them: a window is counted on the device."""
+        packed = visible.cu_seqlens is not None
+        starts = visible.spans(tokens, device)[0] if packed else None
+        return _Seen(starts, visible.window or tokens, tokens)
+
+    @property
+    def packed(self) -> tuple[int, int, int]:
+        return 0 if self.starts is None else self.starts.data_ptr(), self.window, self.tokens
 
 
 def shared_bytes(kind: str, head_dim: int) -> int:
@@ -161,23 +204,33 @@ def shared_bytes(kind: str, head_dim: int) -> int:
     return (2 + slots) * rows * head_dim * 2 + 2 * rows * rows * 2 + _SLACK
 
 
-def _readable(relations: Sequence[Relation]) -> list[list[Tensor]]:
-    """(teacher, student) of each, copied where the copy engine could not read them."""
+def _readable(relations: Sequence[Relation]) -> list[Relation]:
+    """Those relations, operands copied where the copy engine could not read them."""
     return [
-        [x if driver.readable(x) else x.contiguous() for x in (r.q_t, r.q_s)] for r in relations
+        Relation(*(x if x is None or driver.readable(x) else x.contiguous() for x in r))
+        for r in relations
     ]
 
 
-def _described(read: list[list[Tensor]]) -> tuple:
+def _described(read: list[Relation]) -> tuple:
     """``Relations`` of arguments.h; the first stands in for those that are not there."""
     absent = _MOST - len(read)
-    maps = []
-    for side in (0, 1):
-        made = [driver.tensor_map(pair[side]) for pair in read]
-        maps += made + made[:1] * absent
-    heads = [s.shape[1] for _, s in read]
-    first = list(accumulate((s.shape[0] * s.shape[1] for _, s in read[:-1]), initial=0))
-    return b"".join(maps), *first, *[_ABSENT] * absent, *heads, *heads[:1] * absent
+
+    def filled(values: list) -> list:
+        return values + values[:1] * absent
+
+    def maps(teachers: list[Tensor], students: list[Tensor]) -> tuple:
+        made = (filled([driver.tensor_map(x) for x in side]) for side in (teachers, students))
+        share = [r.q_s.shape[1] // x.shape[1] for r, x in zip(read, students, strict=True)]
+        return b"".join(x for side in made for x in side), *filled(share)
+
+    q_s = [r.q_s for r in read]
+    queries = keys = maps([r.q_t for r in read], q_s)
+    if read[0].k_s is not None:
+        keys = maps([r.k_t for r in read], [r.k_s for r in read])
+    first = list(accumulate((x.shape[0] * x.shape[1] for x in q_s[:-1]), initial=0))
+    heads = filled([x.shape[1] for x in q_s])
+    return *queries, *keys, *first, *[_ABSENT] * absent, *heads
 
 
 def _blocks(kind: str, tokens: int) -> int:

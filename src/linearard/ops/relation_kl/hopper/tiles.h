@@ -7,6 +7,7 @@
 #include <arguments.h>
 
 constexpr int TOKENS = 64;  // of a box of the copy engine; rows of a warpgroup
+DEVICE constexpr int ceiling(int x, int by) { return (x + by - 1) / by; }
 constexpr int SPARE = 192;  // bytes from the first mbarrier to 4 bytes beyond all of them
 
 DEVICE constexpr int panel(int count) { return count * 128; }  // bytes
@@ -70,17 +71,17 @@ struct Ring {
     DEVICE u32 done() { return empty + 8 * slot; }
 };
 
-// Where a head's tiles come from.
+// Where the tiles that a query head reads come from.
 struct Source {
     const TensorMap *teacher, *student;
     int head, batch;
-    DEVICE Source(const Relations& relations, int of_all) {
+    DEVICE Source(const Relations& relations, const Maps& side, int of_all) {
         int r = (of_all >= relations.first[1]) + (of_all >= relations.first[2]);
         int within = of_all - relations.first[r];
-        teacher = &relations.teacher[r];
-        student = &relations.student[r];
+        teacher = &side.teacher[r];
+        student = &side.student[r];
         batch = within / relations.heads[r];
-        head = within - batch * relations.heads[r];
+        head = (within - batch * relations.heads[r]) / side.share[r];
     }
     template <int D, int COUNT>
     DEVICE void load(u32 to, const TensorMap* map, u32 barrier, int token) const {
@@ -101,15 +102,15 @@ DEVICE void produce_own(u32 own, u32 own_full, const Source& source, int block) 
     source.load<D, OWN>(own + TILE<D, OWN>, source.student, own_full, block * OWN);
 }
 
-// The last tile, ... the first, of `tiles`.
+// The tiles before `end`, down to `low`.
 template <int D, int COUNT, int SLOTS, int READERS>
-DEVICE void produce(Ring<D, COUNT, SLOTS, READERS>& ring, const Source& source, int tiles) {
-    for (int n = 0; n < 2 * tiles; n++) {
+DEVICE void produce(Ring<D, COUNT, SLOTS, READERS>& ring, const Source& source, int low, int end) {
+    for (int n = 0; n < 2 * (end - low); n++) {
         mbarrier_wait(ring.empty + 8 * ring.slot, ring.phase ^ 1);
         u32 full = ring.full + 8 * ring.slot;
         mbarrier_expect(full, TILE<D, COUNT>);
         source.load<D, COUNT>(ring.tile(), n % 2 ? source.student : source.teacher, full,
-                              (tiles - 1 - n / 2) * COUNT);
+                              (end - 1 - n / 2) * COUNT);
         ring.next();
     }
 }
