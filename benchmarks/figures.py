@@ -192,7 +192,13 @@ def _kernel(gpu: str, result: dict[str, Any]) -> dict[str, float]:
         parts["deterministic.ratio_cudnn"] = shape["deterministic"]["ratio_cudnn"]
         figures |= {f"kernel.{gpu}.{name}.{key}": v for key, v in parts.items() if v is not None}
     for name, layer in result.get("layers", {}).items():
-        figures[f"kernel.{gpu}.layer.{name}.ratio_share"] = layer["ratio_share"]
+        for part in ("ratio_share", "ratio_full"):
+            if part in layer:
+                figures[f"kernel.{gpu}.layer.{name}.{part}"] = layer[part]
+    for name, shape in result.get("attention", {}).items():
+        parts = {"ms": shape["ms"], "any_order_ms": shape["any_order_ms"]}
+        parts |= {"ratio_cudnn": shape["ratio_cudnn"], "triton_ms": shape["triton"]["p50"]}
+        figures |= {f"kernel.{gpu}.attention.{name}.{k}": v for k, v in parts.items() if v}
     return figures
 
 

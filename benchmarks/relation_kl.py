@@ -28,18 +28,23 @@ training runs it: time of the device, without Python's. `launched` is with it. T
         error, error_plain        as above
         pairs                     pairs of tokens that see each other, over those of causal rows
         ms, full_ms, ratio_full   p50 of forward_backward, that of the causal shape, and their ratio
-    layers: NAME -> heads {q, k, v}, and
+    attention: NAME -> batch, heads, kv_heads, tokens, head_dim, and
+        error, error_any_order, error_plain     as above, of queries and keys
+        forward_backward, any_order, triton, cudnn     as above, of attention_kl
+        ms, any_order_ms, ratio_cudnn, deterministic   likewise
+    layers: NAME -> heads {q, k, v}, window (or null), and
         error, error_plain        as above, of the queries
         forward_backward          of layer_relation_kl, ms: {p20, p50, p80}; likewise separate, of a
                                   call each, and queries, of the queries alone
         ms                        p50 of forward_backward
         ratio_share               ms over that of the queries times heads of all over theirs
         ratio_separate            ms over that of separate calls
+        ratio_full                of a layer with a window, ms over that without
     lengths: TOKENS -> of one head of 64, and
         ms, peak_gib              median of forward + backward; memory above the operands
         ratio_square              ms over what the first length's would be by the square
     shapes are named DTYPE.dHEAD_DIM.tTOKENS, such as bf16.d128.t4096; .wWINDOW or .pDOCUMENTS follow;
-    layers bf16.dHEAD_DIM.tTOKENS.hQ+K+V
+    layers bf16.dHEAD_DIM.tTOKENS.hQ+K+V, with .wWINDOW; attention bf16.dHEAD_DIM.tTOKENS.hHEADS+KV_HEADS
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.record import add_arguments, circumstances, quantiles, write
-from linearard.ops.relation_kl import layer_relation_kl, relation_kl
+from linearard.ops.relation_kl import attention_kl, layer_relation_kl, relation_kl
 
 SHAPES = [
     (1, 32, 2048, 128),
@@ -64,55 +69,82 @@ LONG = (1, 32, 32768, 128)
 LIMITED_SHAPE = (1, 32, 16384, 128)
 WINDOWS = [1024, 4096]
 DOCUMENTS = [16]  # packed documents of one length
-LAYERS = [(8192, 128, (32, 8, 8)), (2048, 64, (9, 3, 3))]  # LLaMA3-8B, SmolLM2-135M
+#: LLaMA2-7B, SmolLM2-135M in batches of two, LLaMA3-8B: batch, heads, kv_heads, tokens, head_dim.
+ATTENTION = [(1, 32, 32, 4096, 128), (2, 9, 3, 2048, 64), (1, 32, 8, 8192, 128)]
+#: LLaMA3-8B, Mistral-7B, SmolLM2-135M: tokens, head_dim, heads, window.
+LAYERS = [
+    (8192, 128, (32, 8, 8), None),
+    (8192, 128, (32, 8, 8), 4096),
+    (2048, 64, (9, 3, 3), None),
+]
 LENGTHS = [131072, 262144, 524288, 1_000_000]
 DENSE_LIMIT = 64 << 30  # bytes that the dense formula may need
 WINDOW_MS = 60
 
 
-def plain(teacher, student, window=None, cu_seqlens=None):
-    """The formula in plain PyTorch, in the dtype of its operands."""
-    tokens, head_dim = teacher.shape[2:]
-    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=teacher.device).triu(1)
-    at = torch.arange(tokens, device=teacher.device)
+def plain(*operands, window=None, cu_seqlens=None):
+    """The formula in plain PyTorch, in the dtype of its operands: (x_t, x_s) or (q_t, k_t, q_s, k_s)."""
+    pairs = [(x, x) for x in operands] if len(operands) == 2 else [operands[:2], operands[2:]]
+    tokens, head_dim = operands[0].shape[2:]
+    device = operands[0].device
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)
+    at = torch.arange(tokens, device=device)
     if window is not None:
         hidden |= at[:, None] - at >= window
     if cu_seqlens is not None:
         document = torch.bucketize(at, cu_seqlens, right=True)
         hidden |= document[:, None] != document
     log_t, log_s = (
-        (x @ x.mT * head_dim**-0.5).masked_fill(hidden, torch.finfo(x.dtype).min).log_softmax(-1)
-        for x in (teacher, student)
+        (q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * head_dim**-0.5)
+        .masked_fill(hidden, torch.finfo(q.dtype).min)
+        .log_softmax(-1)
+        for q, k in pairs
     )
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
 
 
-def operands(shape, dtype=torch.bfloat16):
-    torch.manual_seed(0)
+def operands(shape, dtype=torch.bfloat16, seed=0):
+    torch.manual_seed(seed)
     teacher = torch.randn(shape, device="cuda")
     student = teacher + 0.3 * torch.randn(shape, device="cuda")
     return teacher.to(dtype), student.to(dtype).requires_grad_()
 
 
-def gradient_error(loss, teacher, student, truth, options):
-    (gradient,) = torch.autograd.grad(loss(teacher, student, **options), student)
-    return ((gradient.double() - truth).norm() / truth.norm()).item()
+def attention_operands(batch, heads, kv_heads, tokens, head_dim):
+    """Queries and keys of teacher and student, in the order of ``attention_kl``."""
+    q_t, q_s = operands((batch, heads, tokens, head_dim))
+    k_t, k_s = operands((batch, kv_heads, tokens, head_dim), seed=1)
+    return q_t, k_t, q_s, k_s
 
 
-def check(shape, **limits):
+def gradients(loss, operands, options):
+    """Those of all students, in float64, end to end."""
+    trained = [x for x in operands if x.requires_grad]
+    found = torch.autograd.grad(loss(*operands, **options), trained)
+    return torch.cat([x.double().flatten() for x in found])
+
+
+def check(given, **limits):
     """Errors of ours, of ours in any order, and of plain PyTorch; exits if ours is over twice theirs."""
-    batch, heads, tokens, head_dim = shape
-    teacher, student = operands((batch, min(heads, 4), min(tokens, 2048), head_dim))
-    exact = student.detach().double().requires_grad_()
-    (truth,) = torch.autograd.grad(plain(teacher.double(), exact, **limits), exact)
-    theirs = gradient_error(plain, teacher, student, truth, limits)
-    ours = [
-        gradient_error(relation_kl, teacher, student, truth, {**limits, "deterministic": order})
-        for order in (True, False)
-    ]
+    exact = [x.detach().double().requires_grad_(x.requires_grad) for x in given]
+    truth = gradients(plain, exact, limits)
+
+    def error(loss, **options):
+        return ((gradients(loss, given, limits | options) - truth).norm() / truth.norm()).item()
+
+    theirs = error(plain)
+    loss = relation_kl if len(given) == 2 else attention_kl
+    ours = [error(loss, deterministic=order) for order in (True, False)]
     if not max(ours) <= 2 * theirs:
-        raise SystemExit(f"{shape}: error {max(ours):.1e}, plain PyTorch {theirs:.1e}: not timed")
+        shapes = [tuple(x.shape) for x in given]
+        raise SystemExit(f"{shapes}: error {max(ours):.1e}, plain PyTorch {theirs:.1e}: not timed")
     return *ours, theirs
+
+
+def small(shape):
+    """Operands of a shape, as many as float64 can bear."""
+    batch, heads, tokens, head_dim = shape
+    return operands((batch, min(heads, 4), min(tokens, 2048), head_dim))
 
 
 def recorded(run):
@@ -167,20 +199,37 @@ def peak_gib(run):
     return round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)
 
 
-def candidates_at(shape):
-    """What is timed at a shape, by name: ours, and attention's backends where they run."""
-    teacher, student = operands(shape)
-    q, k, v = (x.detach().clone().requires_grad_() for x in (teacher, student, teacher))
-    upstream = torch.randn_like(teacher)
-
-    def forward_backward(**options):
-        torch.autograd.grad(relation_kl(teacher, student, **options), student)
+def backends(q, k, v):
+    """Attention's backends that run here, by name: functions of whether to run the backward, too."""
+    upstream = torch.randn_like(q)
+    grouped = q.shape[1] != k.shape[1]
 
     def attention(backend, backward):
         with sdpa_kernel(backend):
-            out = scaled_dot_product_attention(q, k, v, is_causal=True)
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
             if backward:
                 torch.autograd.grad(out, (q, k, v), upstream)
+
+    found = {}
+    for name, backend in (
+        ("cudnn", SDPBackend.CUDNN_ATTENTION),
+        ("flash", SDPBackend.FLASH_ATTENTION),
+    ):
+        try:
+            attention(backend, True)
+        except RuntimeError as error:
+            print(f"{name} does not run here: {error}")
+            continue
+        found[name] = lambda backward, b=backend: attention(b, backward)
+    return found
+
+
+def candidates_at(shape):
+    """What is timed at a shape, by name: ours, and attention's backends where they run."""
+    teacher, student = operands(shape)
+
+    def forward_backward(**options):
+        torch.autograd.grad(relation_kl(teacher, student, **options), student)
 
     def forward():
         with torch.no_grad():
@@ -192,23 +241,16 @@ def candidates_at(shape):
         "any_order": lambda: forward_backward(deterministic=False),
         "triton": lambda: forward_backward(implementation="triton"),
     }
-    for name, backend in (
-        ("cudnn", SDPBackend.CUDNN_ATTENTION),
-        ("flash", SDPBackend.FLASH_ATTENTION),
-    ):
-        try:
-            attention(backend, True)
-        except RuntimeError as error:
-            print(f"{name} does not run here: {error}")
-            continue
-        candidates[f"{name}_forward"] = lambda b=backend: attention(b, False)
-        candidates[name] = lambda b=backend: attention(b, True)
+    theirs = [x.detach().clone().requires_grad_() for x in (teacher, student, teacher)]
+    for name, attention in backends(*theirs).items():
+        candidates[f"{name}_forward"] = lambda a=attention: a(False)
+        candidates[name] = lambda a=attention: a(True)
     return candidates
 
 
 def measure(shape, gemm_tflops, rounds):
     batch, heads, tokens, head_dim = shape
-    ours, in_any_order, theirs = check(shape)
+    ours, in_any_order, theirs = check(small(shape))
     candidates = candidates_at(shape)
     result = {
         "dtype": "bfloat16",
@@ -237,20 +279,59 @@ def measure(shape, gemm_tflops, rounds):
         result["dense_peak_gib"] = peak_gib(dense)
         result["compiled_peak_gib"] = peak_gib(lambda: dense(compiled))
         result |= replayed({"dense": dense, "compiled": lambda: dense(compiled)}, 5)
-    ms, fastest = (result[name]["p50"] for name in ("forward_backward", "any_order"))
-    tflops = 6 * batch * heads * tokens**2 * head_dim / fastest / 1e9
-    result |= {
-        "ms": ms,
-        "any_order_ms": fastest,
+    result |= ratios(result)
+    tflops = 6 * batch * heads * tokens**2 * head_dim / result["any_order_ms"] / 1e9
+    return result | {
         "tflops": round(tflops, 1),
         "gemm_fraction": round(tflops / gemm_tflops, 3),
-        "deterministic": {},
     }
+
+
+def ratios(result):
+    """Medians of ours, and ours over attention's backends, null without them."""
+    ms, fastest = (result[name]["p50"] for name in ("forward_backward", "any_order"))
+    found = {"ms": ms, "any_order_ms": fastest, "deterministic": {}}
     for name in ("cudnn", "flash"):
-        theirs = result.setdefault(name, None)
-        result[f"ratio_{name}"] = theirs and round(fastest / theirs["p50"], 3)
-        result["deterministic"][f"ratio_{name}"] = theirs and round(ms / theirs["p50"], 3)
-    return result
+        theirs = found[name] = result.get(name)
+        found[f"ratio_{name}"] = theirs and round(fastest / theirs["p50"], 3)
+        found["deterministic"][f"ratio_{name}"] = theirs and round(ms / theirs["p50"], 3)
+    return found
+
+
+def measure_attention(rounds):
+    """The relation of queries and keys, both trained, beside attention on the same shape."""
+    results = {}
+    for batch, heads, kv_heads, tokens, head_dim in ATTENTION:
+        group = heads // kv_heads
+        few = (batch, group * max(1, 4 // group), max(1, 4 // group), min(tokens, 2048), head_dim)
+        ours, in_any_order, theirs = check(attention_operands(*few))
+        given = attention_operands(batch, heads, kv_heads, tokens, head_dim)
+
+        def forward_backward(given=given, **options):
+            torch.autograd.grad(attention_kl(*given, **options), given[2:])
+
+        candidates = {
+            "forward_backward": forward_backward,
+            "any_order": lambda run=forward_backward: run(deterministic=False),
+            "triton": lambda run=forward_backward: run(implementation="triton"),
+        }
+        q, k = (x.detach().clone().requires_grad_() for x in given[2:])
+        for name, attention in backends(q, k, k.detach().clone().requires_grad_()).items():
+            candidates[name] = lambda a=attention: a(True)
+        result = {
+            "batch": batch,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "tokens": tokens,
+            "head_dim": head_dim,
+            "error": ours,
+            "error_any_order": in_any_order,
+            "error_plain": theirs,
+            **replayed(candidates, rounds),
+        }
+        name = f"bf16.d{head_dim}.t{tokens}.h{heads}+{kv_heads}"
+        results[name] = result | ratios(result)
+    return results
 
 
 def measure_lengths():
@@ -281,7 +362,7 @@ def measure_limited(rounds):
     cases = {f"w{w}": ({"window": w // 8}, {"window": w}) for w in WINDOWS}
     for n in DOCUMENTS:
         cases[f"p{n}"] = tuple({"cu_seqlens": boundaries(t, n)} for t in (checked, tokens))
-    errors = {name: check(LIMITED_SHAPE, **small) for name, (small, _) in cases.items()}
+    errors = {name: check(small(LIMITED_SHAPE), **few) for name, (few, _) in cases.items()}
     teacher, student = operands(LIMITED_SHAPE)
 
     def forward_backward(limits):
@@ -309,18 +390,18 @@ def measure_limited(rounds):
 def measure_layers(rounds):
     """Queries, keys and values together, beside a call each and the queries alone."""
     results = {}
-    for tokens, head_dim, heads in LAYERS:
-        error, _, error_plain = check((1, heads[0], tokens, head_dim))
+    for tokens, head_dim, heads, window in LAYERS:
         pairs = {
             name: operands((1, n, tokens, head_dim)) for name, n in zip("qkv", heads, strict=True)
         }
+        error, _, error_plain = check(small((1, heads[0], tokens, head_dim)), window=window)
 
-        def together(pairs=pairs):
-            losses = layer_relation_kl(pairs)
+        def together(pairs=pairs, window=window):
+            losses = layer_relation_kl(pairs, window=window)
             torch.autograd.grad(sum(losses.values()), [student for _, student in pairs.values()])
 
-        def alone(name, pairs=pairs):
-            torch.autograd.grad(relation_kl(*pairs[name]), pairs[name][1])
+        def alone(name, pairs=pairs, window=window):
+            torch.autograd.grad(relation_kl(*pairs[name], window=window), pairs[name][1])
 
         def separate(alone=alone):
             for name in "qkv":
@@ -328,11 +409,16 @@ def measure_layers(rounds):
 
         candidates = {"forward_backward": together, "separate": separate}
         candidates["queries"] = lambda alone=alone: alone("q")
+        if window is not None:
+            candidates["full"] = lambda together=together: together(window=None)
         times = replayed(candidates, rounds)
         ms = times["forward_backward"]["p50"]
         share = times["queries"]["p50"] * sum(heads) / heads[0]
-        results[f"bf16.d{head_dim}.t{tokens}.h{'+'.join(map(str, heads))}"] = {
+        name = f"bf16.d{head_dim}.t{tokens}.h{'+'.join(map(str, heads))}"
+        name += "" if window is None else f".w{window}"
+        results[name] = {
             "heads": dict(zip("qkv", heads, strict=True)),
+            "window": window,
             "error": error,
             "error_plain": error_plain,
             **times,
@@ -340,6 +426,8 @@ def measure_layers(rounds):
             "ratio_share": round(ms / share, 4),
             "ratio_separate": round(ms / times["separate"]["p50"], 4),
         }
+        if window is not None:
+            results[name]["ratio_full"] = round(ms / times["full"]["p50"], 4)
     return results
 
 
@@ -378,6 +466,8 @@ def main(arguments: list[str]) -> None:
         write(options.out, results)
     results["limited"] = measure_limited(options.rounds)
     print(results["limited"], flush=True)
+    results["attention"] = measure_attention(options.rounds)
+    print(results["attention"], flush=True)
     results["layers"] = measure_layers(options.rounds)
     print(results["layers"], flush=True)
     write(options.out, results)
