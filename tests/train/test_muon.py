@@ -58,6 +58,14 @@ def test_trained_vectors_are_refused(tmp_path, capsys):
     assert "bias" in message
 
 
+def test_no_other_optimizer(tmp_path, base_folder, capsys):
+    path = small_run.write_recipe(
+        recipe(tmp_path, base_folder, optim="adafactor"), tmp_path / "r.yaml"
+    )
+    assert main(["train", str(path), "--quiet"]) == 2
+    assert "optim" in capsys.readouterr().err
+
+
 def test_no_offloading(tmp_path, base_folder, capsys):
     made = recipe(tmp_path, base_folder, offload_optimizer=True)
     path = small_run.write_recipe(made, tmp_path / "r.yaml")

@@ -169,7 +169,7 @@ class TestBlocks:
 
         def make(window=41, count=7, **fields):
             data = DataConfig("self", cache_dir=str(tmp_path / "cache"), **fields)
-            blocks = OwnBlocks(data, restorable.tokenizer, window, count)
+            blocks = OwnBlocks(data, restorable.tokenizer, window, count, 64)
             blocks.write(restorable, progress=False)
             return blocks
 
@@ -203,8 +203,27 @@ class TestBlocks:
         others = [{"seed": 1}, {"rope_theta": 500.0}]
         models = [restorable, *(tiny.tiny_restorable(model=tiny.tiny_model(**o)) for o in others)]
         for model in models:
-            OwnBlocks(data, model.tokenizer, 24, 3).write(model, progress=False)
+            OwnBlocks(data, model.tokenizer, 24, 3, 64).write(model, progress=False)
         assert len(written(tmp_path)) == 3
+
+    def test_a_weight_that_no_sample_holds(self, restorable, tmp_path):
+        """As after training the embeddings of a few tokens: the model's fingerprint stays."""
+        data = DataConfig("self", cache_dir=str(tmp_path / "cache"))
+        other = tiny.tiny_restorable()
+        with torch.no_grad():
+            other.model.get_input_embeddings().weight[-1] += 1
+        assert other.fingerprint == restorable.fingerprint
+        for model in (restorable, other, tiny.tiny_restorable()):
+            OwnBlocks(data, model.tokenizer, 24, 3, 64).write(model, progress=False)
+        assert len(written(tmp_path)) == 2
+
+    @pytest.mark.parametrize("start", ["", "ab" * 40])
+    def test_a_start_without_tokens_or_room(self, start, monkeypatch):
+        data = DataConfig("self", self_start=start or None)
+        if not start:  # no tokenizer here leaves nothing of a text
+            monkeypatch.setattr(own_text, "_borders", lambda *_: ((), EOS))
+        with pytest.raises(DataError, match=r"data\.self_start of 1 to 63 tokens"):
+            OwnBlocks(data, tiny.tiny_tokenizer(), 24, 1, 64)
 
     @pytest.mark.parametrize(
         ("start", "expected"),
@@ -227,10 +246,23 @@ class TestBlocks:
         tokenizer = tiny.tiny_tokenizer()
         tokenizer.eos_token = None
         with pytest.raises(DataError, match=r"end-of-text token, for data\.train: self"):
-            OwnBlocks(DataConfig("self"), tokenizer, 24, 1)
+            OwnBlocks(DataConfig("self"), tokenizer, 24, 1, 64)
 
 
 class TestWriting:
+    @pytest.mark.parametrize("seed", range(6))
+    def test_a_model_that_mostly_ends_at_once(self, seed, monkeypatch):
+        """A few documents without a token are no reason to give up."""
+        chance = torch.Generator().manual_seed(seed)
+
+        def sample(model, assignment, count, length, bar):
+            return [
+                [65] * 40 if torch.rand((), generator=chance) < 0.1 else [] for _ in range(count)
+            ]
+
+        monkeypatch.setattr(writing, "_sample", sample)
+        assert write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
+
     @pytest.mark.parametrize("kind", ["lora", "direct"])
     def test_the_original_writes_whatever_was_trained(self, kind):
         fresh = write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
@@ -292,7 +324,7 @@ class TestWriting:
 
     def test_a_model_that_says_nothing(self, monkeypatch):
         monkeypatch.setattr(writing, "_sample", lambda *arguments: [[]] * 8)
-        with pytest.raises(DataError, match="8 documents without any, after the tokens"):
+        with pytest.raises(DataError, match="256 documents without any, after the tokens"):
             write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import tiny
+from linearard.errors import RecipeError
 from linearard.evaluation import EvaluationConfig
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train import build_section, load_recipe, prepare_run, run
@@ -38,6 +39,22 @@ class NoText:
 
     def __len__(self):
         return self._count
+
+
+def test_parts_that_share_a_value_change_alone():
+    """An alias of YAML is for reading; an override is for the one place that it names."""
+    name = "stages.restoration.parts.own.objective.recall_weight"
+    parts = load_recipe("smollm2-135m-64k", {name: "7"}).source["stages"]["restoration"]["parts"]
+    assert parts["own"]["objective"]["recall_weight"] == 7
+    assert parts["short"]["objective"]["recall_weight"] != 7
+    assert "&" not in yaml.safe_dump(parts)
+
+
+def test_an_alias_within_itself_is_refused(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: &a {name: x, more: *a}\n")
+    with pytest.raises(RecipeError, match="an alias within what it names"):
+        load_recipe(path)
 
 
 @pytest.fixture

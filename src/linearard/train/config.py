@@ -118,9 +118,15 @@ class RestorationConfig(TrainingArguments):
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
         _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
         _check(self.save_strategy != "best", self, "save_strategy", "steps, epoch or 'no'")
+        (default,) = (field.default for field in fields(TrainingArguments) if field.name == "optim")
+        plain = getattr(self.optim, "value", self.optim) == default
+        _check(plain or not self.muon, self, "optim", "left out beside muon")
         adamw = self.optimizer_name.startswith("adamw_torch")
         _check(
-            adamw or not self.offload_optimizer, self, "offload_optimizer", "false with this optim"
+            adamw or not self.offload_optimizer,
+            self,
+            "offload_optimizer",
+            f"false with {self.optimizer_name}",
         )
         _check(0 < self.num_train_epochs < math.inf, self, "num_train_epochs", "positive")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,6 +21,17 @@ from linearard.model import RestorableModel
 from linearard.train.writing import Assignment, write_documents
 
 _FORMAT = 1  # raise it when the same model would write in another way
+#: Entries of a configuration that say where it came from, or what is hashed as tables.
+_NOT_THE_MODEL = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "max_position_embeddings",
+    "rope_parameters",
+    "rope_scaling",
+    "torch_dtype",
+    "transformers_version",
+}
 
 
 class OwnBlocks(Dataset):
@@ -32,14 +45,24 @@ class OwnBlocks(Dataset):
         tokenizer: the model's, a fast tokenizer of `transformers`.
         window: tokens of a block.
         count: how many blocks.
+        native: the window that the original reads and writes in.
 
     Raises:
-        DataError: the tokenizer lacks the tokens that documents stand between.
+        DataError: the tokenizer lacks the tokens that documents stand between, or the start has none or
+            leaves no room.
     """
 
-    def __init__(self, data: DataConfig, tokenizer: Any, window: int, count: int) -> None:
+    def __init__(
+        self, data: DataConfig, tokenizer: Any, window: int, count: int, native: int
+    ) -> None:
         self._data, self._window, self._count = data, window, count
         start, end = _borders(data.self_start, tokenizer)
+        if not 0 < len(start) < native:
+            raise DataError(
+                expected=f"data.self_start of 1 to {native - 1} tokens, in the native window",
+                got=f"{len(start)} tokens",
+                fix="Give what stands before a document in the model's training text, such as one token.",
+            )
         tokens = count * (window - len(beginning(tokenizer))) + 1
         self._assignment = Assignment(start, end, tokens, data.seed)
         self._blocks: BlockDataset | None = None
@@ -74,9 +97,7 @@ class OwnBlocks(Dataset):
         tables = restorable.rope.tables("native").items()
         decides = [
             _FORMAT,
-            restorable.fingerprint,
-            # of the model, but not in its fingerprint
-            str(restorable.model.dtype),
+            _original_hash(restorable),
             [[str(kind), t.inv_freq.tolist(), t.attention_scaling] for kind, t in tables],
             tokenizer_hash(restorable.tokenizer),
             dataclasses.astuple(assignment),
@@ -104,6 +125,22 @@ class OwnBlocks(Dataset):
     def tokens(self) -> int:
         """How many tokens all blocks hold together."""
         return self._count * self._window
+
+
+def _original_hash(restorable: RestorableModel) -> str:
+    """Hash of all that decides what the original says, its rotations and its tokenizer apart.
+
+    The model's own fingerprint is of a sample of the weights, which retrained embeddings can leave as it was.
+    A pass over all of them takes a second for two billion.
+    """
+    config = restorable.config.to_dict()
+    settings = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    frozen = ((n, p) for n, p in restorable.model.named_parameters() if not p.requires_grad)
+    for name, tensor in itertools.chain(frozen, restorable.model.named_buffers()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
 
 
 def _borders(start: str | None, tokenizer: Any) -> tuple[tuple[int, ...], int]:

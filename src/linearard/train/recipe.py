@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import difflib
 import re
@@ -21,7 +20,7 @@ from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError
 from linearard.model import AdapterConfig, ModelConfig
 from linearard.train.config import PartConfig, RestorationConfig
-from linearard.train.yaml_text import parse_yaml
+from linearard.train.yaml_text import parse_yaml, unshared
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
 _AT_THE_TOP = "Set it at the top of the recipe."
@@ -126,7 +125,7 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
 
 def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = None) -> Recipe:
     """Check a recipe given as plain data; see `load_recipe` for overrides and errors."""
-    source = copy.deepcopy(source)
+    source = unshared(source)
     for name, value in (overrides or {}).items():
         _override(source, name, parse_yaml(value, f"--{name}"))
     known = [item.name for item in dataclasses.fields(Recipe) if item.name != "source"]

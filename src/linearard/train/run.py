@@ -29,6 +29,7 @@ from linearard.model import (
     resolve_dtype,
     save_checkpoint,
 )
+from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
 from linearard.train.folder import FINAL, RECIPE_FILE, claim_folder
@@ -125,9 +126,10 @@ class PreparedRun:
     def _write_own_text(self, restorable: RestorableModel) -> None:
         for name, own in self.own.items():
             stage = self.stages[name]
+            bars = not stage.disable_tqdm
             with _enough_memory("the model to write text", "End what else is using the device."):
                 for blocks in own:
-                    blocks.write(restorable, progress=not stage.disable_tqdm)
+                    blocks.write(restorable, progress=bars and is_main_process())
             if own:  # else it was done before there was a model
                 _check_resumable(stage, self.blocks[name])
 
@@ -180,9 +182,10 @@ def prepare_run(
             claim = claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
     with claim:  # closed by whatever is refused here, handed on otherwise
         blocks, own, before = {}, {}, 0
+        native = native_window(config, recipe.rope)
         bars = progress and is_main_process()
         for name, stage in stages.items():
-            parts = _part_blocks(recipe, stage, before, tokenizer, bars)
+            parts = _part_blocks(recipe, stage, before, tokenizer, native, bars)
             blocks[name] = _stage_windows(stage, parts)
             own[name] = [found for found in parts.values() if isinstance(found, OwnBlocks)]
             if not own[name]:
@@ -248,7 +251,12 @@ def _enough_memory(purpose: str, fix: str = _SMALLER_STEPS) -> Iterator[None]:
 
 
 def _part_blocks(
-    recipe: Recipe, stage: RestorationConfig, before: int, tokenizer: Any, progress: bool
+    recipe: Recipe,
+    stage: RestorationConfig,
+    before: int,
+    tokenizer: Any,
+    native: int,
+    progress: bool,
 ) -> dict[str, BlockDataset | OwnBlocks]:
     """The windows of each part of a stage, with `before` parts in the stages before it."""
     blocks: dict[str, BlockDataset | OwnBlocks] = {}
@@ -257,7 +265,7 @@ def _part_blocks(
         # Each part draws its own: two with one window would read the same text.
         data.seed += recipe.seed + _BETWEEN_PARTS * number
         if data.train == SELF:
-            blocks[name] = OwnBlocks(data, tokenizer, part.window, part.sequences)
+            blocks[name] = OwnBlocks(data, tokenizer, part.window, part.sequences, native)
             continue
         blocks[name] = token_blocks(
             data,

@@ -17,6 +17,7 @@ from linearard.model import RestorableModel, plain_generation
 
 _LENGTH = 640  # tokens of a document that does not end by itself before
 _LARGEST_BATCH, _SMALLEST_BATCH = 2048, 8
+_ENOUGH_TRIES = 256  # documents without a token: the model will not begin any
 # Of all the memory and not of what is free: another batch is another text.
 _GPU_SHARE, _CPU_BYTES = 0.25, 2**30
 _LOGIT_BYTES = 16  # float32: logits, their copy, probabilities, and what is drawn from them
@@ -75,7 +76,7 @@ def write_documents(
         _writer(restorable, assignment.seed) as model,
     ):
         while found < wanted:
-            expected = found / tried if tried else length
+            expected = found / tried if found else length / (1 + tried)
             count = max(math.ceil((wanted - found) / expected), _SMALLEST_BATCH)
             rows = _sample(model, assignment, min(count, most), length, _Bar(bar))
             new = [text for text in _decoded(restorable.tokenizer, rows) if text.strip()]
@@ -86,7 +87,7 @@ def write_documents(
             tried += len(rows)
             bar.n = min(found, wanted)
             bar.refresh()
-            if not found:
+            if not found and tried >= _ENOUGH_TRIES:
                 raise DataError(
                     expected="a model that writes text of its own",
                     got=f"{tried} documents without any, after the tokens {list(assignment.start)}",

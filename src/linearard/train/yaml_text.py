@@ -18,7 +18,13 @@ def parse_yaml(text: str, where: str) -> Any:
         RecipeError: no valid YAML; the place is named.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return unshared(yaml.load(text, Loader=_Loader))
+    except RecursionError:
+        raise RecipeError(
+            expected=f"plain values in {where}",
+            got="an alias within what it names",
+            fix="Write the value out.",
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -27,6 +33,18 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RecipeError(
             expected=f"valid YAML in {where}", got=place + problem, fix="Correct it there."
         ) from None
+
+
+def unshared(value: Any) -> Any:
+    """A copy of plain data in which no mapping or list stands in two places.
+
+    Two places with one YAML alias are two values: a change of one is none of the other.
+    """
+    if isinstance(value, dict):
+        return {key: unshared(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unshared(item) for item in value]
+    return value
 
 
 class _Loader(yaml.SafeLoader):
