@@ -55,7 +55,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.record import add_arguments, circumstances, quantiles, write
+from benchmarks.record import add_arguments, circumstances, write
+from benchmarks.relation_check import attention_operands, check, operands, plain, small
+from benchmarks.replays import gemm_rate, interleaved, peak_gib, replayed
 from linearard.ops.relation_kl import attention_kl, layer_relation_kl, relation_kl
 
 SHAPES = [
@@ -79,124 +81,6 @@ LAYERS = [
 ]
 LENGTHS = [131072, 262144, 524288, 1_000_000]
 DENSE_LIMIT = 64 << 30  # bytes that the dense formula may need
-WINDOW_MS = 60
-
-
-def plain(*operands, window=None, cu_seqlens=None):
-    """The formula in plain PyTorch, in the dtype of its operands: (x_t, x_s) or (q_t, k_t, q_s, k_s)."""
-    pairs = [(x, x) for x in operands] if len(operands) == 2 else [operands[:2], operands[2:]]
-    tokens, head_dim = operands[0].shape[2:]
-    device = operands[0].device
-    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)
-    at = torch.arange(tokens, device=device)
-    if window is not None:
-        hidden |= at[:, None] - at >= window
-    if cu_seqlens is not None:
-        document = torch.bucketize(at, cu_seqlens, right=True)
-        hidden |= document[:, None] != document
-    log_t, log_s = (
-        (q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * head_dim**-0.5)
-        .masked_fill(hidden, torch.finfo(q.dtype).min)
-        .log_softmax(-1)
-        for q, k in pairs
-    )
-    return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
-
-
-def operands(shape, dtype=torch.bfloat16, seed=0):
-    torch.manual_seed(seed)
-    teacher = torch.randn(shape, device="cuda")
-    student = teacher + 0.3 * torch.randn(shape, device="cuda")
-    return teacher.to(dtype), student.to(dtype).requires_grad_()
-
-
-def attention_operands(batch, heads, kv_heads, tokens, head_dim):
-    """Queries and keys of teacher and student, in the order of ``attention_kl``."""
-    q_t, q_s = operands((batch, heads, tokens, head_dim))
-    k_t, k_s = operands((batch, kv_heads, tokens, head_dim), seed=1)
-    return q_t, k_t, q_s, k_s
-
-
-def gradients(loss, operands, options):
-    """Those of all students, in float64, end to end."""
-    trained = [x for x in operands if x.requires_grad]
-    found = torch.autograd.grad(loss(*operands, **options), trained)
-    return torch.cat([x.double().flatten() for x in found])
-
-
-def check(given, **limits):
-    """Errors of ours, of ours in any order, and of plain PyTorch; exits if ours is over twice theirs."""
-    exact = [x.detach().double().requires_grad_(x.requires_grad) for x in given]
-    truth = gradients(plain, exact, limits)
-
-    def error(loss, **options):
-        return ((gradients(loss, given, limits | options) - truth).norm() / truth.norm()).item()
-
-    theirs = error(plain)
-    loss = relation_kl if len(given) == 2 else attention_kl
-    ours = [error(loss, deterministic=order) for order in (True, False)]
-    if not max(ours) <= 2 * theirs:
-        shapes = [tuple(x.shape) for x in given]
-        raise SystemExit(f"{shapes}: error {max(ours):.1e}, plain PyTorch {theirs:.1e}: not timed")
-    return *ours, theirs
-
-
-def small(shape):
-    """Operands of a shape, as many as float64 can bear."""
-    batch, heads, tokens, head_dim = shape
-    return operands((batch, min(heads, 4), min(tokens, 2048), head_dim))
-
-
-def recorded(run):
-    """``run`` as a replay of a CUDA graph."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-def replayed(candidates, rounds):
-    """As ``interleaved``, of recordings."""
-    return interleaved({name: recorded(run) for name, run in candidates.items()}, rounds)
-
-
-def interleaved(candidates, rounds):
-    """Milliseconds {p20, p50, p80} of each candidate, taken in turns, so many calls on end as fill a window.
-
-    A long window, because the clock that a GPU near its power limit runs at is first that of what ran before.
-    """
-    calls = {name: max(1, round(WINDOW_MS / timed(run, 1))) for name, run in candidates.items()}
-    times = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            times[name].append(timed(run, calls[name]))
-    return {name: quantiles(t) for name, t in times.items()}
-
-
-def timed(run, calls):
-    """Milliseconds a call."""
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    run()  # the device is busy while the timed calls queue
-    start.record()
-    for _ in range(calls):
-        run()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / calls
-
-
-def peak_gib(run):
-    run()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)
 
 
 def backends(q, k, v):
@@ -429,12 +313,6 @@ def measure_layers(rounds):
         if window is not None:
             results[name]["ratio_full"] = round(ms / times["full"]["p50"], 4)
     return results
-
-
-def gemm_rate():
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    ms = interleaved({"gemm": lambda: a @ b}, 10)["gemm"]["p50"]
-    return round(2 * 8192**3 / ms / 1e9, 1)
 
 
 def main(arguments: list[str]) -> None:
