@@ -151,21 +151,34 @@ def more_elements_than_32_bits_count():
     teacher = torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_()
     student = torch.empty_like(teacher).normal_().requires_grad_()
     assert teacher.numel() > 2**31
-    options = {"window": 64, "implementation": "triton"}
-    _last_heads_are_what_they_are_alone(teacher, student, options)
+    options = [{"window": 64, "implementation": "triton"}]
     if ON_HOPPER:
-        _last_heads_are_what_they_are_alone(teacher, student, {"implementation": "hopper"})
+        options += [{"implementation": "hopper"}, {"window": 64, "implementation": "hopper"}]
+    for some in options:
+        _last_heads_are_what_they_are_alone((teacher,), (student,), relation_kl, some)
+    if ON_HOPPER:
+        keys = [x[:, : shape[1] // 4].flip(2) for x in (teacher, student.detach())]
+        teachers, students = (teacher, keys[0]), (student, keys[1].requires_grad_())
+        _last_heads_are_what_they_are_alone(teachers, students, attention_kl, options[-1])
 
 
-def _last_heads_are_what_they_are_alone(teacher, student, options):
+def _last_heads_are_what_they_are_alone(teachers, students, loss, options):
+    """Of the last sequence the last group of heads, with its keys if there are any."""
     options = {**options, "reduction": "none"}
-    rows = relation_kl(teacher, student, **options)
-    (gradient,) = torch.autograd.grad(rows.sum(), student)
-    own = student.detach()[1:, -3:].clone().requires_grad_()
-    few = relation_kl(teacher[1:, -3:].clone(), own, **options)
-    (few_gradient,) = torch.autograd.grad(few.sum(), own)
-    assert torch.equal(rows[1, -3:], few[0]) and torch.equal(gradient[1, -3:], few_gradient[0])
-    assert (few_gradient != 0).any()
+    rows = loss(*teachers, *students, **options)
+    gradients = torch.autograd.grad(rows.sum(), students)
+    group = [3] if len(students) == 1 else [students[0].shape[1] // students[1].shape[1], 1]
+    last = [(slice(1, None), slice(-heads, None)) for heads in group]
+    few_teachers = [x[at].clone() for x, at in zip(teachers, last, strict=True)]
+    few_students = [
+        x.detach()[at].clone().requires_grad_() for x, at in zip(students, last, strict=True)
+    ]
+    few = loss(*few_teachers, *few_students, **options)
+    few_gradients = torch.autograd.grad(few.sum(), few_students)
+    assert torch.equal(rows[last[0]], few)
+    for gradient, few_gradient, at in zip(gradients, few_gradients, last, strict=True):
+        assert torch.equal(gradient[at], few_gradient)
+        assert (few_gradient != 0).any()
 
 
 def nothing_is_copied_to_the_host():

@@ -328,6 +328,20 @@ class TestWriting:
             write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu():
+    """The same text twice in bfloat16, and no random number of the caller's is used."""
+    texts = []
+    for _ in range(2):
+        model = tiny.tiny_model().to("cuda", torch.bfloat16)
+        restorable = tiny.tiny_restorable(model=model)
+        before = torch.cuda.get_rng_state()
+        texts.append(write_documents(restorable, ASSIGNMENT, progress=False))
+        assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert texts[0] == texts[1]
+
+
 class _NoBar:
     n = total = 0
 
