@@ -115,7 +115,9 @@ def _view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
     if "raw_retention" in parts.get("tasks", {}).get("lambada_openai", {}):
         found["lambada_recovery"] = parts["tasks"]["lambada_openai"]["raw_retention"]
     if "task_average" in parts:
-        found["tasks_recovery"] = parts["task_average"].get("raw_retention", 1.0)
+        average = parts["task_average"]
+        found["tasks_recovery"] = average.get("raw_retention", 1.0)
+        found |= {name: average[name] for name in ("same_answers", "answer_kl") if name in average}
     for name, values in parts.get("texts", {}).items():
         found[f"{name}.ppl_ratio"] = values["ppl"] / original["texts"][name]["ppl"]
         if "agreement" in values:

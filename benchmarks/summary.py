@@ -80,17 +80,24 @@ def _restoration_table(
     named = [entry[0] for entries in RUNS.values() for entry in entries]
     names = [key for key in [*named, *(entry[0] for entry in ARMS)] if key.startswith(family)]
     names = [name for name in names if any(key.startswith(f"{name}.") for key in figures)]
-    columns = {
-        title: (part, form)
-        for title, (part, form) in columns.items()
-        if any(f"{name}.{part}" in figures for name in names)
-    }
+    columns = _filled(columns, names, figures)
     rows = []
     for name in names:
         cells = [_cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
         scaling = "YaRN: " if name.endswith("yarn8") else ""
         rows.append([scaling + _TITLES[name.split(".")[1]], *cells])
     return _markdown(["SmolLM2-135M, x 8", *columns], rows)
+
+
+def _filled(
+    columns: dict[str, tuple[str, str]], keys: list[str], figures: dict[str, float]
+) -> dict[str, tuple[str, str]]:
+    """The columns that one of the keys has a figure for."""
+    return {
+        title: (part, form)
+        for title, (part, form) in columns.items()
+        if any(f"{key}.{part}" in figures for key in keys)
+    }
 
 
 def _recovery_table(figures: dict[str, float]) -> str:
@@ -100,6 +107,7 @@ def _recovery_table(figures: dict[str, float]) -> str:
         "top-1": ("top1", ".3f"),
         "LAMBADA kept": ("lambada_recovery", ".3f"),
         "tasks kept": ("tasks_recovery", ".3f"),
+        "same answers": ("same_answers", ".3f"),
         "ppl 2k, ratio": ("ppl_2k_ratio", ".3f"),
         "documentation, ratio": ("documentation.ppl_ratio", ".3f"),
         **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("8k", "32k", "64k")},
@@ -109,6 +117,7 @@ def _recovery_table(figures: dict[str, float]) -> str:
         "seeds": ("seeds", ".0f"),
     }
     found = [arm for arm in _ARMS if f"restoration.{arm}.{MODEL}.ppl_2k" in figures]
+    columns = _filled(columns, [f"restoration.{arm}.{MODEL}" for arm in found], figures)
     rows = []
     for arm in found:
         key = f"restoration.{arm}.{MODEL}"

@@ -30,6 +30,12 @@ EVALUATION = {
     "agreement_tokens": 256,
     "passkey_lengths": [],
 }
+TASKS = {
+    "quiz": [
+        {"context": f"Line {i}:", "choices": ["yes", "no"], "answer": i % 2} for i in range(9)
+    ],
+    "words": [{"context": f"The post of {word} was", "target": "late"} for word in "abcde"],
+}
 YARN = {"rope_type": "yarn", "factor": 4}
 #: The learning rate makes the first step infinite, which the second step is refused for.
 ARMS = {
@@ -68,7 +74,11 @@ def states(folder: Path) -> dict[str, int]:
 def base(tmp_path_factory, base_folder):
     """A recipe of two stages with dropout, as plain data."""
     folder = tmp_path_factory.mktemp("sweep-base")
-    return small_run.small_recipe(folder, base_folder, evaluation=EVALUATION)
+    (folder / "tasks").mkdir()
+    for name, records in TASKS.items():
+        (folder / "tasks" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    evaluation = EVALUATION | {"tasks_dir": str(folder / "tasks")}
+    return small_run.small_recipe(folder, base_folder, evaluation=evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +120,7 @@ class TestResults:
             assert len(logs[0]) > 3 and logs[0] == logs[1]
             assert swept["stages"][stage]["tokens"] == alone["stages"][stage]["tokens"]
         assert swept["views"] == alone["views"]
+        assert swept["views"]["restored"]["task_average"]["answer_kl_ci95"]
 
     def test_the_recipe_of_a_run_trains_it_again(self, out):
         """It is written whole, with the seed and the arm's changes."""

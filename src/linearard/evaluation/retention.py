@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linearard.evaluation.answers import compare_answers
 from linearard.evaluation.statistics import interval, mean, resampled_means
 from linearard.evaluation.tasks import TaskScore
 
@@ -31,7 +32,8 @@ def task_results(
     Returns:
         View to `{"tasks": {name: ...}, "task_average": ...}`. A task has what its score's
         `describe` gives, an average `score`, `ci95`, `chance` and `tasks` (their number); with a
-        reference both have `retention`, `retention_ci95`, `raw_retention`, `raw_retention_ci95`.
+        reference both have `retention`, `retention_ci95`, `raw_retention`, `raw_retention_ci95` and
+        what `compare_answers` gives.
     """
     views = list(scores)
     tasks = list(next(iter(scores.values()), {}))
@@ -60,6 +62,12 @@ def task_results(
     _add_retention(averages, averaged, reference)
     for view, average in averages.items():
         results[view]["task_average"] = average
+    if reference in scores:
+        for view in views:
+            alike, average = compare_answers(scores[view], scores[reference], seed)
+            results[view]["task_average"] |= average
+            for task, part in alike.items():
+                results[view]["tasks"][task] |= part
     return results
 
 

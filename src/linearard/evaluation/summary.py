@@ -105,6 +105,11 @@ def summarise(result: Mapping[str, Any]) -> list[Row]:
         rows.add("task average", "share", averages, "score", "ci95")
         if all("raw_retention" in average for average in averages.values()):
             rows.add("task average / original's", "ratio", averages, "raw_retention")
+    measures = ("same_answers", "answer_kl")
+    if averages and all(set(measures) <= average.keys() for average in averages.values()):
+        same, kl = ({v: _only(part, name) for v, part in averages.items()} for name in measures)
+        rows.add("answers as the original's", "share", same, "same_answers")
+        rows.add("KL of answers to original (nats)", "kl", kl, "answer_kl")
 
     rows.group = RETRIEVAL
     for section, name in (("passkey", "pass key"), ("retrieval", "retrieval")):
@@ -134,6 +139,11 @@ def _agreement(
     if not found or ORIGINAL not in views:
         return found
     return {ORIGINAL: {"kl": 0.0, "top1": 1.0}, **found}
+
+
+def _only(part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A measure and its interval: a share of its own, which is not kept of a score."""
+    return {key: part[key] for key in (name, f"{name}_ci95")}
 
 
 def _keys(views: Mapping[str, Mapping[str, Any]], section: str) -> list[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from linearard.errors import DataError
 from linearard.evaluation.batching import Track
-from linearard.evaluation.continuations import (
-    Continuation,
-    Encoder,
-    Score,
-    score_continuations,
-)
+from linearard.evaluation.continuations import Continuation, Encoder, score_continuations
 from linearard.evaluation.statistics import bootstrap_interval, mean, perplexity
 from linearard.evaluation.task_files import Record
 from linearard.model import ChunkedCausalLM
+
+_FURTHER = ("acc", "acc_norm", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -34,17 +32,26 @@ class TaskScore:
     Attributes:
         metric: name of the headline metric.
         hits: 1.0 or 0.0 of each record under that metric, in the order of the records.
+        logprobs: of each record, the log-probability in nats of every choice, or of the one target; to
+            1e-4, so that a file can hold them.
+        chosen: of each record, which choice the headline metric takes; for a last word, which has
+            one target, 0 where the model finds it and -1 where it does not.
         chance: the headline score of guessing.
         further: scores under other metrics.
     """
 
     metric: str
     hits: list[float]
+    logprobs: list[list[float]]
+    chosen: list[int]
     chance: float
     further: dict[str, float]
 
     def describe(self, seed: int) -> dict[str, Any]:
-        """`metric`, `score`, `ci95` (bootstrap), `chance`, `records` and the further scores."""
+        """`metric`, `score`, `ci95` (bootstrap), `chance`, `records`, the further scores, and `answers`.
+
+        `answers` holds `hits`, `logprobs` and `chosen` of all records: `read` takes them back.
+        """
         return {
             "metric": self.metric,
             "score": mean(self.hits),
@@ -52,7 +59,17 @@ class TaskScore:
             "chance": self.chance,
             "records": len(self.hits),
             **self.further,
+            "answers": {"hits": self.hits, "logprobs": self.logprobs, "chosen": self.chosen},
         }
+
+    @classmethod
+    def read(cls, part: Mapping[str, Any]) -> TaskScore:
+        """The score that `describe` gave, from JSON; further entries of `part` are left aside."""
+        hits, logprobs, chosen = (part["answers"][name] for name in ("hits", "logprobs", "chosen"))
+        # JSON has null for what was not a number.
+        finite = [[math.nan if value is None else value for value in record] for record in logprobs]
+        further = {name: part[name] for name in _FURTHER if name in part}
+        return cls(part["metric"], hits, finite, chosen, part["chance"], further)
 
 
 def encode_task(encode: Encoder, records: Sequence[Record]) -> Task:
@@ -86,16 +103,21 @@ def score_task(
     records = task.records
     scores = iter(score_continuations(lm, task.continuations, batch_size=batch_size, track=track))
     grouped = [[next(scores) for _ in record.prompts] for record in records]
+    logprobs = [[score.logprob for score in record] for record in grouped]
+    rounded = [[round(logprob, 4) for logprob in record] for record in logprobs]
     if records[0].answer is None:
-        accuracy = [float(score.greedy) for (score,) in grouped]
-        extra = {"perplexity": perplexity(-mean([score.logprob for (score,) in grouped]))}
-        return TaskScore("acc", accuracy, 0.0, {"acc": mean(accuracy), **extra})
+        found = [score.greedy for (score,) in grouped]
+        accuracy = [float(greedy) for greedy in found]
+        extra = {"perplexity": perplexity(-mean([logprob for (logprob,) in logprobs]))}
+        further = {"acc": mean(accuracy), **extra}
+        return TaskScore("acc", accuracy, rounded, [int(g) - 1 for g in found], 0.0, further)
 
-    plain, normalised = _choice_hits(records, grouped)
+    chosen = {"acc": _plain(logprobs), "acc_norm": _normalised(records, logprobs)}
+    hits = {name: _hits(records, choices) for name, choices in chosen.items()}
     metric = "acc" if records[0].partial or _labels(records) else "acc_norm"
     chance = mean([1 / len(record.prompts) for record in records])
-    both = {"acc": mean(plain), "acc_norm": mean(normalised)}
-    return TaskScore(metric, plain if metric == "acc" else normalised, chance, both)
+    further = {name: mean(values) for name, values in hits.items()}
+    return TaskScore(metric, hits[metric], rounded, chosen[metric], chance, further)
 
 
 def _continuation(encode: Encoder, context: str, text: str, record: Record) -> Continuation:
@@ -109,17 +131,21 @@ def _continuation(encode: Encoder, context: str, text: str, record: Record) -> C
     return continuation
 
 
-def _choice_hits(
-    records: Sequence[Record], grouped: list[list[Score]]
-) -> tuple[list[float], list[float]]:
-    """Of each record, whether the answer wins: plain, and per character of the continuation."""
-    plain, normalised = [], []
-    for record, scores in zip(records, grouped, strict=True):
-        total = [score.logprob for score in scores]
-        each = [t / len(text) for t, (_, text) in zip(total, record.prompts, strict=True)]
-        plain.append(float(total.index(max(total)) == record.answer))
-        normalised.append(float(each.index(max(each)) == record.answer))
-    return plain, normalised
+def _plain(logprobs: list[list[float]]) -> list[int]:
+    """Of each record, the choice of the highest log-probability."""
+    return [record.index(max(record)) for record in logprobs]
+
+
+def _normalised(records: Sequence[Record], logprobs: list[list[float]]) -> list[int]:
+    """Of each record, the choice of the highest log-probability per character of the continuation."""
+    pairs = zip(records, logprobs, strict=True)
+    return _plain(
+        [[t / len(text) for t, (_, text) in zip(ts, r.prompts, strict=True)] for r, ts in pairs]
+    )
+
+
+def _hits(records: Sequence[Record], chosen: list[int]) -> list[float]:
+    return [float(c == record.answer) for c, record in zip(chosen, records, strict=True)]
 
 
 def _labels(records: Sequence[Record]) -> bool:

@@ -12,11 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from linearard.evaluation import EvaluationConfig, EvaluationInputs, evaluate
-from linearard.evaluation.retention import retention
+from linearard.evaluation.retention import task_results
+from linearard.evaluation.tasks import TaskScore
 from linearard.model import RestorableModel, write_json
+from linearard.model.causal_lm import ORIGINAL
 from linearard.sweep.plan import Job
 
 _UNTRAINED = ("original", "stretched")
+_FORMAT = 2  # raise it when a view's result gains a part
 
 
 def measure_views(
@@ -38,8 +41,7 @@ def measure_views(
         shared: folder of measured views, which other processes may use at the same time.
 
     Returns:
-        A result with the views in order. What they keep of the original's task scores is there
-        without intervals, which pair the records of views measured together.
+        A result with the views in order.
     """
 
     def measure(names: list[str]) -> dict[str, Any]:
@@ -66,28 +68,20 @@ def measure_views(
             key = _key(name, restorable, job, config, texts)
             known = _once(shared / f"{name}-{key}.json", lambda name=name: measure([name]))
             views[name] = known["views"][name]
-    _compare_with_original(views)
+    _compare_with_original(views, config.seed)
     result = own or known
     result["views"] = views
     result["meta"]["config"]["views"] = names
     return result
 
 
-def _compare_with_original(views: dict[str, Any]) -> None:
-    if "task_average" not in views.get("original", {}):
-        return
-    original = _task_parts(views["original"])
-    for view in views.values():
-        for key, part in _task_parts(view).items():
-            reference = original[key]["score"]
-            for name, chance in (("retention", part["chance"]), ("raw_retention", 0.0)):
-                part[name] = retention(part["score"], reference, chance)
-                part.pop(f"{name}_ci95", None)
-
-
-def _task_parts(view: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The results on single tasks, and their average under an empty name."""
-    return {**view["tasks"], "": view["task_average"]}
+def _compare_with_original(views: dict[str, Any], seed: int) -> None:
+    scores = {
+        name: {task: TaskScore.read(part) for task, part in view.get("tasks", {}).items()}
+        for name, view in views.items()
+    }
+    for name, parts in task_results(scores, ORIGINAL, seed).items():
+        views[name] |= parts
 
 
 def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -113,7 +107,9 @@ def _key(
     measured = dataclasses.asdict(dataclasses.replace(config, views=[]))
     rope = job.recipe.rope if name == "stretched" else None
     digest = hashlib.sha256(
-        json.dumps([restorable.fingerprint, model, data, measured, rope], sort_keys=True).encode()
+        json.dumps(
+            [_FORMAT, restorable.fingerprint, model, data, measured, rope], sort_keys=True
+        ).encode()
     )
     for text in texts:
         digest.update(text.numpy().tobytes() + b";")
