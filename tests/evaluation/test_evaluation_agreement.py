@@ -20,7 +20,7 @@ def dense(model, views, name, windows):
     return kl, (original.argmax(-1) == view.argmax(-1)).double()
 
 
-@pytest.mark.parametrize("window", [5, 41])
+@pytest.mark.parametrize("window", [5, 41, 131])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_it_is_the_dense_float64_agreement(
     model, make_views, documents, small_chunks, window, batch_size
@@ -38,6 +38,11 @@ def test_it_is_the_dense_float64_agreement(
         assert got[name]["window_kl"] == pytest.approx(kl.mean(1).tolist(), rel=1e-3)
         assert got[name]["top1"] == pytest.approx(same.mean().item(), abs=1e-9)
         assert got[name]["tokens"] == windows.numel()
+        spans = [(0, min(window, 128))] + [(128, window)] * (window > 128)
+        assert [(b["start"], b["end"]) for b in got[name]["by_position"]] == spans
+        for bucket in got[name]["by_position"]:
+            expected = kl[:, bucket["start"] : bucket["end"]].mean().item()
+            assert bucket["kl"] == pytest.approx(expected, rel=1e-3)
         low, high = got[name]["kl_ci95"]
         assert low < got[name]["kl"] < high
 

@@ -37,6 +37,16 @@ def share(accuracy):
     return {"accuracy": accuracy, "ci95": [accuracy - 0.1, accuracy + 0.1], "prompts": 20}
 
 
+def like(same, kl):
+    """Answers compared with the original's."""
+    return {
+        "same_answers": same,
+        "same_answers_ci95": [same - 0.05, min(same + 0.05, 1)],
+        "answer_kl": kl,
+        "answer_kl_ci95": [kl / 2, 2 * kl],
+    }
+
+
 def extended(part, ppl, kl, kept, found, loops):
     """A view with everything that an evaluation can measure."""
     at = {n: share(found / (i + 1)) for i, n in enumerate(("2048", "32768"))}
@@ -56,10 +66,15 @@ def extended(part, ppl, kl, kept, found, loops):
         "retention_ci95": [kept - 0.1, kept + 0.1],
         "raw_retention": (1 + kept) / 2,
         "raw_retention_ci95": [(1 + kept) / 2 - 0.05, (1 + kept) / 2 + 0.05],
+        **like((1 + kept) / 2, (kl or 0) / 10),
     }
     part["texts"] = {"code": {"ppl": ppl, "ppl_ci95": [ppl - 1, ppl + 1]}}
     if kl:
         part["texts"]["code"]["agreement"] = {"kl": kl, "kl_ci95": None, "top1": 0.5}
+        spans = [(0, 128), (128, 256), (256, 512)]
+        part["agreement"]["by_position"] = [
+            {"start": a, "end": b, "kl": b * kl / 256} for a, b in spans
+        ]
     part["generation"] = {
         "repeated_4grams": loops / 2,
         "repeated_4grams_ci95": [loops / 2, loops],
@@ -146,6 +161,10 @@ def test_rows_of_everything(whole):
     assert average.retained["restored"] == 0.9
     assert average.retained_intervals["restored"] == [0.8, 1.0]
     assert rows["task average / original's"].values["restored"] == pytest.approx(0.95)
+    answers = rows["answers as the original's"]
+    assert answers.values["restored"] == answers.retained["restored"] == pytest.approx(0.95)
+    assert answers.recovered == pytest.approx((0.95 - 0.55) / (1 - 0.55))
+    assert rows["KL of answers to original (nats)"].recovered == pytest.approx(0.9)
     loops = rows["outputs that end in a loop"]
     assert loops.lower_is_better and loops.recovered == pytest.approx(0.6 / 0.7)
     whole["views"]["stretched"]["generation"] |= {"loops": 0.25}  # inside the original's interval
@@ -156,7 +175,7 @@ def test_rows_of_everything(whole):
 def test_the_page_of_everything(whole):
     html = render_report(whole)
     tags = parse(html)
-    assert tags.tags.count("svg") == 7 and len(set(tags.ids)) == len(tags.ids)
+    assert tags.tags.count("svg") == 8 and len(set(tags.ids)) == len(tags.ids)
     for shown in ("Retrieval from held-out text", "free generation", "task average", "variables"):
         assert shown in tags.text
     assert render_report(json.loads(json.dumps(whole))) == html

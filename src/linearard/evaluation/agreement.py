@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from linearard.evaluation.batching import Track, batches
+from linearard.evaluation.positions import mean_by_position
 from linearard.evaluation.statistics import bootstrap_interval, mean
 from linearard.model import ChunkedCausalLM, Views
 
@@ -40,13 +41,15 @@ def window_agreement(
         track: wraps the batches to show progress.
 
     Returns:
-        Of each name: `kl`, `kl_ci95`, `top1`, `top1_ci95`, `windows`, `tokens`, and the per-window
-        means `window_kl` and `window_top1`.
+        Of each name: `kl`, `kl_ci95`, `top1`, `top1_ci95`, `windows`, `tokens`, the per-window means
+        `window_kl` and `window_top1`, and `by_position`: a list of `{"start", "end", "kl"}`, the mean
+        KL after a token at start <= position < end.
     """
     count, length = windows.shape
     original = next(iter(views.values()))
     kl: dict[str, list[float]] = {name: [] for name in names}
     top1: dict[str, list[float]] = {name: [] for name in names}
+    at = {name: torch.zeros(length, dtype=torch.float64) for name in names}
     for batch in track(batches(count, length, batch_size)):
         with original():
             reference = lm.hidden(windows[batch]).flatten(0, 1)
@@ -58,6 +61,7 @@ def window_agreement(
             per_token = _compare(lm, reference, hidden)
         for name, (divergence, same) in per_token.items():
             kl[name] += divergence.view(-1, length).mean(1).tolist()
+            at[name] += divergence.view(-1, length).sum(0)
             top1[name] += same.view(-1, length).mean(1).tolist()
     return {
         name: {
@@ -69,6 +73,7 @@ def window_agreement(
             "tokens": count * length,
             "window_kl": kl[name],
             "window_top1": top1[name],
+            "by_position": mean_by_position("kl", at[name] / count, 0),
         }
         for name in names
     }

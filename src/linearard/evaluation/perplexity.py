@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from linearard.evaluation.batching import Track, batches
+from linearard.evaluation.positions import mean_by_position
 from linearard.evaluation.statistics import bootstrap_interval, mean, perplexity
 from linearard.model import ChunkedCausalLM
-
-FIRST_BUCKET = 128  # positions; each further bucket ends at twice the position
 
 
 @torch.no_grad()
@@ -53,7 +52,7 @@ def window_perplexity(
         "tokens": count * (length - 1),
         "windows": count,
         "window_nll": window_nll,
-        "by_position": _by_position(per_position / count),
+        "by_position": mean_by_position("nll", per_position / count, 1),
     }
 
 
@@ -66,15 +65,3 @@ def _token_nll(lm: ChunkedCausalLM, input_ids: Tensor) -> Tensor:
         for rows in lm.chunks(len(targets))
     ]
     return torch.cat(nll).cpu().double().view(len(input_ids), -1)
-
-
-def _by_position(nll: Tensor) -> list[dict[str, float]]:
-    """Mean over buckets of positions; `nll[i]` is the loss at position i + 1 of the window."""
-    buckets, start, end = [], 1, FIRST_BUCKET
-    while start <= len(nll):
-        stop = min(end, len(nll) + 1)
-        buckets.append(
-            {"start": start, "end": stop, "nll": nll[start - 1 : stop - 1].mean().item()}
-        )
-        start, end = stop, 2 * end
-    return buckets

@@ -64,6 +64,28 @@ def position_plot(views: Views) -> str | None:
         for view, part in views.items()
         if longest in part.get("perplexity", {})
     }
+    return _over_positions(lines, int(longest), "loss (nats)", "position", views)
+
+
+def agreement_plot(views: Views) -> str | None:
+    """KL to the original over the position in the window, one line a view."""
+    buckets = {v: part.get("agreement", {}).get("by_position", []) for v, part in views.items()}
+    lines = {
+        view: [((b["start"] + b["end"]) / 2, b["kl"]) for b in found if b["kl"] is not None]
+        for view, found in buckets.items()
+    }
+    window = max((bucket["end"] for found in buckets.values() for bucket in found), default=0)
+    return _over_positions(lines, window, "KL to original (nats)", "agreement", views)
+
+
+def _over_positions(
+    lines: Mapping[str, list[tuple[float, float]]],
+    window: int,
+    y_label: str,
+    name: str,
+    views: Views,
+) -> str | None:
+    """Points at the middles of buckets of positions, one line a view."""
     lines = {view: points for view, points in lines.items() if len(points) > 2}
     if not lines:
         return None
@@ -74,11 +96,12 @@ def position_plot(views: Views) -> str | None:
                 *zip(*points, strict=True), "o-", color=colour(view, views), label=_short(view)
             )
         axes.set_xscale("log", base=2)
-        _token_ticks(axes, [64 * 2**i for i in range(20) if 64 * 2**i <= int(longest)])
-        axes.set_xlabel(f"position in a window of {int(longest):,} tokens")
-        axes.set_ylabel("loss (nats)")
+        _token_ticks(axes, [64 * 2**i for i in range(20) if 64 * 2**i <= window])
+        _log_if_wide(axes, [y for points in lines.values() for _, y in points])
+        axes.set_xlabel(f"position in a window of {window:,} tokens")
+        axes.set_ylabel(y_label)
         _legend_above(axes)
-        return to_svg(figure, "position")
+        return to_svg(figure, name)
 
 
 def retention_plot(rows: Sequence[Row], views: Views) -> str | None:

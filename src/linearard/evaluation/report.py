@@ -82,6 +82,11 @@ def _sections(result: Mapping[str, Any], rows: list[Row]) -> list[dict[str, Any]
             plots.position_plot(views),
         ),
         (
+            "Distance from the original by position",
+            "Short inputs read the left end of this: it is what is left of the original on them.",
+            plots.agreement_plot(views),
+        ),
+        (
             "Training",
             "Training loss as it was logged; stages have losses of their own.",
             plots.training_plot(result.get("training", {})),
