@@ -46,6 +46,7 @@ _ARMS = {
     "cpt": "continued pre-training alone",
     "longred": "LongReD",
     "yarn_untrained": "YaRN, untrained",
+    "start": "YaRN with attention factor 1, untrained",
     "dynamic_untrained": "dynamic NTK, untrained",
 }
 
