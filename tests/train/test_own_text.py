@@ -206,15 +206,18 @@ class TestBlocks:
             OwnBlocks(data, model.tokenizer, 24, 3, 64).write(model, progress=False)
         assert len(written(tmp_path)) == 3
 
-    def test_a_weight_that_no_sample_holds(self, restorable, tmp_path):
-        """As after training the embeddings of a few tokens: the model's fingerprint stays."""
+    @pytest.mark.parametrize("kind", ["lora", "direct"])
+    @pytest.mark.parametrize("part", ["embed_tokens", "q_proj", "v_proj", "down_proj"])
+    def test_every_weight_of_the_original_counts(self, part, kind, tmp_path):
+        """One number of one matrix, trained or not; the model's own fingerprint is of a sample."""
         data = DataConfig("self", cache_dir=str(tmp_path / "cache"))
-        other = tiny.tiny_restorable()
+        models = [tiny.tiny_model() for _ in range(3)]
+        (*_, last) = (p for n, p in models[1].named_parameters() if n.endswith(f"{part}.weight"))
         with torch.no_grad():
-            other.model.get_input_embeddings().weight[-1] += 1
-        assert other.fingerprint == restorable.fingerprint
-        for model in (restorable, other, tiny.tiny_restorable()):
-            OwnBlocks(data, model.tokenizer, 24, 3, 64).write(model, progress=False)
+            last[-1, -1] += 1
+        for model in models:
+            restorable = tiny.tiny_restorable(model=model, kind=kind)
+            OwnBlocks(data, restorable.tokenizer, 24, 3, 64).write(restorable, progress=False)
         assert len(written(tmp_path)) == 2
 
     @pytest.mark.parametrize("start", ["", "ab" * 40])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -135,12 +136,13 @@ def _original_hash(restorable: RestorableModel) -> str:
     config = restorable.config.to_dict()
     settings = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    trained = {n for n, p in restorable.model.named_parameters() if p.requires_grad}
-    # Buffers that are not saved are left out: they follow from the settings, or rotate the student.
-    for name, tensor in restorable.model.state_dict().items():
-        if name not in trained:
+    frozen = ((n, p) for n, p in restorable.model.named_parameters() if not p.requires_grad)
+    # Buffers too: in direct training they hold the original's q, k and v. Those of the rotary modules
+    # rotate the student now.
+    for name, tensor in itertools.chain(frozen, restorable.model.named_buffers()):
+        if not name.endswith("inv_freq"):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy())
+            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
 
 
