@@ -339,6 +339,13 @@ def test_a_missing_recipe(name, refusal, no_model):
         (["--stages.cpt.window={"], ["valid YAML in --stages.cpt.window"]),
         (["--model.name.x", "3"], ["model.name to be a section", "Check --model.name.x"]),
         (["--evaluation", "3"], ["evaluation to be a mapping"]),
+        (["--evaluation.nonsense", "3"], ["perplexity_windows, ", "got evaluation.nonsense"]),
+        (["--stages.ctp", "null"], ["a field of stages (restoration, cpt), got stages.ctp"]),
+        (["--stages.cpt.parts.long", "null"], ["got stages.cpt.parts.long"]),
+        (
+            ["--stages.cpt", "null", "--stages.restoration=null"],
+            ["a section 'stages' in the recipe, got none"],
+        ),
     ],
 )
 def test_wrong_overrides(flags, words, recipe, tmp_path, refusal, no_model):

@@ -139,6 +139,13 @@ def test_no_change_suffices(planned):
     assert found["fits"] is False and found["advice"]["together"] is None
 
 
+def test_states_in_8_bits_are_for_stages_without_muon(planned):
+    found = planned("--gpu-memory", "1MiB", "--stages.restoration.muon", "true")
+    changes = [change["overrides"] for change in found["advice"]["single"]]
+    (optim,) = (c for c in changes if any(name.endswith(".optim") for name in c))
+    assert list(optim) == ["stages.cpt.optim"]
+
+
 def test_each_way_to_save_saves(planned):
     base = planned()["stages"][0]["parts"][0]["memory"]["parts"]
 

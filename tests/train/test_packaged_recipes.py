@@ -50,6 +50,12 @@ def test_parts_that_share_a_value_change_alone():
     assert "&" not in yaml.safe_dump(parts)
 
 
+def test_null_removes_a_stage_or_a_part():
+    removed = {"stages.alignment": "null", "stages.restoration.parts.read": "null"}
+    (stage,) = load_recipe("smollm2-135m-64k", removed).stages.items()
+    assert stage[0] == "restoration" and list(stage[1]["parts"]) == ["short", "long", "own"]
+
+
 def test_an_alias_within_itself_is_refused(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("model: &a {name: x, more: *a}\n")

@@ -9,7 +9,7 @@ from typing import Any
 _EPILOG = """\
 examples:
   linearard export runs/smollm2-135m-64k exported/                 merged weights
-  linearard export runs/smollm2-135m-64k adapter/ --format adapter  LoRA beside a stretched config.json
+  linearard export runs/llama2-7b-32k adapter/ --format adapter   LoRA beside a stretched config.json
   linearard export runs/x exported/ --model.name /models/base --model.dtype float32
 
 The checkpoint remembers its recipe. Fields of its section model can be given anew;

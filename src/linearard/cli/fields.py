@@ -49,7 +49,11 @@ def _all_fields() -> str:
             lines += textwrap.wrap(
                 item.metadata.get("help", ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
-    lines.append("\nStages also take every field of transformers.TrainingArguments.")
+    lines += [
+        "\nStages also take the fields of transformers.TrainingArguments, but those that the run decides",
+        "(output_dir, seed, bf16, ...) or that do not fit it (evaluation while training, fsdp, ...).",
+        "--stages.NAME null removes a stage, --stages.NAME.parts.PART null a part of one.",
+    ]
     return "\n".join(lines) + "\n"
 
 

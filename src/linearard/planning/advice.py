@@ -159,7 +159,7 @@ def _candidates(
     states = {
         f"stages.{name}.optim": "adamw_bnb_8bit"
         for name, stage in stages.items()
-        if "8bit" not in str(stage.optim)
+        if "8bit" not in str(stage.optim) and not stage.muon
     }
     if states:
         found.append((states, "optimizer states in 8 bits; needs the package bitsandbytes"))

@@ -34,7 +34,7 @@ class PartConfig:
 class RestorationConfig(TrainingArguments):
     """One stage: an objective on windows of one length, or several such parts in turn.
 
-    Every field of `transformers.TrainingArguments` is accepted beside the ones described here;
+    The fields of `transformers.TrainingArguments` are accepted beside the ones described here;
     `output_dir`, `seed` and the device are set by the run. The defaults are the paper's stage 1.
     """
 

@@ -99,6 +99,7 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
     Args:
         path: a YAML file, or the bare name of a recipe that comes with the package.
         overrides: values by dotted field name, as text in YAML: `{"stages.restoration.window": "2048"}`.
+            `stages.NAME: null` removes a stage, `stages.NAME.parts.PART: null` a part of one.
 
     Raises:
         RecipeError: the file is missing or no YAML mapping, or a field is unknown, misspelt, of the
@@ -191,7 +192,11 @@ def _override(source: dict[str, Any], name: str, value: Any) -> None:
                 got=repr(node),
                 fix=f"Check --{name}.",
             )
-    node[last] = value
+    if value is None and parents in (["stages"], ["stages", *parents[1:2], "parts"]):
+        _check_names(".".join(parents), {last: None}, list(node))
+        del node[last]
+    else:
+        node[last] = value
 
 
 def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[str, Any]:
@@ -294,7 +299,8 @@ def _check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            shown = ", ".join(known) if len(known) <= 20 else "ours, or of TrainingArguments"
+            ours = not where.startswith("stages.") or len(known) <= 20
+            shown = ", ".join(known) if ours else "ours, or of TrainingArguments"
             raise RecipeError(
                 expected=f"a field of {where or 'the recipe'} ({shown})",
                 got=f"{prefix}{name}",
