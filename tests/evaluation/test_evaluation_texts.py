@@ -109,8 +109,11 @@ def test_every_view_is_measured_on_every_text(
             if name != "original":
                 assert measured["agreement"]["kl"] == pytest.approx(kl[name], rel=1e-4)
                 assert set(measured["agreement"]) == {
-                    "kl", "kl_ci95", "top1", "top1_ci95", "windows", "tokens",
+                    "kl", "kl_ci95", "top1", "top1_ci95", "windows", "tokens", "by_position",
                 }  # fmt: skip
+                buckets = measured["agreement"]["by_position"]
+                total = sum(b["kl"] * (b["end"] - b["start"]) for b in buckets)
+                assert total / buckets[-1]["end"] == pytest.approx(kl[name], rel=1e-4)
 
 
 def test_a_named_text_must_be_given(model, tokenizer, make_views, documents, tmp_path):
