@@ -26,6 +26,10 @@ struct Seen {
     }
 };
 
+struct Mixed {  // ranks of blocks; Place says how
+    int first, end;
+};
+
 struct ForwardArguments {
     Relations relations;
     Seen seen;
@@ -33,6 +37,7 @@ struct ForwardArguments {
     float* stats;  // [4, all heads, N], `length` apart: offsets of teacher and student, ratio, 1 / sum
     u64 length;
     int all_heads, together;
+    Mixed mixed;
     float c;  // scale log2(e)
 };
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from linearard.ops.relation_kl.autograd import Relation
 from linearard.ops.relation_kl.hopper import driver
 from linearard.ops.relation_kl.hopper.compiler import nvrtc
+from linearard.ops.relation_kl.hopper.schedule import mixed
 from linearard.ops.relation_kl.visibility import Visibility
 
 HEAD_DIMS = (64, 128)
@@ -26,13 +27,14 @@ _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
 _CACHE_BYTES = 32 << 20  # of the 50 MB second-level cache
 _WORKSPACE_BYTES = 1 << 30  # of float32 sums at a time
 _MOST = 3  # relations of a launch
+_ORDER_PAYS = 16384  # tokens from which adds in order are the faster ones, at head_dim 128
 _ABSENT = 2**31 - 1  # the first head of a relation that is not there
 
 # the structs of arguments.h, whose sizes are multiples of 64 where they hold tensor maps
 _MAPS = f"{2 * _MOST * 128}s {_MOST}i 52x"
 _RELATIONS = f"{_MAPS} {_MAPS} {_MOST}i {_MOST}i 40x"
 _SEEN = "Q 2i"
-_FORWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 2Q Q 2i f 12x")
+_FORWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 2Q Q 4i f 4x")
 _BACKWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 6Q Q 3i 2f 36x")
 _FINISH = struct.Struct("4Q 2i f 4x")
 
@@ -59,7 +61,8 @@ class Kernels(NamedTuple):
     """An :class:`linearard.ops.relation_kl.autograd.Implementation`.
 
     Attributes:
-        deterministic: gradients repeat to the bit: their parts are added in order.
+        deterministic: gradients repeat to the bit: their parts are added in order. Otherwise in the
+            faster way.
     """
 
     deterministic: bool
@@ -74,13 +77,18 @@ class Kernels(NamedTuple):
         kl = torch.empty(sum(heads), tokens, dtype=torch.float32, device=like.device)
         stats = kl.new_empty(4, *kl.shape)
         read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
+        blocks, together = _blocks("forward", tokens), _together(len(kl), tokens, head_dim * 4)
+        order = 0, 0
+        if together == len(kl) and not visible.banded:
+            tiles = _ROWS["forward"] // _TOKENS
+            order = mixed(together, blocks, tiles, driver.multiprocessors(like.device))
         with _on(like.device):
             given = _FORWARD.pack(
                 *_described(read), *seen.packed, kl.data_ptr(), stats.data_ptr(), kl.numel(),
-                len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
+                len(kl), together, *order, scale * _LOG2_E,
             )  # fmt: skip
             driver.launch(
-                "forward.cu", f"forward_{head_dim}", len(kl) * _blocks("forward", tokens),
+                "forward.cu", f"forward_{head_dim}", len(kl) * blocks,
                 _THREADS["forward"], shared_bytes("forward", head_dim), given, like.device.index,
             )  # fmt: skip
         rows = kl.split(heads)
@@ -135,26 +143,26 @@ class Kernels(NamedTuple):
         tokens, head_dim = like.shape[2:]
         apart = k_s is not None
         share = like.shape[1] // k_s.shape[1] if apart else 1
+        plain = not (apart or visible.banded)
+        long = plain and head_dim == 128 and tokens >= _ORDER_PAYS
+        ordered = self.deterministic or long
         kind = {"dtype": like.dtype, "device": like.device}
         queries = torch.empty(*grad.shape, head_dim, **kind) if apart else None
         keys = torch.empty(len(grad) // share, tokens, head_dim, **kind)
-        blocks, copies = _blocks("backward", tokens), 1 + (self.deterministic and not apart)
+        blocks, copies = _blocks("backward", tokens), 1 + (ordered and not apart)
         padded = blocks * _ROWS["backward"]
         size = padded * head_dim  # of a head's sums
         most = min(len(grad), max(1, _WORKSPACE_BYTES // (4 * copies * size * share)) * share)
         sums = grad.new_empty(copies, most, size)
         own = sums[1].data_ptr() if copies == 2 else 0
-        turns = torch.empty(
-            2 * most * blocks * self.deterministic, dtype=torch.int32, device=grad.device
-        )
-        plain = not (apart or visible.banded)
-        name = f"backward_{'plain_' * plain}{'ordered_' * self.deterministic}{head_dim}"
+        turns = torch.empty(2 * most * blocks * ordered, dtype=torch.int32, device=grad.device)
+        name = f"backward_{'plain_' * plain}{'ordered_' * ordered}{head_dim}"
         read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
         described, behind = (*_described(read), *seen.packed), 4 * tokens
         with _on(like.device):
             for first in range(0, len(grad), most):
                 count = min(most, len(grad) - first)
-                (turns if self.deterministic else sums[0, :count]).zero_()
+                (turns if ordered else sums[0, :count]).zero_()
                 given = _BACKWARD.pack(
                     *described, stats.data_ptr() + first * behind, grad.data_ptr() + first * behind,
                     sums.data_ptr(), own, queries[first].data_ptr() if apart else 0,
