@@ -68,7 +68,6 @@ class Emulated:
     def __init__(self, library, monkeypatch):
         self.library, self.seed, self.resident = library, 0, 2
         monkeypatch.setattr(hopper.driver, "tensor_map", tensor_map)
-        monkeypatch.setattr(hopper.driver, "multiprocessors", lambda device: 3)
         monkeypatch.setattr(hopper.driver, "launch", self._launch)
 
     def _launch(self, source, kernel, blocks, threads, shared, given, device):

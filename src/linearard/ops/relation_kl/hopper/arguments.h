@@ -26,10 +26,6 @@ struct Seen {
     }
 };
 
-struct Mixed {  // ranks of blocks; Place says how
-    int first, end;
-};
-
 struct ForwardArguments {
     Relations relations;
     Seen seen;
@@ -37,7 +33,6 @@ struct ForwardArguments {
     float* stats;  // [4, all heads, N], `length` apart: offsets of teacher and student, ratio, 1 / sum
     u64 length;
     int all_heads, together;
-    Mixed mixed;
     float c;  // scale log2(e)
 };
 

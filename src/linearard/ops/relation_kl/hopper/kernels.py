@@ -14,7 +14,6 @@ from torch import Tensor
 from linearard.ops.relation_kl.autograd import Relation
 from linearard.ops.relation_kl.hopper import driver
 from linearard.ops.relation_kl.hopper.compiler import nvrtc
-from linearard.ops.relation_kl.hopper.schedule import mixed
 from linearard.ops.relation_kl.visibility import Visibility
 
 HEAD_DIMS = (64, 128)
@@ -34,7 +33,7 @@ _ABSENT = 2**31 - 1  # the first head of a relation that is not there
 _MAPS = f"{2 * _MOST * 128}s {_MOST}i 52x"
 _RELATIONS = f"{_MAPS} {_MAPS} {_MOST}i {_MOST}i 40x"
 _SEEN = "Q 2i"
-_FORWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 2Q Q 4i f 4x")
+_FORWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 2Q Q 2i f 12x")
 _BACKWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 6Q Q 3i 2f 36x")
 _FINISH = struct.Struct("4Q 2i f 4x")
 
@@ -77,18 +76,13 @@ class Kernels(NamedTuple):
         kl = torch.empty(sum(heads), tokens, dtype=torch.float32, device=like.device)
         stats = kl.new_empty(4, *kl.shape)
         read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
-        blocks, together = _blocks("forward", tokens), _together(len(kl), tokens, head_dim * 4)
-        order = 0, 0
-        if together == len(kl) and not visible.banded:
-            tiles = _ROWS["forward"] // _TOKENS
-            order = mixed(together, blocks, tiles, driver.multiprocessors(like.device))
         with _on(like.device):
             given = _FORWARD.pack(
                 *_described(read), *seen.packed, kl.data_ptr(), stats.data_ptr(), kl.numel(),
-                len(kl), together, *order, scale * _LOG2_E,
+                len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
             )  # fmt: skip
             driver.launch(
-                "forward.cu", f"forward_{head_dim}", len(kl) * blocks,
+                "forward.cu", f"forward_{head_dim}", len(kl) * _blocks("forward", tokens),
                 _THREADS["forward"], shared_bytes("forward", head_dim), given, like.device.index,
             )  # fmt: skip
         rows = kl.split(heads)

@@ -31,19 +31,15 @@ DEVICE void scores(float (&d)[COUNT / 2], u32 own, u32 other) {
     }
 }
 
-// Heads together, so that they share the cache, and of them the blocks with most columns first; those
-// between two ranks are mixed, every second one from the farther half.
+// Heads together, so that they share the cache, and of them the blocks with most columns first.
 struct Place {
     int head, block;
-    DEVICE Place(int blocks, int heads, int together, Mixed mixed = {0, 0}) {
+    DEVICE Place(int blocks, int heads, int together) {
         int first = block_index() / (blocks * together) * together;
         int within = block_index() - first * blocks;
         int size = heads - first < together ? heads - first : together;
         head = first + within % size;
-        int rank = within / size, in = rank - mixed.first;
-        if (in >= 0 && rank < mixed.end)
-            rank = mixed.first + in / 2 + (in % 2 ? ceiling(mixed.end - mixed.first, 2) : 0);
-        block = blocks - 1 - rank;
+        block = blocks - 1 - within / size;
     }
 };
 
