@@ -1,6 +1,6 @@
 """Loading a model, its three views, and restored models on disk."""
 
-from linearard.model.adapters import AdapterConfig
+from linearard.model.adapters import Adapter, AdapterConfig
 from linearard.model.causal_lm import LOGIT_ELEMENTS, ChunkedCausalLM, Views
 from linearard.model.checkpoint import (
     METADATA_FILE,
@@ -26,6 +26,7 @@ from linearard.model.restorable import RestorableModel
 __all__ = [
     "LOGIT_ELEMENTS",
     "METADATA_FILE",
+    "Adapter",
     "AdapterConfig",
     "ChunkedCausalLM",
     "ModelConfig",

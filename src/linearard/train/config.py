@@ -73,6 +73,11 @@ class RestorationConfig(TrainingArguments):
         "Muon instead of `optim`: momentum whose singular values are made equal, in steps of AdamW's size. "
         "Measured with adapter.kind direct.",
     )
+    keep: float = described(
+        1.0,
+        "Share of what the stage changes in the trained weights that is kept at its end: below 1, they end "
+        "between where it began and where it arrived.",
+    )
     offload_optimizer: bool = described(
         False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."
     )
@@ -116,6 +121,7 @@ class RestorationConfig(TrainingArguments):
         kept = isinstance(self.kept_layers, int) and self.kept_layers >= 0
         _check(kept, self, "kept_layers", "a number of layers")
         _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
+        _check(0 < self.keep <= 1, self, "keep", "a share above 0, at most 1")
         _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
         _check(self.save_strategy != "best", self, "save_strategy", "steps, epoch or 'no'")
         (default,) = (field.default for field in fields(TrainingArguments) if field.name == "optim")

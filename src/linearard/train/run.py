@@ -23,7 +23,6 @@ from linearard.model import (
     check_tokenizer,
     load_config,
     load_tokenizer,
-    load_weights,
     read_metadata,
     resolve_device,
     resolve_dtype,
@@ -328,8 +327,7 @@ def _run_stage(
     )
     latest = checkpoints.latest_complete(Path(stage.output_dir))
     if latest is not None and _is_finished(latest):
-        trainer.state = trainer.state.load_from_json(str(latest / "trainer_state.json"))
-        seconds = load_weights(restorable, latest).get("seconds", 0.0)
+        seconds = trainer.take_finished(latest)
     else:
         try:
             trainer.train(resume_from_checkpoint=str(latest) if latest else None)

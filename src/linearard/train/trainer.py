@@ -26,6 +26,7 @@ from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps
 from linearard.train.config import RestorationConfig
+from linearard.train.keeping import Beginning
 from linearard.train.offload import OffloadedAdamW
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
@@ -93,6 +94,7 @@ class RestorationTrainer(Trainer):
         self.can_return_loss = True
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
         self._random_state: RandomState | None = None
+        self._beginning = Beginning(restorable.adapter, args.keep)
         self._compiled = False
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
@@ -105,13 +107,22 @@ class RestorationTrainer(Trainer):
             self._captured = CapturedSteps(self._run_batch, restorable.adapter.parameters())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Trainer.train`; recorded graphs end with it."""
+        """See `Trainer.train`; recorded graphs end with it, and of the change `args.keep` is left."""
         self._speed.start()
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
         finally:
             if self._captured is not None:
                 self._captured.release()
+        self._beginning.blend()
+        return result
+
+    def take_finished(self, checkpoint: Path) -> float:
+        """Be as after `train`, by its last checkpoint; the seconds that it took."""
+        self.state = self.state.load_from_json(str(checkpoint / "trainer_state.json"))
+        stored = load_weights(self.restorable, checkpoint)
+        self._beginning.blend()
+        return stored.get("seconds", 0.0)
 
     def compute_loss(
         self,
