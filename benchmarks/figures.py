@@ -75,7 +75,7 @@ def _selection() -> dict[str, float]:
         figures[f"{key}.lambada_openai"] = arm["tasks"]["lambada_openai"]
         if arm["tokens"]:
             figures[f"{key}.tokens"] = arm["tokens"]
-        for name in ("tasks_kept", "code_kl"):
+        for name in ("tasks_kept", "code_kl", "same_answers"):
             if name in arm:
                 figures[f"{key}.{name}"] = arm[name]
     return figures
@@ -220,8 +220,8 @@ def _stage1(gpu: str, result: dict[str, Any]) -> dict[str, float]:
 
 
 def _steps(gpu: str, result: dict[str, Any]) -> dict[str, float]:
-    """Steps by objective, over the teacher's forward alone, launched or as a CUDA graph."""
-    key = f"step.{_slug(result['model'])}.{gpu}"
+    """Steps by objective and LoRA rank, over the teacher's forward alone, launched or as a CUDA graph."""
+    key = f"step.{_slug(result['model'])}.{gpu}.r{result['rank']}"
     figures = {}
     for name, case in result["cases"].items():
         figures[f"{key}.{_slug(name)}.ms"] = case["ms"]["p50"]

@@ -36,10 +36,12 @@ _TITLES = {
 _ARMS = {
     "original": "original",
     "best": "`smollm2-135m-64k`",
+    "before_keeping": "the same before, all of the change kept",
     "before_muon": "the same before Muon",
     "reading": "a recipe to read with, before",
     "candidate": "the third round's candidate",
-    "linear": "`smollm2-135m-64k-linear` before Muon",
+    "linear": "`smollm2-135m-64k-linear`",
+    "linear_before_muon": "the linear recipe before Muon",
     "linear_before": "the linear recipe before that",
     "paper": "`smollm2-135m-64k-paper`",
     "logit": "logit KL alone",
@@ -140,6 +142,7 @@ def _selection_table(figures: dict[str, float], group: str) -> str:
         **{f"pass key {n}": (f"passkey_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
         "LAMBADA": ("lambada_openai", ".2f"),
         "tasks kept": ("tasks_kept", ".3f"),
+        "same answers": ("same_answers", ".3f"),
         "tokens": ("tokens", ",.0f"),
     }
     arms = [arm for arm in selection_arms() if arm["group"] == group]

@@ -32,7 +32,8 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
         "within": {"cases": 7, "peak_10_percent": 6, "time_15_percent": 5},
         "too_large": {"one": {"out_of_memory": True}, "other": {"out_of_memory": False}},
     }
-    steps = {"model": "smollm2-135m", "cases": {"qk + v": {"ms": {"p50": 9}, "ratio_teacher": 1.5}}}
+    steps = {"model": "smollm2-135m", "rank": 256}
+    steps["cases"] = {"qk + v": {"ms": {"p50": 9}, "ratio_teacher": 1.5}}
     kernel = {"shapes": {"bf16.d64.t8": {"ms": 1, "ratio_cudnn": 0.8, "cudnn": {"p50": 1.1}}}}
     kernel["shapes"]["bf16.d64.t8"] |= {"any_order_ms": 0.9, "deterministic": {"ratio_cudnn": 0.9}}
     width = {"widths": {"64": {"untrained_kl": 1.5, "kl": {"0.001": 0.25}}}}
@@ -52,7 +53,7 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     assert found["stage2.llama2_7b.h100.32k.checkpointing.mfu"] == 0.6
     assert found["planner.h100.peak_10_percent"] == 6
     assert (found["planner.h100.said_too_large"], found["planner.h100.ended"]) == (2, 1)
-    assert found["step.smollm2_135m.h100.qk_v.ratio_teacher"] == pytest.approx(1.5)
+    assert found["step.smollm2_135m.h100.r256.qk_v.ratio_teacher"] == pytest.approx(1.5)
     assert (found["width.h100.64.untrained"], found["width.h100.64.rate_0.001"]) == (1.5, 0.25)
     assert found["kernel.h100.bf16.d64.t8.ratio_cudnn"] == pytest.approx(0.8)
     assert found["kernel.h100.bf16.d64.t8.deterministic.ratio_cudnn"] == pytest.approx(0.9)
