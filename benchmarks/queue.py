@@ -108,7 +108,7 @@ QUEUES: dict[str, list[Item]] = {
     "recovery": [
         Item(
             "recovery",
-            f"linearard sweep benchmarks/sweeps/recovery.yaml --workers 2 {_TEXT}"
+            f"linearard sweep benchmarks/sweeps/recovery.yaml --workers 4 {_TEXT}"
             " --evaluation.tasks_dir {tasks} --output-dir {out}/recovery --resume",
             120,
             570,
@@ -117,7 +117,7 @@ QUEUES: dict[str, list[Item]] = {
     "selection": [
         Item(
             "selection",
-            "linearard sweep benchmarks/sweeps/selection-8.yaml --workers 2 --model.name {model}"
+            "linearard sweep benchmarks/sweeps/selection-11.yaml --workers 4 --model.name {model}"
             " --data.train {train} --evaluation.tasks_dir {tasks} --output-dir {out}/selection --resume",
             120,
             570,
