@@ -43,10 +43,10 @@ class NoText:
 
 def test_parts_that_share_a_value_change_alone():
     """An alias of YAML is for reading; an override is for the one place that it names."""
-    name = "stages.restoration.parts.own.objective.recall_weight"
+    name = "stages.restoration.parts.own.objective.hidden_weight"
     parts = load_recipe("smollm2-135m-64k", {name: "7"}).source["stages"]["restoration"]["parts"]
-    assert parts["own"]["objective"]["recall_weight"] == 7
-    assert parts["short"]["objective"]["recall_weight"] != 7
+    assert parts["own"]["objective"]["hidden_weight"] == 7
+    assert parts["short"]["objective"]["hidden_weight"] != 7
     assert "&" not in yaml.safe_dump(parts)
 
 

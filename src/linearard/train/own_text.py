@@ -20,7 +20,7 @@ from linearard.errors import DataError
 from linearard.model import RestorableModel
 from linearard.train.writing import Assignment, write_documents
 
-_FORMAT = 1  # raise it when the same model would write in another way
+_FORMAT = 2  # raise it when the same model would write in another way
 #: Entries of a configuration that say where it came from, or what is hashed as tables.
 _NOT_THE_MODEL = {
     "_name_or_path",

@@ -17,6 +17,8 @@ from linearard.model import RestorableModel, plain_generation
 
 _LENGTH = 640  # tokens of a document that does not end by itself before
 _LARGEST_BATCH, _SMALLEST_BATCH = 2048, 8
+# A batch takes as long as its longest document, however many there are: rather too many than one batch more.
+_MARGIN = 1.125
 _ENOUGH_TRIES = 256  # documents without a token: the model will not begin any
 # Of all the memory and not of what is free: another batch is another text.
 _GPU_SHARE, _CPU_BYTES = 0.25, 2**30
@@ -77,14 +79,16 @@ def write_documents(
     ):
         while found < wanted:
             expected = found / tried if found else length / (1 + tried)
-            count = max(math.ceil((wanted - found) / expected), _SMALLEST_BATCH)
+            count = max(math.ceil(_MARGIN * (wanted - found) / expected), _SMALLEST_BATCH)
             rows = _sample(model, assignment, min(count, most), length, _Bar(bar))
             new = [text for text in _decoded(restorable.tokenizer, rows) if text.strip()]
             # Counted as they will be read: what was sampled is often not how its text is encoded.
             encoded = encode_documents(restorable.tokenizer, new, progress=False, characters=None)
-            texts += new
-            found += sum(len(ids) + 1 for ids in encoded)
             tried += len(rows)
+            for text, ids in zip(new, encoded, strict=True):
+                if found < wanted:
+                    texts.append(text)
+                    found += len(ids) + 1
             bar.n = min(found, wanted)
             bar.refresh()
             if not found and tried >= _ENOUGH_TRIES:
