@@ -200,6 +200,8 @@ def _kernel(gpu: str, result: dict[str, Any]) -> dict[str, float]:
     for name, shape in result.get("attention", {}).items():
         parts = {"ms": shape["ms"], "any_order_ms": shape["any_order_ms"]}
         parts |= {"ratio_cudnn": shape["ratio_cudnn"], "triton_ms": shape["triton"]["p50"]}
+        parts |= {"ratio_flash": shape["ratio_flash"], "cudnn_ms": shape["cudnn"]["p50"]}
+        parts["deterministic.ratio_cudnn"] = shape["deterministic"]["ratio_cudnn"]
         figures |= {f"kernel.{gpu}.attention.{name}.{k}": v for k, v in parts.items() if v}
     return figures
 

@@ -36,7 +36,7 @@ _TITLES = {
 _ARMS = {
     "original": "original",
     "best": "`smollm2-135m-64k`",
-    "before_keeping": "the same before, all of the change kept",
+    "before_keeping": "the same before the tenth round",
     "before_muon": "the same before Muon",
     "reading": "a recipe to read with, before",
     "candidate": "the third round's candidate",
@@ -44,11 +44,13 @@ _ARMS = {
     "linear_before_muon": "the linear recipe before Muon",
     "linear_before": "the linear recipe before that",
     "paper": "`smollm2-135m-64k-paper`",
+    "logit_own": "logit KL alone, Muon, own text",
     "logit": "logit KL alone",
     "cpt": "continued pre-training alone",
+    "longred_muon": "LongReD, Muon",
     "longred": "LongReD",
     "yarn_untrained": "YaRN, untrained",
-    "start": "YaRN with attention factor 1, untrained",
+    "start": "YaRN with attention factor 1, ramp 1 to 4, untrained",
     "dynamic_untrained": "dynamic NTK, untrained",
 }
 
@@ -139,7 +141,7 @@ def _selection_table(figures: dict[str, float], group: str) -> str:
         "top-1": ("top1", ".3f"),
         "code, KL": ("code_kl", ".3f"),
         **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
-        **{f"pass key {n}": (f"passkey_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
+        **{f"pass key {n}": (f"passkey_{n}", ".1f") for n in ("2k", "8k", "16k", "32k", "64k")},
         "LAMBADA": ("lambada_openai", ".2f"),
         "tasks kept": ("tasks_kept", ".3f"),
         "same answers": ("same_answers", ".3f"),

@@ -243,6 +243,30 @@ def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible):
     assert all(np.array_equal(run, runs[0]) for run in runs)
 
 
+def test_order_where_it_costs_nothing(gpu, monkeypatch):
+    """Of a plain self-relation of head_dim 128 alone; its gradient is that of the ordered adds."""
+    monkeypatch.setattr(emulated.hopper, "_ORDER_PAYS", 256)
+    monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", 2 * 384 * 128 * 4)  # a head at a time
+    launched = []
+    launch = emulated.hopper.driver.launch
+
+    def watched(source, kernel, *rest):
+        launched.append(kernel)
+        launch(source, kernel, *rest)
+
+    monkeypatch.setattr(emulated.hopper.driver, "launch", watched)
+    for dim, tokens, ordered in ((128, 300, True), (128, 200, False), (64, 300, False)):
+        teacher, student, upstream = draw((1, 2, tokens, dim), 8)
+        pairs = [(teacher, student)]
+        _, stats = gpu.forward(pairs, 0.1)
+        launched.clear()
+        (free,) = gpu.backward(pairs, stats, [upstream], 0.1, False, 1)
+        assert f"backward_plain_{'ordered_' * ordered}{dim}" in launched
+        (strict,) = gpu.backward(pairs, stats, [upstream], 0.1, True, 2)
+        error = (free.double() - strict.double()).norm() / strict.double().norm()
+        assert error == 0 if ordered else error < 4e-3
+
+
 def test_tiles_out_of_sight_are_not_read(gpu):
     """NaN in them would show."""
     visible = limits(100, (250, 390))

@@ -4,35 +4,64 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import small_run
 from linearard.errors import RecipeError
 from linearard.train import RestorationConfig
 
 
-def weights(folder, base, keep, kind="direct"):
-    made = small_run.one_stage(folder, base, sequences=8, keep=keep, learning_rate=1e-2)
-    made["adapter"] = {"kind": kind, "dropout": 0.0} if kind == "lora" else {"kind": kind}
-    run = small_run.train(made)
-    return made, run, small_run.final_weights(run)
+def recipe(folder, base, kind, **stages):
+    """Stages by name, each with its share."""
+    made = small_run.one_stage(folder, base, sequences=8, save_steps=3)
+    if kind == "direct":
+        made["adapter"] = {"kind": "direct"}
+    (plain,) = made["stages"].values()
+    made["stages"] = {name: plain | {"keep": keep} for name, keep in stages.items()}
+    return made
 
 
-def test_weights_end_on_the_line_between_begin_and_end(tmp_path, base_folder):
-    *_, tenth = weights(tmp_path / "a", base_folder, 0.1)
-    *_, half = weights(tmp_path / "b", base_folder, 0.5)
-    *_, whole = weights(tmp_path / "c", base_folder, 1.0)
+def ends(folder, base, kind, **stages):
+    return small_run.final_weights(small_run.train(recipe(folder, base, kind, **stages)))
+
+
+@pytest.mark.parametrize("kind", ["direct", "lora"])
+def test_weights_end_on_the_line_between_begin_and_end(kind, tmp_path, base_folder):
+    quarter, half, whole = (
+        ends(tmp_path / str(keep), base_folder, kind, only=keep) for keep in (0.25, 0.5, 1.0)
+    )
+    (path,) = base_folder.glob("*.safetensors")
+    base = load_file(path)
     for name, end in whole.items():
-        change = (end - tenth[name]).double() / 0.9  # of the whole stage
+        change = (end.double() - quarter[name].double()) / 0.75
         assert change.abs().max() > 1e-3
-        torch.testing.assert_close((end - half[name]).double(), change / 2, rtol=0, atol=1e-6)
+        expected = end.double() - change / 2
+        torch.testing.assert_close(half[name].double(), expected, rtol=0, atol=1e-6)
+        begin = end.double() - change
+        if kind == "direct":
+            stem = name.removeprefix("base_model.model.")
+            (known,) = [value.double() for key, value in base.items() if key.endswith(stem)]
+            torch.testing.assert_close(begin, known, rtol=0, atol=1e-6)
+        elif "lora_B" in name:
+            torch.testing.assert_close(begin, torch.zeros_like(begin), rtol=0, atol=1e-6)
 
 
-def test_a_finished_stage_found_again_keeps_the_same(tmp_path, base_folder):
-    made, run, once = weights(tmp_path, base_folder, 0.5)
+@pytest.mark.parametrize("lost", ["final", "second", "first"])
+def test_a_run_that_goes_on_keeps_the_same(lost, tmp_path, base_folder):
+    """Found finished, in the middle of a stage, or in the middle of the one before."""
+    made = recipe(tmp_path, base_folder, "direct", first=0.5, second=0.25)
+    run = small_run.train(made)
+    once = small_run.final_bytes(run)
     shutil.rmtree(run / "final")
-    again = small_run.final_weights(small_run.train(made, "--resume"))
-    assert again.keys() == once.keys()
-    assert all(torch.equal(again[name], once[name]) for name in once)
+    if lost == "first":
+        shutil.rmtree(run / "stage2-second")
+    if lost != "final":
+        number = 1 if lost == "first" else 2
+        stage = run / f"stage{number}-{lost}"
+        checkpoints = sorted(stage.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+        assert len(checkpoints) == 2
+        shutil.rmtree(checkpoints[-1])
+    assert small_run.final_bytes(small_run.train(made, "--resume")) == once
 
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5])

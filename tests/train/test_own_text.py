@@ -266,6 +266,21 @@ class TestWriting:
         monkeypatch.setattr(writing, "_sample", sample)
         assert write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
 
+    def test_a_batch_asks_for_an_eighth_more_than_is_missing(self, monkeypatch):
+        counts = []
+
+        def sample(model, assignment, count, length, bar):
+            counts.append(count)
+            return [[65] * 19] * count  # with what joins them, 20 tokens each
+
+        monkeypatch.setattr(writing, "_sample", sample)
+        assignment = Assignment((BOS,), EOS, 4000, 0)
+        texts = write_documents(tiny.tiny_restorable(), assignment, progress=False)
+        length = tiny.WINDOW - 1
+        first = math.ceil(4000 / length * 1.125)
+        assert counts == [first, math.ceil((4000 - 20 * first) / 20 * 1.125)]
+        assert len(texts) == 200
+
     @pytest.mark.parametrize("kind", ["lora", "direct"])
     def test_the_original_writes_whatever_was_trained(self, kind):
         fresh = write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
@@ -306,6 +321,7 @@ class TestWriting:
         texts = write_documents(restorable, assignment, progress=False)
         encoded = restorable.tokenizer(texts, add_special_tokens=False)["input_ids"]
         assert sum(len(ids) + 1 for ids in encoded) >= 900
+        assert sum(len(ids) + 1 for ids in encoded[:-1]) < 900  # no document more than is needed
         assert all(ids and 32 not in ids for ids in encoded)
         lengths = {len(text.replace("</s>", "e").replace("<s>", "s")) for text in texts}
         assert max(lengths) <= tiny.WINDOW - 1 and len(lengths) > 3

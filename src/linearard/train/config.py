@@ -76,7 +76,8 @@ class RestorationConfig(TrainingArguments):
     keep: float = described(
         1.0,
         "Share of what the stage changes in the trained weights that is kept at its end: below 1, they end "
-        "between where it began and where it arrived.",
+        "between where it began and where it arrived. The stage's own checkpoints hold all of it. "
+        "Measured with adapter.kind direct.",
     )
     offload_optimizer: bool = described(
         False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."

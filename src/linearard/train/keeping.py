@@ -26,5 +26,7 @@ class Beginning:
     @torch.no_grad()
     def blend(self) -> None:
         """Leave of the change since then the share that is kept."""
-        for parameter, begun in zip(self._adapter.parameters(), self._weights, strict=False):
+        if not self._weights:
+            return
+        for parameter, begun in zip(self._adapter.parameters(), self._weights, strict=True):
             parameter.lerp_(begun.to(parameter.device), 1 - self._keep)

@@ -94,7 +94,7 @@ class RestorationTrainer(Trainer):
         self.can_return_loss = True
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
         self._random_state: RandomState | None = None
-        self._beginning = Beginning(restorable.adapter, args.keep)
+        self._beginning: Beginning | None = None
         self._compiled = False
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
@@ -108,21 +108,29 @@ class RestorationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; recorded graphs end with it, and of the change `args.keep` is left."""
+        beginning = self._begin()
         self._speed.start()
         try:
             result = super().train(*args, **kwargs)
         finally:
             if self._captured is not None:
                 self._captured.release()
-        self._beginning.blend()
+        beginning.blend()
         return result
 
     def take_finished(self, checkpoint: Path) -> float:
         """Be as after `train`, by its last checkpoint; the seconds that it took."""
+        beginning = self._begin()
         self.state = self.state.load_from_json(str(checkpoint / "trainer_state.json"))
         stored = load_weights(self.restorable, checkpoint)
-        self._beginning.blend()
+        beginning.blend()
         return stored.get("seconds", 0.0)
+
+    def _begin(self) -> Beginning:
+        """Where the stage began, also when it is called again after a failure."""
+        if self._beginning is None:
+            self._beginning = Beginning(self.restorable.adapter, self.args.keep)
+        return self._beginning
 
     def compute_loss(
         self,

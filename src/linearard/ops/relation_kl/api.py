@@ -127,7 +127,7 @@ def attention_kl(
             nothing counts); ``"sum"`` of ``w KL``; or ``"none"``: ``w KL`` of each row, [B, H, N]
             with 0 in the rows that do not count.
         deterministic: gradients repeat to the bit. False lets the kernels of ``"hopper"``, the
-            only ones that would not otherwise, add their parts in any order where that is faster
+            only ones that would not otherwise, add their parts in any order where order costs time
             (unless ``torch.use_deterministic_algorithms`` is on).
         implementation: ``"reference"`` (dense), ``"chunked"`` (linear memory, any device),
             ``"triton"`` (NVIDIA GPU, head_dim <= 256, not float64), ``"hopper"`` (H100, H200:

@@ -26,7 +26,7 @@ _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
 _CACHE_BYTES = 32 << 20  # of the 50 MB second-level cache
 _WORKSPACE_BYTES = 1 << 30  # of float32 sums at a time
 _MOST = 3  # relations of a launch
-_ORDER_PAYS = 16384  # tokens from which adds in order are the faster ones, at head_dim 128
+_ORDER_PAYS = 16384  # tokens from which order costs nothing, at head_dim 128
 _ABSENT = 2**31 - 1  # the first head of a relation that is not there
 
 # the structs of arguments.h, whose sizes are multiples of 64 where they hold tensor maps
@@ -60,8 +60,8 @@ class Kernels(NamedTuple):
     """An :class:`linearard.ops.relation_kl.autograd.Implementation`.
 
     Attributes:
-        deterministic: gradients repeat to the bit: their parts are added in order. Otherwise in the
-            faster way.
+        deterministic: gradients repeat to the bit: their parts are added in order. Otherwise as they
+            come, or in order where that was found to cost nothing.
     """
 
     deterministic: bool
