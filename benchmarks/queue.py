@@ -148,6 +148,7 @@ def _launch(item: Item, places: dict[str, str], limit: float) -> tuple[int, floa
         # A session of its own: at the limit its workers end with it.
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", *words],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(_places())},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -161,6 +162,12 @@ def _launch(item: Item, places: dict[str, str], limit: float) -> tuple[int, floa
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     return code, time.monotonic() - start
+
+
+def _places() -> list[str]:
+    """Where modules are looked for: this checkout first, for the package may not be installed."""
+    root = Path(__file__).parents[1]
+    return [str(root / "src"), str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 def _said(code: int | None) -> str:
