@@ -320,6 +320,16 @@ def test_settings_that_cannot_be(settings, name):
         ObjectiveConfig(**settings)
 
 
+def test_layers_counted_from_the_end():
+    objective = ObjectiveConfig(hidden_weight=1, hidden_layers=[-1, 0], layers=[-1, -3])
+    assert objective.compared_layers(3) == [0, 2]
+    assert objective.weights_by_layer(3) == {2: 0.5, 0: 0.5}
+    assert objective.weights_by_layer(4) == {3: 0.5, 1: 0.5}
+    for layers in ([-4], [3], [2, -1]):
+        with pytest.raises(RecipeError, match=r"objective\.hidden_layers"):
+            ObjectiveConfig(hidden_weight=1, hidden_layers=layers).compared_layers(3)
+
+
 def test_hidden_layers_the_model_does_not_have(restorable):
     with pytest.raises(RecipeError, match=r"objective\.hidden_layers"):
         RestorationModule(restorable, ObjectiveConfig(hidden_weight=1, hidden_layers=[3]))

@@ -27,7 +27,9 @@ class ObjectiveConfig:
         "own: the student reads its own hidden states, gradients run through depth (the paper); "
         "teacher: each student layer reads the teacher's, for little more than the teacher's forward.",
     )
-    layers: list[int] | None = described(None, "Layers whose relations count; null: all.")
+    layers: list[int] | None = described(
+        None, "Layers whose relations count, -1 the last; null: all."
+    )
     layer_weights: list[float] | None = described(
         None, "One weight per counted layer; null: equal. They are normalised to sum 1."
     )
@@ -49,7 +51,7 @@ class ObjectiveConfig:
         0.0, "Weight of the squared distance of hidden states, relative to the teacher's size."
     )
     hidden_layers: list[int] | None = described(
-        None, "Layers whose output the hidden term compares; null: all."
+        None, "Layers whose output the hidden term compares, -1 the last; null: all."
     )
     skip_positions: bool = described(
         False,
@@ -203,11 +205,15 @@ class ObjectiveConfig:
 
 
 def _layers_of(num_layers: int, name: str, layers: list[int] | None) -> list[int]:
+    """Indices from 0 on, of which negative ones count back from the end."""
     layers = list(range(num_layers)) if layers is None else layers
-    outside = [layer for layer in layers if not 0 <= layer < num_layers]
+    outside = [layer for layer in layers if not -num_layers <= layer < num_layers]
     if outside:
-        _refuse(name, f"indices from 0 to {num_layers - 1}", outside)
-    return layers
+        _refuse(name, f"indices from {-num_layers} to {num_layers - 1}", outside)
+    counted = [layer % num_layers for layer in layers]
+    if len(set(counted)) < len(counted):
+        _refuse(name, "a list of distinct layers", layers)
+    return counted
 
 
 def _is_number(value: Any) -> bool:
