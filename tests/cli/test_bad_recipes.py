@@ -68,7 +68,7 @@ FIELDS = {
     "layer that is not there": (
         "stages.restoration.objective.layers",
         [0, 7],
-        "indices from 0 to 2 in stage 'restoration', got [7]",
+        "indices from -3 to 2 in stage 'restoration', got [7]",
     ),
     "held-out text of a stage": (
         "stages.restoration.data",
