@@ -231,6 +231,30 @@ def test_relations_together_are_those_apart(gpu, monkeypatch, unused):
         assert gradients[i] is None if i == unused else torch.equal(gradients[i], gradient)
 
 
+@pytest.mark.parametrize("together", [9, 5])
+def test_sets_of_heads_are_of_one_size(together):
+    """Nine heads of which eight fit are worked on as five and four, not as eight and a last one alone."""
+    bytes_a_head = emulated.hopper._CACHE_BYTES // (9 if together == 9 else 8)
+    assert emulated.hopper._together(9, 1, bytes_a_head) == together
+    assert emulated.hopper._together(3, 1, bytes_a_head) == 3
+    assert emulated.hopper._together(9, 100, bytes_a_head) == 1
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_who_adds_when_depends_on_tokens_alone(gpu, apart):
+    """Sums of a head among others, and of the first of two attention relations, to the bit as alone."""
+    teacher, student, upstream = draw((1, 3, 900, 64), 9)
+    keys_t, keys_s, _ = draw((1, 3, 900, 64), 10)
+    operands = (teacher, keys_t, student, keys_s) if apart else (teacher, student)
+    _, stats = gpu.forward([operands], 0.125)
+    (whole,) = gpu.backward([operands], stats, [upstream], 0.125, True, 1, 4)
+    alone = tuple(x[:, 1:2] for x in operands)
+    _, stats = gpu.forward([alone], 0.125)
+    (single,) = gpu.backward([alone], stats, [upstream[:, 1:2]], 0.125, True, 2, 1)
+    pairs = zip(whole, single, strict=True) if apart else [(whole, single)]
+    assert all(torch.equal(x[:, 1:2], y) for x, y in pairs)
+
+
 @pytest.mark.parametrize("visible", [emulated.CAUSAL, limits(200)], ids=["causal", "window"])
 def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible):
     teacher, student, upstream = draw((1, 1, 520, 64), 6)
@@ -314,7 +338,16 @@ DEFECTS = {
         "mbarrier_expect(full, TILE<D, COUNT> / 2);",
     ),
     "the wrong swizzle of W": ("backward.cu", "(k % 4 << 5)", "(k % 4 << 4)"),
-    "no adds in order": ("backward.cu", "while (load_acquire(turn) != n) {", "while (false) {"),
+    "no adds in order": (
+        "backward.cu",
+        "while (load_acquire(made) != before) {",
+        "while (false) {",
+    ),
+    "a store where a half before has added": (
+        "backward.cu",
+        "earlier ? 0 : within",
+        "within",
+    ),
     "a window one too wide": ("arguments.h", "row + 1 - window", "row - window"),
     "no mask at the low edge": ("backward.cu", "!PLAIN && n > whole", "false"),
     "tiles before the window left in the ring": (

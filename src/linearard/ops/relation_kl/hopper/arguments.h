@@ -19,6 +19,7 @@ struct Relations {
 struct Seen {
     const int* starts;  // [tokens] first columns, which never decrease; null: the window's
     int window, tokens;
+    DEVICE bool all_before() const { return !starts && window >= tokens; }
     DEVICE int first(int row) const {  // rows beyond the last see what it does
         row = row < tokens ? row : tokens - 1;
         if (starts) return starts[row];

@@ -12,7 +12,7 @@
 // What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
 //
-// ORDERED makes the adds of a tile in the order of their rows: block i waits for block i - 1.
+// ORDERED makes the adds of a tile in an order that the number of blocks alone decides: see Turn.
 //
 // PLAIN: a self-relation in which rows see all before them. What the others need is asked once a tile
 // and once a block, but the assembler then arranges the loop so that it takes 4 % longer.
@@ -96,6 +96,35 @@ DEVICE void write_columns(u32* to, const float* d, float scale, int rows) {
     if (rows > 8) *(Words4*)(to + 8 * (D / 2)) = Words4{lower[0], lower[1], lower[2], lower[3]};
 }
 
+// When a block starts, and how many add to a tile before it. It starts after those that it waits for.
+//
+// Blocks i - 1 and i, started together, are at one tile a step apart, so in ascending order nobody waits.
+// But the last to start then have most to do. So where rows see all before them the second half of every
+// head's blocks goes first, then the second half of what is left, and so on: none waits longer than it
+// takes to hand over, for the half before is far ahead, and the last have least to do.
+struct Turn {
+    int head, block;
+    int earlier;  // blocks of the halves before, all of which add to all of its tiles
+    int within;   // how many blocks of its own half come before it
+    Turn() = default;
+    DEVICE Turn(int blocks, int heads, bool halves) {
+        int at = block_index(), high = blocks, low = halves ? high / 2 : 0;
+        while (at >= (high - low) * heads) {
+            at -= (high - low) * heads;
+            high = low;
+            low = high / 2;
+        }
+        head = at / (high - low);
+        within = at % (high - low);
+        block = low + within;
+        earlier = blocks - high;
+    }
+    // of the tile n before the diagonal's
+    DEVICE int before(int n) const { return earlier + (n < within ? n : within); }
+    // how many of its tiles, from the diagonal's on, it is the first to add to
+    DEVICE int first_at() const { return earlier ? 0 : within ? 1 : block + 1; }
+};
+
 // The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
 // nobody else waits for what is under way to memory. turns_made counts the adds of each block.
 struct Order {
@@ -105,15 +134,16 @@ struct Order {
         mbarrier_init(may_add, 1);
         mbarrier_init(added, 4);
     }
-    DEVICE void keep(u32* turns_made, Place place, int blocks, int group, int before) {
-        for (int n = 0; n <= before; n++) {
-            u32* turn = turns_made + ((u64)place.head * blocks + place.block - n) * 2 + group;
-            while (load_acquire(turn) != n) {
+    DEVICE void keep(u32* turns_made, Turn turn, int blocks, int group, int tiles) {
+        for (int n = 0; n <= tiles; n++) {
+            u32* made = turns_made + ((u64)turn.head * blocks + turn.block - n) * 2 + group;
+            u32 before = turn.before(n);
+            while (load_acquire(made) != before) {
             }
             mbarrier_arrive(may_add);
             mbarrier_wait(added, n % 2);
             fence_device();
-            store_release(turn, n + 1);
+            store_release(made, before + 1);
         }
     }
     DEVICE void wait(int n) { mbarrier_wait(may_add, n % 2); }
@@ -125,7 +155,7 @@ struct Order {
 
 template <int D, bool ORDERED, bool PLAIN>
 DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u32 barriers, int group,
-                               int before, Place place, const BackwardArguments& given) {
+                               int before, int first_at, Place place, const BackwardArguments& given) {
     int tokens = given.seen.tokens;
     u64 length = given.length;
     float c = given.c;
@@ -173,7 +203,7 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
     auto add_columns = [&](int n) {
         float* at = given.sums + fragment<D>(place, blocks, place.block - n, group);
         if (ORDERED) order.wait(n);
-        if (ORDERED && n == 0)  // the first of all
+        if (ORDERED && n < first_at)
             store_fragment<D>(at, columns_part);
         else
             add_fragment<D>(at, columns_part);
@@ -279,9 +309,11 @@ DEVICE void backward(const BackwardArguments& given) {
     u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
     int blocks = ceiling(given.seen.tokens, BLOCK);
     Place place(blocks, given.all_heads, given.together);
-    if (ORDERED) {  // a block waits for the one before it, which must have been started
-        place.head = block_index() / blocks;
-        place.block = block_index() % blocks;
+    Turn turn;
+    if (ORDERED) {
+        turn = Turn(blocks, given.all_heads, PLAIN || given.seen.all_before());
+        place.head = turn.head;
+        place.block = turn.block;
     }
     // tiles before the diagonal's of which a row sees something
     int before = uniform(place.block - given.seen.first(place.block * BLOCK) / BLOCK);
@@ -305,11 +337,12 @@ DEVICE void backward(const BackwardArguments& given) {
             Source keys(given.relations, given.relations.keys, head);
             produce(ring, keys, place.block - before, place.block + 1);
         } else if (ORDERED && warp <= 2) {
-            Order(barriers + 32, warp - 1).keep(given.turns_made, place, blocks, warp - 1, before);
+            Order(barriers + 32, warp - 1).keep(given.turns_made, turn, blocks, warp - 1, before);
         }
     } else {
         registers_up<240>();
-        gradients_of_group<D, ORDERED, PLAIN>(ring, own, barriers, group, before, place, given);
+        int first_at = uniform(ORDERED ? turn.first_at() : 0);
+        gradients_of_group<D, ORDERED, PLAIN>(ring, own, barriers, group, before, first_at, place, given);
     }
 }
 
