@@ -38,6 +38,31 @@ class TestOutputFolder:
         assert "an empty or new output folder" in line and "an earlier run (recipe.yaml)" in line
         assert "--resume to go on, --overwrite to replace" in line
 
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            ("--data.train", "/nowhere/books"),
+            ("--evaluation.tasks_dir", "/nowhere/tasks"),
+            ("--model.name", "/nowhere/model"),
+        ],
+    )
+    def test_what_is_refused_replaces_nothing(self, wrong, path, run, refusal):
+        (run / "stage1-restoration" / "checkpoint-3").mkdir(parents=True)
+        (run / "stage1-restoration" / "checkpoint-3" / "complete.json").write_text("{}")
+        (run / "final").mkdir()
+        for name in ("final/weights", "evaluation.json", "report.html"):
+            (run / name).write_text("an earlier run's")
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        refusal("train", path, "--overwrite", *wrong)
+        after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+        assert after == before
+
+    def test_a_refused_command_can_be_corrected(self, path, recipe, refusal):
+        refusal("train", path, "--data.train", "/nowhere/books")
+        assert not (Path(recipe["output_dir"]) / "recipe.yaml").exists()
+        line = refusal("train", path, "--data.train", "/nowhere/other")
+        assert "/nowhere/other" in line
+
     @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
     def test_files_that_are_not_ours(self, flags, path, recipe, refusal, no_model):
         folder = Path(recipe["output_dir"])

@@ -68,7 +68,7 @@ FIELDS = {
     "layer that is not there": (
         "stages.restoration.objective.layers",
         [0, 7],
-        "indices from -3 to 2 in stage 'restoration', got [7]",
+        "stages.restoration.objective.layers to be indices from -3 to 2, got [7]",
     ),
     "held-out text of a stage": (
         "stages.restoration.data",
@@ -324,6 +324,7 @@ def test_a_missing_recipe(name, refusal, no_model):
     line = refusal("train", name)
     assert "a recipe file in YAML" in line and f"got {name}" in line
     assert "smollm2-135m-64k" in line  # what there is
+    assert ("Did you mean smollm2-135m-64k?" in line) == (name == "smollm2-135m-64")
 
 
 @pytest.mark.parametrize(

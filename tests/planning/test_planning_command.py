@@ -169,6 +169,7 @@ def test_each_way_to_save_saves(planned):
 def test_refusals(recipe, capsys, cache):
     for arguments, words in (
         (["--gpu-memory", "lots"], "24GiB"),
+        (["--gpu-memory", "24"], "got 24 bytes. Name the unit: 24GiB"),
         (["--stages.restoration.window", "100000"], "native window"),
         (["--model.name", "/nowhere"], "no folder"),
     ):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import small_run
+from linearard.cli.main import main
 from linearard.errors import RecipeError
 from linearard.train import RestorationConfig
 
@@ -68,3 +69,26 @@ def test_a_run_that_goes_on_keeps_the_same(lost, tmp_path, base_folder):
 def test_no_share(tmp_path, keep):
     with pytest.raises(RecipeError, match="keep to be a share above 0"):
         RestorationConfig(output_dir=str(tmp_path), keep=keep)
+
+
+def test_checkpoints_of_a_stage_say_what_they_hold(tmp_path, base_folder, capsys):
+    run = small_run.train(recipe(tmp_path, base_folder, "direct", first=1.0, second=0.25))
+    held = {}
+    for folder in (run, *sorted(run.glob("stage*/checkpoint-*"))):
+        capsys.readouterr()
+        assert main(["export", str(folder), str(tmp_path / "exported"), "--overwrite"]) == 0
+        held[folder.parent.name] = capsys.readouterr().err
+    assert "at its end 0.25 of that is kept" in held.pop("stage2-second")
+    assert not any("is kept" in text for text in held.values())
+
+
+def test_what_is_gone_on_from_is_said(tmp_path, base_folder, capsys):
+    made = recipe(tmp_path, base_folder, "direct", only=0.5)
+    path = str(small_run.write_recipe(made, tmp_path / "r.yaml"))
+    said = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(["train", path, "--resume"]) == 0
+        said.append(capsys.readouterr().err)
+    assert "nothing to go on from: a new run" in said[0]
+    assert f"going on from {made['output_dir']}/stage1-only/checkpoint-" in said[1]

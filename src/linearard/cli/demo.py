@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> None:
 
     named = {"output_dir": args.output_dir, "model.name": args.model, "data.train": args.text}
     # Quoted, so that a path such as 2024 stays text in YAML.
-    overrides = {name: json.dumps(value) for name, value in named.items() if value}
+    overrides = {
+        name: json.dumps(value, ensure_ascii=False) for name, value in named.items() if value
+    }
     overrides |= args.overrides
     recipe = load_recipe(_RECIPE, overrides)
     say(

@@ -36,13 +36,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load, measure, report."""
-    from linearard.cli.pipeline import check_evaluation, measure
+    from linearard.cli.pipeline import check_evaluation, measure, say
     from linearard.errors import CheckpointError
     from linearard.evaluation import EvaluationConfig, prepare_inputs, read_texts
     from linearard.model import RestorableModel, load_tokenizer, load_weights
     from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
     from linearard.sweep import validation_documents
-    from linearard.train import RESULT_FILE, open_checkpoint
+    from linearard.train import RESULT_FILE, open_checkpoint, share_not_kept
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
     output = args.output_dir or folder / "evaluation"
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
             got=f"{output / RESULT_FILE}, which exists",
             fix="Give --overwrite or another --output-dir.",
         )
+    if note := share_not_kept(folder, recipe):
+        say(note)
     config = check_evaluation(recipe) or EvaluationConfig()
     tokenizer = load_tokenizer(recipe.model)
     documents = validation_documents(recipe.data, tokenizer, config)

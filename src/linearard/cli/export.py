@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from linearard.cli.pipeline import say
     from linearard.export import check_output, export_model
     from linearard.model import RestorableModel, load_weights
-    from linearard.train import open_checkpoint
+    from linearard.train import open_checkpoint, share_not_kept
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
     check_output(
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
         base=recipe.model.name,
         overwrite=args.overwrite,
     )
+    if note := share_not_kept(folder, recipe):
+        say(note)
     restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter, trainable=False)
     load_weights(restorable, folder)
     comparison = export_model(restorable, args.output, args.format, overwrite=args.overwrite)

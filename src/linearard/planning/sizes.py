@@ -12,6 +12,8 @@ _UNITS = {"": 1, "B": 1} | {
     for middle, base in (("", 1000), ("i", 1024))
 }
 
+_LEAST = 2**10  # bytes without a unit; below, a unit was forgotten
+
 
 def parse_bytes(text: str) -> float:
     """Bytes of `24GiB`, `80 GB`, `512MiB` or a plain number.
@@ -27,4 +29,11 @@ def parse_bytes(text: str) -> float:
             got=repr(text),
             fix="Correct --gpu-memory.",
         )
-    return float(match[1]) * units[match[2].lower()]
+    size = float(match[1]) * units[match[2].lower()]
+    if not match[2] and size < _LEAST:
+        raise RecipeError(
+            expected="memory of a GPU",
+            got=f"{size:g} bytes",
+            fix=f"Name the unit: {match[1]}GiB, for instance.",
+        )
+    return size

@@ -10,6 +10,7 @@ from linearard.train.run import (
     open_checkpoint,
     prepare_run,
     run_recipe,
+    share_not_kept,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "prepare_run",
     "recipe_from_dict",
     "run_recipe",
+    "share_not_kept",
 ]

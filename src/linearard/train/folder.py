@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,32 @@ _PARTIAL_RECIPE, _LOCK = f".{RECIPE_FILE}", ".lock"
 _FREE_TO_CHANGE = ("output_dir", "evaluation", "data.cache_dir")
 
 
-def claim_folder(
-    folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
-) -> contextlib.ExitStack:
+class Claim(contextlib.ExitStack):
+    """An output folder that no other process gets until this is closed, or this process ends.
+
+    Until `take` nothing in it has changed: what is refused before then costs no earlier run.
+    """
+
+    _begin: Callable[[], None] | None = None
+
+    def take(self) -> None:
+        """Remove the run that is to be replaced, and leave the recipe of the new one.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            begin()
+
+    def pop_all(self) -> Claim:
+        """See `ExitStack`."""
+        other = super().pop_all()
+        other._begin, self._begin = self._begin, None
+        return other
+
+
+def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
     """Make the output folder ours, or refuse; nothing a user made is ever removed.
 
     Killed at any moment, it leaves a folder that the same command takes up again.
@@ -37,25 +61,36 @@ def claim_folder(
         overwrite: the folder may hold any run, which is removed.
 
     Returns:
-        The claim: no other process gets the folder until it is closed, or this process ends.
+        The claim, which has still to be taken.
 
     Raises:
         CheckpointError: the folder holds something else, is in use, or cannot be written.
     """
-    try:
+    with _writable(folder):
         ours = _has_run(folder, resume=resume, overwrite=overwrite)
         if ours and resume:
             _check_same_recipe(folder, recipe)
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as claim:
+        with Claim() as claim:
             claim.enter_context(_lock(folder))
-            if ours and not resume:
-                _remove_run(folder)
             if not (ours and resume):
-                text = yaml.safe_dump(recipe.source, sort_keys=False)
-                (folder / _PARTIAL_RECIPE).write_text(text)
-                os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
+                claim._begin = functools.partial(_begin_run, folder, recipe, replacing=ours)
             return claim.pop_all()
+
+
+def _begin_run(folder: Path, recipe: Recipe, *, replacing: bool) -> None:
+    with _writable(folder):
+        if replacing:
+            _remove_run(folder)
+        text = yaml.safe_dump(recipe.source, sort_keys=False)
+        (folder / _PARTIAL_RECIPE).write_text(text)
+        os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
             expected="an output folder that can be written",

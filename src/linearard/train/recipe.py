@@ -112,7 +112,8 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
         raise RecipeError(
             expected="a recipe file in YAML",
             got=f"{path}: {getattr(error, 'strerror', None) or error}",
-            fix=f"Give a path, or a recipe that comes with linearard: {', '.join(_packaged())}.",
+            fix=f"{_meant(path)}Give a path, or a recipe that comes with linearard: "
+            f"{', '.join(_packaged())}.",
         ) from None
     source = parse_yaml(text, str(path))
     if not isinstance(source, dict):
@@ -170,6 +171,11 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
         seed=seed,
         source=source,
     )
+
+
+def _meant(path: str | Path) -> str:
+    close = difflib.get_close_matches(str(path), _packaged(), n=1)
+    return f"Did you mean {close[0]}? " if close else ""
 
 
 def _packaged() -> list[str]:

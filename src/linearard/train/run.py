@@ -31,7 +31,7 @@ from linearard.model import (
 from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
-from linearard.train.folder import FINAL, RECIPE_FILE, claim_folder
+from linearard.train.folder import FINAL, RECIPE_FILE, Claim, claim_folder
 from linearard.train.own_text import OwnBlocks
 from linearard.train.recipe import Recipe, recipe_from_dict
 from linearard.train.stages import stage_arguments
@@ -69,7 +69,8 @@ class PreparedRun:
         recipe, tokenizer: what it was made from.
         stages, blocks: arguments and text of each stage.
         own: by stage, what of the text the model is still to write.
-        claim: keeps other processes out of the output folder; use it as a context manager.
+        claim: keeps other processes out of the output folder; use it as a context manager. An earlier
+            run that is to be replaced stays until `train` has the model.
     """
 
     recipe: Recipe
@@ -77,13 +78,20 @@ class PreparedRun:
     stages: dict[str, RestorationConfig]
     blocks: dict[str, StageWindows | InterleavedParts]
     own: dict[str, list[OwnBlocks]]
-    claim: contextlib.ExitStack
+    claim: Claim
 
     @property
     def views(self) -> list[str]:
         """Names of the views that the trained model will have."""
         *earlier, _ = self.stages
         return ["original", "stretched", *map(_after, earlier), "restored"]
+
+    @property
+    def latest(self) -> Path | None:
+        """The checkpoint that training would go on from, if there is one."""
+        folders = (Path(stage.output_dir) for stage in reversed(self.stages.values()))
+        found = (checkpoints.latest_complete(folder) for folder in folders)
+        return next((path for path in found if path is not None), None)
 
     def train(self, restorable: RestorableModel | None = None) -> RunResult:
         """Load the model, let it write what it is to read, train every stage, write the checkpoint.
@@ -105,6 +113,9 @@ class PreparedRun:
                 restorable = RestorableModel.load(
                     recipe.model, recipe.rope, recipe.adapter, tokenizer=self.tokenizer
                 )
+        # The other processes wait, so that none looks for checkpoints which this one is removing.
+        with next(iter(self.stages.values())).main_process_first(local=False):
+            self.claim.take()
         self._write_own_text(restorable)
         histories: dict[str, list[dict[str, Any]]] = {}
         summaries: dict[str, dict[str, float]] = {}
@@ -173,8 +184,7 @@ def prepare_run(
     stages = stage_arguments(recipe, config, device, dtype, progress)
     tokenizer = load_tokenizer(recipe.model) if tokenizer is None else tokenizer
     check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
-    # The other processes wait, so that none looks for checkpoints which this one is removing.
-    claim = contextlib.ExitStack()
+    claim = Claim()
     with next(iter(stages.values())).main_process_first(local=False):
         if is_main_process():
             folder = Path(recipe.output_dir)
@@ -187,7 +197,7 @@ def prepare_run(
             parts = _part_blocks(recipe, stage, before, tokenizer, native, bars)
             blocks[name] = _stage_windows(stage, parts)
             own[name] = [found for found in parts.values() if isinstance(found, OwnBlocks)]
-            if not own[name]:
+            if resume and not own[name]:
                 _check_resumable(stage, blocks[name])
             before += len(parts)
         return PreparedRun(recipe, tokenizer, stages, blocks, own, claim.pop_all())
@@ -226,6 +236,18 @@ def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tu
                 fix=f"Leave --{section}.* out.",
             )
     return folder, recipe
+
+
+def share_not_kept(folder: Path, recipe: Recipe) -> str:
+    """What a checkpoint of a stage holds beyond what the stage keeps, in words; empty if nothing."""
+    stage = read_metadata(folder).get("stage")
+    keep = recipe.stages.get(stage, {}).get("keep", 1)
+    if keep == 1:
+        return ""
+    return (
+        f"{folder} holds all that stage {stage!r} changed; at its end {keep:g} of that is kept (stages."
+        f"{stage}.keep), in the run's {FINAL}."
+    )
 
 
 def is_main_process() -> bool:

@@ -76,8 +76,15 @@ def _check_part(where: str, part: PartConfig, native: int, target: int, num_laye
             got=str(objective.teacher_window),
             fix="Lower it, or leave it out.",
         )
-    objective.weights_by_layer(num_layers)
-    objective.compared_layers(num_layers)
+    try:
+        objective.weights_by_layer(num_layers)
+        objective.compared_layers(num_layers)
+    except RecipeError as error:
+        raise RecipeError(
+            expected=f"{where}.{error.expected}",
+            got=error.got,
+            fix=f"Correct the layers of {where}.objective; the last is {num_layers - 1} or -1.",
+        ) from None
 
 
 def _check_data(where: str, part: PartConfig, data: DataConfig) -> None:
