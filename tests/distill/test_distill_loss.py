@@ -246,7 +246,7 @@ def test_relation_profile_is_the_loss_by_layer(restorable):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"layers": [3]}, {"layers": [-1, 0]}, {"layer_weights": [1.0, 1.0]}]
+    "settings", [{"layers": [3]}, {"layers": [-4, 0]}, {"layer_weights": [1.0, 1.0]}]
 )
 def test_layers_the_model_does_not_have(restorable, settings):
     with pytest.raises(RecipeError, match=f"objective.{next(iter(settings))}"):

@@ -172,6 +172,7 @@ def test_refusals(recipe, capsys, cache):
         (["--gpu-memory", "24"], "got 24 bytes. Name the unit: 24GiB"),
         (["--stages.restoration.window", "100000"], "native window"),
         (["--model.name", "/nowhere"], "no folder"),
+        (["--model.name", "/nowhere"], "config.json is enough for a plan"),
     ):
         assert main(["plan", str(recipe), *arguments]) == 2
         assert words in capsys.readouterr().err

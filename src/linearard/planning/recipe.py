@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from linearard.counting.shapes import ModelShape
+from linearard.errors import ModelError
 from linearard.model import load_config, resolve_device, resolve_dtype
 from linearard.planning.advice import Advice, Overrides, advise
 from linearard.planning.rates import Rates, shipped_rates, stored_rates
@@ -68,7 +69,11 @@ def planned_recipe(
         UserError: whatever `linearard train` would refuse in the recipe before it loads weights.
     """
     recipe = load({})
-    config = load_config(recipe.model)
+    try:
+        config = load_config(recipe.model)
+    except ModelError as error:
+        fix = f"{error.fix} A folder with the model's config.json is enough for a plan."
+        raise ModelError(expected=error.expected, got=error.got, fix=fix) from None
     on_cpu = recipe.model.device == "cpu"
     here = torch.cuda.is_available() and not on_cpu
     rates = _rates(recipe, on_cpu, here)
