@@ -5,6 +5,7 @@ import sys
 
 BENCHMARKS = (
     "kernel_plot",
+    "launches",
     "planner",
     "planner_rates",
     "queue",

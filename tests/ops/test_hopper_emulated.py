@@ -231,18 +231,19 @@ def test_relations_together_are_those_apart(gpu, monkeypatch, unused):
         assert gradients[i] is None if i == unused else torch.equal(gradients[i], gradient)
 
 
-@pytest.mark.parametrize("together", [9, 5])
-def test_sets_of_heads_are_of_one_size(together):
-    """Nine heads of which eight fit are worked on as five and four, not as eight and a last one alone."""
-    bytes_a_head = emulated.hopper._CACHE_BYTES // (9 if together == 9 else 8)
-    assert emulated.hopper._together(9, 1, bytes_a_head) == together
-    assert emulated.hopper._together(3, 1, bytes_a_head) == 3
-    assert emulated.hopper._together(9, 100, bytes_a_head) == 1
+@pytest.mark.parametrize(
+    ("heads", "fit", "together"),
+    [(3, 8, 3), (8, 8, 8), (9, 8, 9), (32, 4, 4), (32, 5, 4), (13, 4, 5), (60, 32, 30), (9, 1, 1)],
+)
+def test_the_last_set_of_heads_is_full(heads, fit, together):
+    """Or as full as can be: nine heads of which eight fit are not worked on as eight and a last one."""
+    bytes_a_head = emulated.hopper._CACHE_BYTES // fit
+    assert emulated.hopper._together(heads, 1, bytes_a_head) == together
 
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_who_adds_when_depends_on_tokens_alone(gpu, apart):
-    """Sums of a head among others, and of the first of two attention relations, to the bit as alone."""
+    """A head's gradients among others are to the bit what they are alone."""
     teacher, student, upstream = draw((1, 3, 900, 64), 9)
     keys_t, keys_s, _ = draw((1, 3, 900, 64), 10)
     operands = (teacher, keys_t, student, keys_s) if apart else (teacher, student)

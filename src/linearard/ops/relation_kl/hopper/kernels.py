@@ -23,7 +23,7 @@ _FINISHED = 64 * 32  # of the sums, by one block
 _THREADS = {"forward": 512, "backward": 384}
 _ROWS = {"forward": 192, "backward": 128}  # of a block
 _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
-_CACHE_BYTES = 40 << 20  # of the 50 MB second-level cache
+_CACHE_BYTES = 32 << 20  # of the 50 MB second-level cache
 _WORKSPACE_BYTES = 1 << 30  # of float32 sums at a time
 _MOST = 3  # relations of a launch
 _ORDER_PAYS = 16384  # tokens from which order costs nothing, at head_dim 128
@@ -242,10 +242,14 @@ def _blocks(kind: str, tokens: int) -> int:
 def _together(heads: int, tokens: int, bytes_a_token: int) -> int:
     """How many heads share the cache while their rows are worked on.
 
-    Sets of about one size: of few heads left for the last one, the longest rows would end alone.
+    As many as fit, or up to a quarter fewer or more, so that the last set is as full as the others: of few
+    heads in it the longest rows would end alone.
     """
-    most = max(1, _CACHE_BYTES // (tokens * bytes_a_token))
-    return -(-heads // -(-heads // most))
+    fit = max(1, _CACHE_BYTES // (tokens * bytes_a_token))
+    if heads <= fit:
+        return heads
+    sizes = range(-(-3 * fit // 4), 5 * fit // 4 + 1)
+    return min(sizes, key=lambda size: (-heads % size / size, abs(size - fit)))
 
 
 def _on(device: torch.device) -> AbstractContextManager:
