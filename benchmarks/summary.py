@@ -61,7 +61,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
     return {f"selection-{group}": _selection_table(figures, group) for group in groups} | {
         "recovery": _recovery_table(figures),
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
-        "demo": _restoration_table(figures, "demo", "512", [], []),
+        "demo": _restoration_table(figures, "demo", "512", [], ["512"]),
         "kernel": _kernel_table(figures),
         "stage1": _stage1_table(figures),
         "width": _width_table(figures),

@@ -5,6 +5,8 @@ The command line prints them without a traceback and exits with code 2.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class UserError(ValueError):
     """Something the user gave cannot work.
@@ -21,6 +23,10 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return f"expected {self.expected}, got {self.got}. {self.fix}"
+
+    def reworded(self, *, expected: str | None = None, fix: str | None = None) -> Self:
+        """The same error, as one puts it who knows where it happened."""
+        return type(self)(expected=expected or self.expected, got=self.got, fix=fix or self.fix)
 
     def __reduce__(self):  # keyword-only arguments survive pickling between processes
         return (_rebuild, (type(self), self.expected, self.got, self.fix))

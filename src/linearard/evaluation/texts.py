@@ -64,9 +64,8 @@ def read_texts(
                 progress=progress,
             )
         except DataError as error:
-            raise DataError(
+            raise error.reworded(
                 expected=f"{error.expected} (evaluation.texts.{name})",
-                got=error.got,
                 fix=f"{error.fix} evaluation.texts_tokens says how much is read of each text.",
             ) from error
         texts[name] = torch.stack([blocks[index]["input_ids"] for index in range(count)])

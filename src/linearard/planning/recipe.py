@@ -72,8 +72,8 @@ def planned_recipe(
     try:
         config = load_config(recipe.model)
     except ModelError as error:
-        fix = f"{error.fix} A folder with the model's config.json is enough for a plan."
-        raise ModelError(expected=error.expected, got=error.got, fix=fix) from None
+        enough = "A folder with the model's config.json is enough for a plan."
+        raise error.reworded(fix=f"{error.fix} {enough}") from None
     on_cpu = recipe.model.device == "cpu"
     here = torch.cuda.is_available() and not on_cpu
     rates = _rates(recipe, on_cpu, here)

@@ -160,7 +160,7 @@ class Bench:
         run = prepare_run(recipe, **again, **source, progress=False) if job.trains else None
         claim = run.claim if run else claim_folder(job.folder, recipe, **again)
         with claim:
-            claim.take()
+            claim.take()  # also where nothing trains, and so that no old result stands for a failed run
             job.failure_note.unlink(missing_ok=True)
             try:
                 restorable = self._restorable(recipe, source["tokenizer"])

@@ -240,5 +240,4 @@ def naming_arm(arm: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        expected = f"{error.expected} in arm {arm!r}"
-        raise type(error)(expected=expected, got=error.got, fix=error.fix) from None
+        raise error.reworded(expected=f"{error.expected} in arm {arm!r}") from None

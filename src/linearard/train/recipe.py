@@ -112,8 +112,8 @@ def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Re
         raise RecipeError(
             expected="a recipe file in YAML",
             got=f"{path}: {getattr(error, 'strerror', None) or error}",
-            fix=f"{_meant(path)}Give a path, or a recipe that comes with linearard: "
-            f"{', '.join(_packaged())}.",
+            fix=f"{_meant(path, _packaged())} Give a path, or a recipe that comes with linearard: "
+            f"{', '.join(_packaged())}.".lstrip(),
         ) from None
     source = parse_yaml(text, str(path))
     if not isinstance(source, dict):
@@ -173,9 +173,9 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
     )
 
 
-def _meant(path: str | Path) -> str:
-    close = difflib.get_close_matches(str(path), _packaged(), n=1)
-    return f"Did you mean {close[0]}? " if close else ""
+def _meant(name: object, known: list[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"Did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _packaged() -> list[str]:
@@ -271,9 +271,7 @@ def naming_stage(name: str) -> Iterator[None]:
         yield
     except RecipeError as error:
         if f"stages.{name}" not in error.expected:
-            error = RecipeError(
-                expected=f"{error.expected} in stage {name!r}", got=error.got, fix=error.fix
-            )
+            error = error.reworded(expected=f"{error.expected} in stage {name!r}")
         raise error from None
 
 
@@ -304,15 +302,13 @@ def _check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
     prefix = f"{where}." if where else ""
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
             ours = not where.startswith("stages.") or len(known) <= 20
             shown = ", ".join(known) if ours else "ours, or of TrainingArguments"
             raise RecipeError(
                 expected=f"a field of {where or 'the recipe'} ({shown})",
                 got=f"{prefix}{name}",
-                fix=f"Did you mean {prefix}{close[0]}?"
-                if close
-                else "Remove it; `linearard train --help` lists every field.",
+                fix=_meant(name, known, prefix)
+                or "Remove it; `linearard train --help` lists every field.",
             )
 
 

@@ -80,9 +80,8 @@ def _check_part(where: str, part: PartConfig, native: int, target: int, num_laye
         objective.weights_by_layer(num_layers)
         objective.compared_layers(num_layers)
     except RecipeError as error:
-        raise RecipeError(
+        raise error.reworded(
             expected=f"{where}.{error.expected}",
-            got=error.got,
             fix=f"Correct the layers of {where}.objective; the last is {num_layers - 1} or -1.",
         ) from None
 
