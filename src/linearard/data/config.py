@@ -99,6 +99,13 @@ class DataConfig:
             "power; 1: anywhere alike."
         },
     )
+    recall_ending: float = field(
+        default=1.0,
+        metadata={
+            "help": "How near the end of a window they come back: a uniform number to this power; 1: "
+            "anywhere alike."
+        },
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={
@@ -139,10 +146,11 @@ class DataConfig:
         share = self.recall
         right = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 0.5
         require(right, "recall", "a share from 0 to 0.5", share, "Try 0.2, or leave it out.")
-        power = self.recall_opening
-        right = isinstance(power, int | float) and not isinstance(power, bool) and 1 <= power <= 16
-        fix = "Try 4 for windows of 64k."
-        require(right, "recall_opening", "a power from 1 to 16", power, fix)
+        for name in ("recall_opening", "recall_ending"):
+            power = getattr(self, name)
+            right = isinstance(power, int | float) and not isinstance(power, bool)
+            right = right and 1 <= power <= 16
+            require(right, name, "a power from 1 to 16", power, "Try 2 for windows of 64k.")
         right = self.max_documents is None or is_integer(self.max_documents, 1)
         fix = "Leave it out to read every document."
         require(right, "max_documents", "a whole number of at least 1", self.max_documents, fix)
