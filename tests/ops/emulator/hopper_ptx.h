@@ -51,6 +51,8 @@ void block_sync();
 void warp_sync();
 void fence_async();
 void store_matrices(u32 at, const u32* r);
+u32 load_shared(u32 at);
+void store_shared(u32 at, u32 x);
 float across(float x, int mask);
 void step();  // another thread may run
 }  // namespace emu
@@ -156,3 +158,9 @@ DEVICE u32 load_acquire(const u32* at) {
 }
 DEVICE void store_release(u32* at, u32 x) { *at = x; }
 DEVICE void fence_device() {}
+DEVICE u32 count_global(u32* at) {
+    emu::step();
+    return (*at)++;
+}
+DEVICE u32 load_shared(u32 at) { return emu::load_shared(at); }
+DEVICE void store_shared(u32 at, u32 x) { emu::store_shared(at, x); }
