@@ -209,7 +209,7 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
     u32 own_t = own + 64 * group * 128, own_s = own_t + TILE<D, BLOCK>;
     u32 weights = own + BackwardShape<D>::WEIGHTS;
     u32 written = barriers, spent = barriers + 16, own_free = barriers + 64;  // W of even and odd tiles
-    int before = job.before, first_at = ORDERED ? job.turn.first_at() : 0;
+    int before = uniform(job.before), first_at = uniform(ORDERED ? job.turn.first_at() : 0);
     // the last of the tiles before the diagonal's of which all rows see all
     int last_row = job.block * BLOCK + 64 * group + 63;
     int whole = uniform(job.block - ceiling(given.seen.first(last_row), BLOCK));
@@ -389,7 +389,7 @@ DEVICE void backward(const BackwardArguments& given) {
     }
     block_sync();
     if (group == GROUPS) {
-        registers_down<32>();
+        registers_down<40>();
         int warp = thread_index() / 32 - 4 * GROUPS;
         if (thread_index() % 32 != 0) return;
         if (warp == 0) {
@@ -405,7 +405,7 @@ DEVICE void backward(const BackwardArguments& given) {
             }
         }
     } else {
-        registers_up<240>();
+        registers_up<232>();
         Turns<D == 128> turns(group);
         u32 t = 0;
         for (int n = 0;; n++) {
