@@ -46,7 +46,6 @@ struct BackwardArguments {
     float* own_sums;     // the same, not zeros: row parts that are to be added to `sums` later, or null
     u32* own_gradients;  // [heads, N, D] bfloat16, of queries that are not the keys; or null
     u32* turns_made;     // [heads, blocks, 2] zeros, or null
-    u32* taken;          // blocks that somebody works on; 0
     u64 length;
     int all_heads, together;
     int from_head;  // heads that were worked on before; all pointers lie behind them
