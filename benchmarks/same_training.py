@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", required=True, help="folder, hub id or GGUF file")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--nudged", type=int, default=2, help="plain runs beside the first")
+    parser.add_argument("--nudged", type=int, default=6, help="plain runs beside the first")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(arguments)
 

@@ -36,6 +36,7 @@ _TITLES = {
 _ARMS = {
     "original": "original",
     "best": "`smollm2-135m-64k`",
+    "before_repeats": "the same before the eleventh round",
     "before_keeping": "the same before the tenth round",
     "before_muon": "the same before Muon",
     "reading": "a recipe to read with, before",
@@ -47,19 +48,23 @@ _ARMS = {
     "logit_own": "logit KL alone, Muon, own text",
     "logit": "logit KL alone",
     "cpt": "continued pre-training alone",
+    "cpt_before": "the same, YaRN's ramp",
     "longred_muon": "LongReD, Muon",
     "longred": "LongReD",
     "yarn_untrained": "YaRN, untrained",
     "start": "YaRN with attention factor 1, ramp 1 to 4, untrained",
     "dynamic_untrained": "dynamic NTK, untrained",
 }
+#: Those of the README: today's recipes and what they are compared with.
+_SHORT = ["original", "best", "linear", "paper", "logit_own", "cpt", "longred", "yarn_untrained"]
 
 
 def tables(figures: dict[str, float]) -> dict[str, str]:
     """The tables by marker name, in Markdown."""
     groups = sorted({arm["group"] for arm in selection_arms()})
     return {f"selection-{group}": _selection_table(figures, group) for group in groups} | {
-        "recovery": _recovery_table(figures),
+        "recovery": _recovery_table(figures, list(_ARMS)),
+        "recovery-short": _recovery_table(figures, _SHORT),
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
         "demo": _restoration_table(figures, "demo", "512", [], ["512"]),
         "kernel": _kernel_table(figures),
@@ -105,7 +110,7 @@ def _filled(
     }
 
 
-def _recovery_table(figures: dict[str, float]) -> str:
+def _recovery_table(figures: dict[str, float], arms: list[str]) -> str:
     """Arms of the sweep with several seeds: means, with the standard deviation where there is one."""
     columns = {
         "KL": ("kl", ".4f"),
@@ -121,7 +126,7 @@ def _recovery_table(figures: dict[str, float]) -> str:
         "tokens": ("tokens", ",.0f"),
         "seeds": ("seeds", ".0f"),
     }
-    found = [arm for arm in _ARMS if f"restoration.{arm}.{MODEL}.ppl_2k" in figures]
+    found = [arm for arm in arms if f"restoration.{arm}.{MODEL}.ppl_2k" in figures]
     columns = _filled(columns, [f"restoration.{arm}.{MODEL}" for arm in found], figures)
     rows = []
     for arm in found:
@@ -142,6 +147,7 @@ def _selection_table(figures: dict[str, float], group: str) -> str:
         "code, KL": ("code_kl", ".3f"),
         **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
         **{f"pass key {n}": (f"passkey_{n}", ".1f") for n in ("2k", "8k", "16k", "32k", "64k")},
+        **{f"retrieval {n}": (f"retrieval_{n}", ".1f") for n in ("2k", "8k", "32k")},
         "LAMBADA": ("lambada_openai", ".2f"),
         "tasks kept": ("tasks_kept", ".3f"),
         "same answers": ("same_answers", ".3f"),

@@ -269,7 +269,7 @@ def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible):
 
 
 def test_order_where_it_costs_nothing(gpu, monkeypatch):
-    """Of a plain self-relation of head_dim 128 alone; its gradient is that of the ordered adds."""
+    """At head_dim 128, without limits; the gradient is that of the ordered adds."""
     monkeypatch.setattr(emulated.hopper, "_ORDER_PAYS", 256)
     monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", 2 * 384 * 128 * 4)  # a head at a time
     launched = []
@@ -280,16 +280,28 @@ def test_order_where_it_costs_nothing(gpu, monkeypatch):
         launch(source, kernel, *rest)
 
     monkeypatch.setattr(emulated.hopper.driver, "launch", watched)
-    for dim, tokens, ordered in ((128, 300, True), (128, 200, False), (64, 300, False)):
+    cases = [
+        (128, 300, emulated.CAUSAL, "plain_ordered_"),
+        (128, 200, emulated.CAUSAL, "plain_"),
+        (64, 300, emulated.CAUSAL, "plain_"),
+        (128, 300, limits(200), ""),
+    ]
+    for dim, tokens, visible, name in cases:
+        ordered = "ordered" in name
         teacher, student, upstream = draw((1, 2, tokens, dim), 8)
         pairs = [(teacher, student)]
-        _, stats = gpu.forward(pairs, 0.1)
+        _, stats = gpu.forward(pairs, 0.1, 0, visible)
         launched.clear()
-        (free,) = gpu.backward(pairs, stats, [upstream], 0.1, False, 1)
-        assert f"backward_plain_{'ordered_' * ordered}{dim}" in launched
-        (strict,) = gpu.backward(pairs, stats, [upstream], 0.1, True, 2)
+        (free,) = gpu.backward(pairs, stats, [upstream], 0.1, False, 1, visible=visible)
+        assert f"backward_{name}{dim}" in launched
+        (strict,) = gpu.backward(pairs, stats, [upstream], 0.1, True, 2, visible=visible)
         error = (free.double() - strict.double()).norm() / strict.double().norm()
         assert error == 0 if ordered else error < 4e-3
+    operands, upstream = draw_attention(1, 2, 1, 300, 128)
+    _, stats = gpu.forward([operands], 0.1)
+    launched.clear()
+    gpu.backward([operands], stats, [upstream], 0.1, False, 1)
+    assert "backward_ordered_128" in launched
 
 
 def test_tiles_out_of_sight_are_not_read(gpu):
