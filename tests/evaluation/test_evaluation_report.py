@@ -112,6 +112,7 @@ def result():
             "stretched": {"q": [0.5, 0.7], "k": [0.4, 0.5]},
             "restored": {"q": [0.05, 0.07], "k": [0.04, 0.05]},
         },
+        "stages": {"restore": {"steps": 2, "tokens": 4096, "seconds": 1.5}},
         "training": {"restore": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}, {"step": 2}]},
     }
 
@@ -239,6 +240,7 @@ def test_the_page_stands_alone(result):
     html = render_report(result, recipe={"model": "org/model"})
     assert not re.search(r"https?:|//\w|@import|<link|<script|src=", html)
     tags = parse(html)
+    assert "restore: 4,096 tokens in 2 s." in tags.text
     assert tags.tags.count("svg") == 6
     assert len(set(tags.ids)) == len(tags.ids)
     references = set(re.findall(r'(?:href="|url\()#([^")]+)', html))

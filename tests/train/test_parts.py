@@ -101,17 +101,18 @@ def test_a_runs_seed_draws_windows_whatever_seed_a_stage_has(tmp_path, base_fold
     assert read(0) != read(1)
 
 
-@pytest.mark.parametrize("wrong", ["plain windows", "parts unasked", "evaluation"])
+@pytest.mark.parametrize("wrong", ["plain windows", "parts unasked", "evaluation", "length"])
 def test_a_trainer_refuses_data_of_the_other_kind(wrong, tmp_path):
     restorable = tiny.tiny_restorable()
     text = str(small_run.write_text(tmp_path / "text", documents=1))
     data = DataConfig(train=text, cache_dir=str(tmp_path), validation_fraction=0.0)
     blocks = token_blocks(data, restorable.tokenizer, 24, split="train", count=4, progress=False)
     windows = InterleavedParts({"short": (blocks, 1)}, 1)
-    asked = {} if wrong == "parts unasked" else {"parts": {"short": {"window": 24}}}
+    unasked = wrong in ("parts unasked", "length")
+    asked = {} if unasked else {"parts": {"short": {"window": 24}}}
     args = RestorationConfig(output_dir=str(tmp_path / "run"), use_cpu=True, **asked)
-    train = blocks if wrong == "plain windows" else windows
-    with pytest.raises(DataError, match=r"args\.parts"):
+    train = blocks if wrong in ("plain windows", "length") else windows
+    with pytest.raises(DataError, match="4096 tokens" if wrong == "length" else r"args\.parts"):
         RestorationTrainer(restorable, args, train, blocks if wrong == "evaluation" else None)
 
 

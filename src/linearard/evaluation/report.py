@@ -88,7 +88,8 @@ def _sections(result: Mapping[str, Any], rows: list[Row]) -> list[dict[str, Any]
         ),
         (
             "Training",
-            "Training loss as it was logged; stages have losses of their own.",
+            "Training loss as it was logged; stages have losses of their own. "
+            + _trained(result.get("stages", {})),
             plots.training_plot(result.get("training", {})),
         ),
         (
@@ -113,6 +114,15 @@ def _sections(result: Mapping[str, Any], rows: list[Row]) -> list[dict[str, Any]
         for title, about, svg in drawn
         if svg
     ]
+
+
+def _trained(stages: Mapping[str, Mapping[str, float]]) -> str:
+    """What each stage read and how long it took, as a sentence."""
+    parts = [
+        f"{name}: {stage['tokens']:,} tokens in {stage['seconds']:,.0f} s"
+        for name, stage in stages.items()
+    ]
+    return "; ".join(parts) + "." if parts else ""
 
 
 def _cards(rows: list[Row]) -> list[dict[str, str]]:

@@ -48,7 +48,8 @@ class RestorationTrainer(Trainer):
         callbacks: further `TrainerCallback`s.
 
     Raises:
-        DataError: the data sets are not of the kind that `args.parts` asks for.
+        DataError: the data sets are not of the kind that `args.parts` asks for, or their windows not of
+            `args.window` tokens.
         RecipeError: `args.muon` with trained weights that are no matrices.
     """
 
@@ -64,6 +65,8 @@ class RestorationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         _check_datasets(bool(args.parts), train_dataset, eval_dataset)
+        if not args.parts:
+            _check_window(args.window, train_dataset)
         if args.muon:
             _check_matrices(restorable)
         parts = {name: part.objective for name, part in args.all_parts.items()}
@@ -324,6 +327,16 @@ def _check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> 
             expected="InterleavedParts alone for args.parts" if parts else "windows of one part",
             got=f"a train_dataset of {type(train).__name__}{also}",
             fix="Let args.parts and the data sets fit together.",
+        )
+
+
+def _check_window(window: int, dataset: Dataset) -> None:
+    length = dataset[0]["input_ids"].shape[-1] if len(dataset) else window
+    if length != window:
+        raise DataError(
+            expected=f"windows of {window} tokens, as args.window says",
+            got=f"a train_dataset whose first has {length}",
+            fix=f"Give RestorationConfig(window={length}, …), or cut the text into windows of {window}.",
         )
 
 
