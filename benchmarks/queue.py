@@ -101,14 +101,14 @@ QUEUES: dict[str, list[Item]] = {
         Item(
             "same_training",
             "benchmarks same_training --model {model} --out {out}/same_training.json",
-            90,
-            240,
+            180,
+            300,
         ),
     ],
     "recovery": [
         Item(
             "recovery",
-            f"linearard sweep benchmarks/sweeps/recovery.yaml --workers 4 {_TEXT}"
+            f"linearard sweep benchmarks/sweeps/recovery.yaml --workers 3 {_TEXT}"
             " --evaluation.tasks_dir {tasks} --output-dir {out}/recovery --resume",
             120,
             570,

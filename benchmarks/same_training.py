@@ -1,6 +1,6 @@
 """Train the plain way several times and the fast way once: losses of every step and final weights.
 
-    python -m benchmarks same_training --model FOLDER_OR_GGUF --out FILE.json      a GPU, two minutes
+    python -m benchmarks same_training --model FOLDER_OR_GGUF --out FILE.json      a GPU, three minutes
 
 The plain way: transformers' own layers, peft's LoRA, flash attention, plain output losses, kernels launched
 one by one. The fast way: what the package does on a GPU. The plain runs read the same text; all but the

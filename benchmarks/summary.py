@@ -42,13 +42,15 @@ _ARMS = {
     "reading": "a recipe to read with, before",
     "candidate": "the third round's candidate",
     "linear": "`smollm2-135m-64k-linear`",
+    "linear_fewer_keys": "the same, asked for fewer keys",
     "linear_before_muon": "the linear recipe before Muon",
     "linear_before": "the linear recipe before that",
     "paper": "`smollm2-135m-64k-paper`",
     "logit_own": "logit KL alone, Muon, own text",
+    "logit_own_yarn": "the same, YaRN's ramp",
     "logit": "logit KL alone",
     "cpt": "continued pre-training alone",
-    "cpt_before": "the same, YaRN's ramp",
+    "cpt_ramp": "the same, ramp 1 to 4",
     "longred_muon": "LongReD, Muon",
     "longred": "LongReD",
     "yarn_untrained": "YaRN, untrained",
@@ -56,7 +58,7 @@ _ARMS = {
     "dynamic_untrained": "dynamic NTK, untrained",
 }
 #: Those of the README: today's recipes and what they are compared with.
-_SHORT = ["original", "best", "linear", "paper", "logit_own", "cpt", "longred", "yarn_untrained"]
+_SHORT = "original best linear paper logit_own logit cpt longred yarn_untrained".split()
 
 
 def tables(figures: dict[str, float]) -> dict[str, str]:
@@ -146,8 +148,8 @@ def _selection_table(figures: dict[str, float], group: str) -> str:
         "top-1": ("top1", ".3f"),
         "code, KL": ("code_kl", ".3f"),
         **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
-        **{f"pass key {n}": (f"passkey_{n}", ".1f") for n in ("2k", "8k", "16k", "32k", "64k")},
-        **{f"retrieval {n}": (f"retrieval_{n}", ".1f") for n in ("2k", "8k", "32k")},
+        **{f"pass key {n}": (f"passkey_{n}", ".2f") for n in ("2k", "8k", "16k", "32k", "64k")},
+        **{f"retrieval {n}": (f"retrieval_{n}", ".2f") for n in ("2k", "8k", "32k")},
         "LAMBADA": ("lambada_openai", ".2f"),
         "tasks kept": ("tasks_kept", ".3f"),
         "same answers": ("same_answers", ".3f"),

@@ -269,8 +269,8 @@ def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible):
 
 
 def test_order_where_it_costs_nothing(gpu, monkeypatch):
-    """At head_dim 128, without limits; the gradient is that of the ordered adds."""
-    monkeypatch.setattr(emulated.hopper, "_ORDER_PAYS", 256)
+    """Of many heads of 128, without limits; the gradient is that of the ordered adds."""
+    monkeypatch.setattr(emulated.hopper, "_ORDER_PAYS", (2, 256))
     monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", 2 * 384 * 128 * 4)  # a head at a time
     launched = []
     launch = emulated.hopper.driver.launch
@@ -281,14 +281,15 @@ def test_order_where_it_costs_nothing(gpu, monkeypatch):
 
     monkeypatch.setattr(emulated.hopper.driver, "launch", watched)
     cases = [
-        (128, 300, emulated.CAUSAL, "plain_ordered_"),
-        (128, 200, emulated.CAUSAL, "plain_"),
-        (64, 300, emulated.CAUSAL, "plain_"),
-        (128, 300, limits(200), ""),
+        (128, 2, 300, emulated.CAUSAL, "plain_ordered_"),
+        (128, 1, 300, emulated.CAUSAL, "plain_"),
+        (128, 2, 200, emulated.CAUSAL, "plain_"),
+        (64, 2, 300, emulated.CAUSAL, "plain_"),
+        (128, 2, 300, limits(200), ""),
     ]
-    for dim, tokens, visible, name in cases:
+    for dim, heads, tokens, visible, name in cases:
         ordered = "ordered" in name
-        teacher, student, upstream = draw((1, 2, tokens, dim), 8)
+        teacher, student, upstream = draw((1, heads, tokens, dim), 8)
         pairs = [(teacher, student)]
         _, stats = gpu.forward(pairs, 0.1, 0, visible)
         launched.clear()

@@ -146,11 +146,11 @@ class DataConfig:
         share = self.recall
         right = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 0.5
         require(right, "recall", "a share from 0 to 0.5", share, "Try 0.2, or leave it out.")
-        for name in ("recall_opening", "recall_ending"):
+        for name, usual in (("recall_opening", 2), ("recall_ending", 1)):
             power = getattr(self, name)
             right = isinstance(power, int | float) and not isinstance(power, bool)
             right = right and 1 <= power <= 16
-            require(right, name, "a power from 1 to 16", power, "Try 2 for windows of 64k.")
+            require(right, name, "a power from 1 to 16", power, f"Leave it out; it is {usual} then.")
         right = self.max_documents is None or is_integer(self.max_documents, 1)
         fix = "Leave it out to read every document."
         require(right, "max_documents", "a whole number of at least 1", self.max_documents, fix)

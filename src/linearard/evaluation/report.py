@@ -45,6 +45,7 @@ def render_report(result: Mapping[str, Any], *, recipe: Mapping[str, Any] | None
     rows, views = summarise(result), result["views"]
     return environment.from_string(source.read_text(encoding="utf-8")).render(
         meta=result["meta"],
+        trained=_trained(result.get("stages", {})),
         views=list(views),
         colours={view: plots.colour(view, views) for view in views},
         cards=_cards(rows),
@@ -88,8 +89,7 @@ def _sections(result: Mapping[str, Any], rows: list[Row]) -> list[dict[str, Any]
         ),
         (
             "Training",
-            "Training loss as it was logged; stages have losses of their own. "
-            + _trained(result.get("stages", {})),
+            "Training loss as it was logged; stages have losses of their own.",
             plots.training_plot(result.get("training", {})),
         ),
         (

@@ -48,8 +48,8 @@ class RestorationTrainer(Trainer):
         callbacks: further `TrainerCallback`s.
 
     Raises:
-        DataError: the data sets are not of the kind that `args.parts` asks for, or their windows not of
-            `args.window` tokens.
+        DataError: the data sets are not of the kind that `args.parts` asks for, or windows of one part,
+            by their first, are not of `args.window` tokens.
         RecipeError: `args.muon` with trained weights that are no matrices.
     """
 
@@ -331,7 +331,7 @@ def _check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> 
 
 
 def _check_window(window: int, dataset: Dataset) -> None:
-    length = dataset[0]["input_ids"].shape[-1] if len(dataset) else window
+    length = len(dataset[0]["input_ids"]) if len(dataset) else window
     if length != window:
         raise DataError(
             expected=f"windows of {window} tokens, as args.window says",

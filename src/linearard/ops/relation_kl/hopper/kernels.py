@@ -26,7 +26,7 @@ _SLACK = 1024 + 256  # bytes of shared memory: alignment and barriers
 _CACHE_BYTES = 32 << 20  # of the 50 MB second-level cache
 _WORKSPACE_BYTES = 1 << 30  # of float32 sums at a time
 _MOST = 3  # relations of a launch
-_ORDER_PAYS = 4096  # tokens from which order costs nothing, at head_dim 128
+_ORDER_PAYS = (28, 4096)  # heads and tokens from which order costs nothing, at head_dim 128
 _ABSENT = 2**31 - 1  # the first head of a relation that is not there
 
 # the structs of arguments.h, whose sizes are multiples of 64 where they hold tensor maps
@@ -138,8 +138,10 @@ class Kernels(NamedTuple):
         apart = k_s is not None
         share = like.shape[1] // k_s.shape[1] if apart else 1
         plain = not (apart or visible.banded)
-        long = not visible.banded and head_dim == 128 and tokens >= _ORDER_PAYS
-        ordered = self.deterministic or long
+        heads_from, tokens_from = _ORDER_PAYS
+        many = len(grad) >= heads_from and tokens >= tokens_from
+        pays = many and head_dim == 128 and not visible.banded
+        ordered = self.deterministic or pays
         kind = {"dtype": like.dtype, "device": like.device}
         queries = torch.empty(*grad.shape, head_dim, **kind) if apart else None
         keys = torch.empty(len(grad) // share, tokens, head_dim, **kind)
