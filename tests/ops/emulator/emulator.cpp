@@ -187,12 +187,6 @@ float across(float x, int mask) {
     return y;
 }
 
-static u32* word(u32 at) {
-    if (at % 4 || at + 4 > LIMIT) fail("a word out of place");
-    return (u32*)&now->block->memory[at];
-}
-u32 load_shared(u32 at) { return *word(at); }
-void store_shared(u32 at, u32 x) { *word(at) = x; }
 void fence_async() {
     for (u32& who : now->block->stored)
         if (who == (u32)now->index) who = NOBODY;

@@ -51,8 +51,6 @@ void block_sync();
 void warp_sync();
 void fence_async();
 void store_matrices(u32 at, const u32* r);
-u32 load_shared(u32 at);
-void store_shared(u32 at, u32 x);
 float across(float x, int mask);
 void look();   // another thread may run; to look too often at what nobody changes is an error
 int& looks();  // since somebody changed something
@@ -162,10 +160,3 @@ DEVICE void store_release(u32* at, u32 x) {
     *at = x;
 }
 DEVICE void fence_device() {}
-DEVICE u32 count_global(u32* at) {
-    emu::look();
-    emu::looks() = 0;
-    return (*at)++;
-}
-DEVICE u32 load_shared(u32 at) { return emu::load_shared(at); }
-DEVICE void store_shared(u32 at, u32 x) { emu::store_shared(at, x); }

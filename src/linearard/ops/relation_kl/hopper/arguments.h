@@ -42,13 +42,11 @@ struct BackwardArguments {
     Seen seen;
     const float* stats;
     const float* grad;  // [heads, N]
-    float* sums;         // [heads] of [chains, blocks, 128, D], as backward.cu says; zeros if adds come in any order
-    float* own_sums;     // [heads] of [blocks, 128, D], not zeros: row parts to be added to `sums` later, or null
+    float* sums;         // [heads, blocks, 128, D], as backward.cu says; zeros if adds come in any order
+    float* own_sums;     // the same, not zeros: row parts that are to be added to `sums` later, or null
     u32* own_gradients;  // [heads, N, D] bfloat16, of queries that are not the keys; or null
-    u32* turns_made;     // [heads, blocks, 2, chains] zeros, or null
-    u32* taken;          // blocks that somebody works on; 0
+    u32* turns_made;     // [heads, blocks, 2] zeros, or null
     u64 length;
-    u64 a_head;          // numbers from one head's sums to the next's
     int all_heads, together;
     int from_head;  // heads that were worked on before; all pointers lie behind them
     float c, scale;

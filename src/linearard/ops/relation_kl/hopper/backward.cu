@@ -9,15 +9,10 @@
 // cores half a tile apart. The row part belongs to the block; in a self-relation, where Q is K, it is
 // added to the column parts in the end.
 //
-// A multiprocessor takes one block after the other from a common count (Job), and fetches the next one's first
-// tiles while it ends the one before. Tiles and barriers' phases are therefore counted over all of its blocks.
-//
 // What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
 //
-// ORDERED makes the adds of a tile in an order that the number of blocks alone decides: see Turn. To hand over
-// takes some 2.7 us, longer than a step at D = 64. There blocks add by turns to one of two sums (chains), so that
-// those that follow each other are two steps apart.
+// ORDERED makes the adds of a tile in an order that the number of blocks alone decides: see Turn.
 //
 // PLAIN: a self-relation in which rows see all before them. What the others need is asked once a tile
 // and once a block, but the assembler then arranges the loop so that it takes 4 % longer.
@@ -48,17 +43,15 @@ struct BackwardShape {
     static constexpr int SLOTS = D == 128 ? 3 : 6;
     static constexpr int WEIGHTS = (2 + SLOTS) * TILE<D, BLOCK>;  // two of [2 panels][128 rows]
     static constexpr int BARRIERS = WEIGHTS + 4 * PANEL;
-    static constexpr int ALL_BARRIERS = 104 + 16 * SLOTS;
+    static constexpr int ALL_BARRIERS = 72 + 16 * SLOTS;
     static_assert(ALL_BARRIERS <= SPARE);
     using Tiles = Ring<D, BLOCK, SLOTS, 4 * GROUPS>;
 };
-template <int D, bool ORDERED>
-constexpr int CHAINS = ORDERED && D == 64 ? 2 : 1;
 
-// Where a warpgroup's 64 rows of a block start among what is added.
+// Where a warpgroup's 64 rows of a head's block start among what is added.
 template <int D>
-DEVICE u64 fragment(int block, int group) {
-    return ((u64)block * 2 + group) * (64 * D) + thread_index() % 128 * 4;
+DEVICE u64 fragment(Place place, int blocks, int block, int group) {
+    return (((u64)place.head * blocks + block) * 2 + group) * (64 * D) + thread_index() % 128 * 4;
 }
 
 template <int D>
@@ -103,20 +96,19 @@ DEVICE void write_columns(u32* to, const float* d, float scale, int rows) {
     if (rows > 8) *(Words4*)(to + 8 * (D / 2)) = Words4{lower[0], lower[1], lower[2], lower[3]};
 }
 
-// When a block is taken, and how many add to a tile before it. It is taken after those that it waits for.
+// When a block starts, and how many add to a tile before it. It starts after those that it waits for.
 //
 // Blocks i - 1 and i, started together, are at one tile a step apart, so in ascending order nobody waits.
 // But the last to start then have most to do. So where rows see all before them the second half of every
 // head's blocks goes first, then the second half of what is left, and so on: none waits longer than it
 // takes to hand over, for the half before is far ahead, and the last have least to do.
-template <int CHAINS>
 struct Turn {
     int head, block;
-    int earlier;  // blocks of its chain in the halves before, all of which add to all of its tiles
+    int earlier;  // blocks of the halves before, all of which add to all of its tiles
     int within;   // how many blocks of its own half come before it
     Turn() = default;
-    DEVICE Turn(int at, int blocks, int heads, bool halves) {
-        int high = blocks, low = halves ? high / 2 : 0;
+    DEVICE Turn(int blocks, int heads, bool halves) {
+        int at = block_index(), high = blocks, low = halves ? high / 2 : 0;
         while (at >= (high - low) * heads) {
             at -= (high - low) * heads;
             high = low;
@@ -125,54 +117,12 @@ struct Turn {
         head = at / (high - low);
         within = at % (high - low);
         block = low + within;
-        // those from `high` on whose distance is a multiple of CHAINS
-        earlier = CHAINS == 1 ? blocks - high : (blocks - high + 1 - (high ^ block) % 2) / 2;
+        earlier = blocks - high;
     }
-    DEVICE int chain() const { return block % CHAINS; }
     // of the tile n before the diagonal's
-    DEVICE int before(int n) const { return earlier + (n < within ? n : within) / CHAINS; }
-    // how many of its tiles, from the diagonal's on, it is the first of its chain to add to
-    DEVICE int first_at() const { return earlier ? 0 : within >= CHAINS ? CHAINS : block + 1; }
-};
-
-// The block that a multiprocessor works on. One thread takes it and tells the others.
-template <int D, bool ORDERED, bool PLAIN>
-struct Job {
-    int head, block;
-    int before;  // tiles before the diagonal's of which a row sees something
-    Turn<CHAINS<D, ORDERED>> turn;
-    DEVICE Job(int at, const BackwardArguments& given) {
-        int blocks = ceiling(given.seen.tokens, BLOCK);
-        if (ORDERED) {
-            turn = Turn<CHAINS<D, ORDERED>>(at, blocks, given.all_heads, PLAIN || given.seen.all_before());
-            head = turn.head;
-            block = turn.block;
-        } else {
-            Place place(at, blocks, given.all_heads, given.together);
-            head = place.head;
-            block = place.block;
-        }
-        before = block - given.seen.first(block * BLOCK) / BLOCK;
-    }
-};
-struct Jobs {
-    u32 told, heard, number;
-    DEVICE Jobs(u32 at) : told(at), heard(at + 8), number(at + 16) {}
-    DEVICE void init(int listeners) {
-        mbarrier_init(told, 1);
-        mbarrier_init(heard, listeners);
-    }
-    DEVICE int take(u32* taken, int n) {  // its n-th
-        int at = count_global(taken);
-        if (n > 0) mbarrier_wait(heard, (n - 1) % 2);
-        store_shared(number, at);
-        mbarrier_arrive(told);
-        return at;
-    }
-    DEVICE int hear(int n) {
-        mbarrier_wait(told, n % 2);
-        return load_shared(number);
-    }
+    DEVICE int before(int n) const { return earlier + (n < within ? n : within); }
+    // how many of its tiles, from the diagonal's on, it is the first to add to
+    DEVICE int first_at() const { return earlier ? 0 : within ? 1 : block + 1; }
 };
 
 // The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
@@ -184,21 +134,19 @@ struct Order {
         mbarrier_init(may_add, 1);
         mbarrier_init(added, 4);
     }
-    template <int CHAINS>
-    DEVICE void keep(u32* turns_made, Turn<CHAINS> turn, int blocks, int group, int tiles, u32& t) {
-        for (int n = 0; n <= tiles; n++, t++) {
-            u64 tile = (u64)turn.head * blocks + turn.block - n;
-            u32* made = turns_made + (tile * 2 + group) * CHAINS + turn.chain();
+    DEVICE void keep(u32* turns_made, Turn turn, int blocks, int group, int tiles) {
+        for (int n = 0; n <= tiles; n++) {
+            u32* made = turns_made + ((u64)turn.head * blocks + turn.block - n) * 2 + group;
             u32 before = turn.before(n);
             while (load_acquire(made) != before) {
             }
             mbarrier_arrive(may_add);
-            mbarrier_wait(added, t % 2);
+            mbarrier_wait(added, n % 2);
             fence_device();
             store_release(made, before + 1);
         }
     }
-    DEVICE void wait(u32 t) { mbarrier_wait(may_add, t % 2); }
+    DEVICE void wait(int n) { mbarrier_wait(may_add, n % 2); }
     DEVICE void made() {
         warp_sync();
         if (thread_index() % 32 == 0) mbarrier_arrive(added);
@@ -206,9 +154,8 @@ struct Order {
 };
 
 template <int D, bool ORDERED, bool PLAIN>
-DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, u32 barriers, int group,
-                               Turns<D == 128>& turns, const Job<D, ORDERED, PLAIN>& job, int n_jobs,
-                               u32& t, const BackwardArguments& given) {
+DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u32 barriers, int group,
+                               int before, int first_at, Place place, const BackwardArguments& given) {
     int tokens = given.seen.tokens;
     u64 length = given.length;
     float c = given.c;
@@ -217,16 +164,15 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
     int blocks = ceiling(tokens, BLOCK);
     u32 own_t = own + 64 * group * 128, own_s = own_t + TILE<D, BLOCK>;
     u32 weights = own + BackwardShape<D>::WEIGHTS;
-    u32 written = barriers, spent = barriers + 16, own_free = barriers + 64;  // W of even and odd tiles
-    int before = uniform(job.before), first_at = uniform(ORDERED ? job.turn.first_at() : 0);
+    u32 written = barriers, spent = barriers + 16;  // W of even and odd tiles
     // the last of the tiles before the diagonal's of which all rows see all
-    int last_row = job.block * BLOCK + 64 * group + 63;
-    int whole = uniform(job.block - ceiling(given.seen.first(last_row), BLOCK));
+    int last_row = place.block * BLOCK + 64 * group + 63;
+    int whole = uniform(place.block - ceiling(given.seen.first(last_row), BLOCK));
 
     float offset_t[2], offset_s[2], ratio[2], g[2];
     UNROLL for (int h = 0; h < 2; h++) {
-        int token = job.block * BLOCK + row + 8 * h;
-        u64 at = (u64)job.head * tokens + token;
+        int token = place.block * BLOCK + row + 8 * h;
+        u64 at = (u64)place.head * tokens + token;
         bool inside = token < tokens;
         const float* stats = given.stats + at;
         offset_t[h] = inside ? stats[0] : -infinity();
@@ -239,12 +185,13 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
     Operand own_columns = descriptor(own + TILE<D, BLOCK>, PANEL);
     float rows_part[D / 2], columns_part[D / 2], raw_t[64], raw_s[64];
     u32 w[32];
+    Turns<D == 128> turns(group);
     Order order(barriers + 32, group);
     UNROLL for (int i = 0; i < D / 2; i++) rows_part[i] = 0;
-    mbarrier_wait(own + BackwardShape<D>::BARRIERS, n_jobs % 2);
+    mbarrier_wait(own + BackwardShape<D>::BARRIERS, 0);
 
-    auto column_product = [&](u32 t) {  // that of tile t, whose W both groups have written
-        u32 parity = t / 2 % 2, odd = t % 2;
+    auto column_product = [&](int n) {  // that of tile n, whose W both groups have written
+        u32 parity = n / 2 % 2, odd = n % 2;
         mbarrier_wait(written + 8 * odd, parity);
         Operand a = descriptor(weights + 2 * PANEL * odd + PANEL * group, PANEL);
         pin(columns_part);
@@ -253,11 +200,9 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
             wgmma<1, 1>(columns_part, a + (k * 2048 >> 4), own_columns + (k * 2048 >> 4), k > 0);
         wgmma_commit();
     };
-    float* sums = given.sums + job.head * given.a_head;
-    if (CHAINS<D, ORDERED> == 2) sums += job.block % 2 * ((u64)blocks * BLOCK * D);
-    auto add_columns = [&](int n, u32 t) {
-        float* at = sums + fragment<D>(job.block - n, group);
-        if (ORDERED) order.wait(t);
+    auto add_columns = [&](int n) {
+        float* at = given.sums + fragment<D>(place, blocks, place.block - n, group);
+        if (ORDERED) order.wait(n);
         if (ORDERED && n < first_at)
             store_fragment<D>(at, columns_part);
         else
@@ -265,8 +210,8 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
         if (ORDERED) order.made();
     };
 
-    for (int n = 0; n <= before; n++, t++) {
-        u32 odd = t % 2;
+    for (int n = 0; n <= before; n++) {
+        int odd = n % 2;
         u32 tile_t = ring.arrived(), done_t = ring.done();
         ring.next();
         u32 tile_s = ring.arrived(), done_s = ring.done();
@@ -298,7 +243,7 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
         if (n == 0 || (!PLAIN && n > whole)) {
             int last = row + n * BLOCK - lane % 4 * 2, begin[2];  // columns of the tile
             UNROLL for (int h = 0; h < 2; h++) {
-                int token = job.block * BLOCK + row + 8 * h;
+                int token = place.block * BLOCK + row + 8 * h;
                 begin[h] = given.seen.first(token) - token + last + 8 * h;
             }
             UNROLL for (int i = 0; i < 64; i++) {
@@ -307,7 +252,7 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
             }
         }
         UNROLL for (int i = 0; i < 32; i++) w[i] = pack(raw_s[2 * i], raw_s[2 * i + 1]);
-        if (t >= 2) mbarrier_wait(spent + 8 * odd, (t / 2 - 1) % 2);
+        if (n >= 2) mbarrier_wait(spent + 8 * odd, (n / 2 - 1) % 2);
         UNROLL for (int k = 0; k < 8; k++)
             store_matrices((to ^ (k % 4 << 5)) + 2 * PANEL * odd + k / 4 * PANEL, w + 4 * k);
         fence_async();
@@ -323,44 +268,30 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
             wgmma_registers<1>(rows_part, w + 4 * k, columns + (k * 2048 >> 4), 1);
         wgmma_commit();
         if (n > 0) {
-            column_product(t - 1);
+            column_product(n - 1);
             wgmma_wait<1>();
             if (lane == 0) mbarrier_arrive(done_s);
             wgmma_wait<0>();
-            turns.pass();
+            if (group == 0 || n < before) turns.pass();
             pin(columns_part);
             if (lane == 0) mbarrier_arrive(spent + 8 * (1 - odd));
             pin(rows_part);
-            add_columns(n - 1, t - 1);
+            add_columns(n - 1);
         } else {
-            turns.pass();
+            if (group == 0 || n < before) turns.pass();
             wgmma_wait<0>();
             pin(rows_part);
             if (lane == 0) mbarrier_arrive(done_s);
         }
     }
-    column_product(t - 1);
+    column_product(before);
     wgmma_wait<0>();
     pin(columns_part);
-    if (lane == 0) {
-        mbarrier_arrive(spent + 8 * ((t - 1) % 2));
-        mbarrier_arrive(own_free);
-    }
-    add_columns(before, t - 1);
+    add_columns(before);
 
-    // Where the next block, of the other chain, does not see this one's tile, nobody of its chain does.
-    if (CHAINS<D, ORDERED> == 2) {
-        int next = job.block + 1;
-        if (next == blocks || given.seen.first(next * BLOCK) / BLOCK == next) {
-            UNROLL for (int i = 0; i < D / 2; i++) columns_part[i] = 0;
-            float* others = given.sums + job.head * given.a_head + next % 2 * ((u64)blocks * BLOCK * D);
-            store_fragment<D>(others + fragment<D>(job.block, group), columns_part);
-        }
-    }
-
-    u64 own_at = job.head * given.a_head + fragment<D>(job.block, group);
-    int token = job.block * BLOCK + row;
-    u32* out = given.own_gradients + ((u64)job.head * tokens + token) * (D / 2);
+    u64 own_at = fragment<D>(place, blocks, place.block, group);
+    int token = place.block * BLOCK + row;
+    u32* out = given.own_gradients + ((u64)place.head * tokens + token) * (D / 2);
     if (!PLAIN && given.own_gradients)
         UNROLL for (int i = 0; i < D / 32; i++)
             write_columns<D>(out + 16 * i, rows_part + 16 * i, given.scale, tokens - token);
@@ -370,75 +301,48 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles& ring, u32 own, 
         add_fragment<D>(given.sums + own_at, rows_part);
 }
 
-// The producer's one thread.
-template <int D, bool ORDERED, bool PLAIN>
-DEVICE void produce_jobs(typename BackwardShape<D>::Tiles& ring, u32 own, Jobs jobs, u32 own_free,
-                         const BackwardArguments& given) {
-    u32 own_full = own + BackwardShape<D>::BARRIERS;
-    int all = ceiling(given.seen.tokens, BLOCK) * given.all_heads;
-    for (int n = 0;; n++) {
-        int at = jobs.take(given.taken, n);
-        if (at >= all) return;
-        Job<D, ORDERED, PLAIN> job(at, given);
-        int head = given.from_head + job.head;
-        Source queries(given.relations, given.relations.queries, head);
-        Source keys(given.relations, given.relations.keys, head);
-        produce(ring, keys, job.block, job.block + 1);
-        if (n > 0) mbarrier_wait(own_free, (n - 1) % 2);
-        produce_own<D, BLOCK>(own, own_full, queries, job.block);
-        produce(ring, keys, job.block - job.before, job.block);
-    }
-}
-
 template <int D, bool ORDERED, bool PLAIN>
 DEVICE void backward(const BackwardArguments& given) {
     using Shape = BackwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
     typename Shape::Tiles ring(own + 2 * TILE<D, BLOCK>, own_full + 8);
-    u32 barriers = own_full + 8 + 16 * Shape::SLOTS, own_free = barriers + 64;
-    Jobs jobs(own_free + 8);
-    int blocks = ceiling(given.seen.tokens, BLOCK), all = blocks * given.all_heads;
+    u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
+    int blocks = ceiling(given.seen.tokens, BLOCK);
+    Place place(blocks, given.all_heads, given.together);
+    Turn turn;
+    if (ORDERED) {
+        turn = Turn(blocks, given.all_heads, PLAIN || given.seen.all_before());
+        place.head = turn.head;
+        place.block = turn.block;
+    }
+    // tiles before the diagonal's of which a row sees something
+    int before = uniform(place.block - given.seen.first(place.block * BLOCK) / BLOCK);
     int group = uniform(thread_index() / 128);
     if (thread_index() == 0) {
         mbarrier_init(own_full, 1);
         ring.init();
         for (int i = 0; i < 4; i++) mbarrier_init(barriers + 8 * i, 4 * GROUPS);
         for (int i = 0; i < 2; i++) Order(barriers + 32, i).init();
-        mbarrier_init(own_free, 4 * GROUPS);
-        jobs.init(4 * GROUPS + 2 * ORDERED);
         fence_mbarrier_init();
     }
     block_sync();
-    // 40 and 2 x 232 are the 3 x 168 that a block is launched with; more would be waited for in vain
     if (group == GROUPS) {
-        registers_down<40>();
+        registers_down<24>();
         int warp = thread_index() / 32 - 4 * GROUPS;
         if (thread_index() % 32 != 0) return;
         if (warp == 0) {
-            produce_jobs<D, ORDERED, PLAIN>(ring, own, jobs, own_free, given);
+            int head = given.from_head + place.head;
+            Source queries(given.relations, given.relations.queries, head);
+            produce_own<D, BLOCK>(own, own_full, queries, place.block);
+            Source keys(given.relations, given.relations.keys, head);
+            produce(ring, keys, place.block - before, place.block + 1);
         } else if (ORDERED && warp <= 2) {
-            u32 t = 0;
-            for (int n = 0;; n++) {
-                int at = jobs.hear(n);
-                mbarrier_arrive(jobs.heard);
-                if (at >= all) return;
-                Job<D, ORDERED, PLAIN> job(at, given);
-                Order(barriers + 32, warp - 1).keep(given.turns_made, job.turn, blocks, warp - 1, job.before, t);
-            }
+            Order(barriers + 32, warp - 1).keep(given.turns_made, turn, blocks, warp - 1, before);
         }
     } else {
-        registers_up<232>();
-        Turns<D == 128> turns(group);
-        u32 t = 0;
-        for (int n = 0;; n++) {
-            int at = uniform(jobs.hear(n));
-            warp_sync();  // all lanes have heard
-            if (thread_index() % 32 == 0) mbarrier_arrive(jobs.heard);
-            if (at >= all) break;
-            Job<D, ORDERED, PLAIN> job(at, given);
-            gradients_of_group<D, ORDERED, PLAIN>(ring, own, barriers, group, turns, job, n, t, given);
-        }
-        if (group == 0) turns.take();
+        registers_up<240>();
+        int first_at = uniform(ORDERED ? turn.first_at() : 0);
+        gradients_of_group<D, ORDERED, PLAIN>(ring, own, barriers, group, before, first_at, place, given);
     }
 }
 

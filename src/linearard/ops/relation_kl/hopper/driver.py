@@ -46,11 +46,6 @@ def _function(source: str, name: str, shared: int, device: int) -> ctypes.c_void
     return function
 
 
-@cache
-def multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def readable(x: Tensor) -> bool:
     """Whether the copy engine can read ``x`` [B, H, N, D] where it lies."""
     *steps, last = x.stride()

@@ -246,8 +246,7 @@ DEVICE void forward(const ForwardArguments& given) {
     using Shape = ForwardShape<D>;
     u32 own = shared_base(), own_full = own + Shape::BARRIERS;
     typename Shape::Tiles ring(own + Shape::OTHERS, own_full + 8);
-    Place place(block_index(), ceiling(given.seen.tokens, FORWARD_ROWS), given.all_heads,
-                given.together);
+    Place place(ceiling(given.seen.tokens, FORWARD_ROWS), given.all_heads, given.together);
     int lowest = given.seen.first(place.block * FORWARD_ROWS) / TOKENS;  // tile that a row sees
     int group = uniform(thread_index() / 128);
     if (thread_index() == 0) {

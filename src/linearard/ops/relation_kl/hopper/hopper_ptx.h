@@ -251,16 +251,3 @@ DEVICE void store_release(u32* at, u32 x) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(x) : "memory");
 }
 DEVICE void fence_device() { __threadfence(); }
-DEVICE u32 count_global(u32* at) {  // one more; what it was
-    u32 x;
-    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(x) : "l"(at) : "memory");
-    return x;
-}
-DEVICE u32 load_shared(u32 at) {
-    u32 x;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
-    return x;
-}
-DEVICE void store_shared(u32 at, u32 x) {
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
-}

@@ -34,7 +34,7 @@ _MAPS = f"{2 * _MOST * 128}s {_MOST}i 52x"
 _RELATIONS = f"{_MAPS} {_MAPS} {_MOST}i {_MOST}i 40x"
 _SEEN = "Q 2i"
 _FORWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 2Q Q 2i f 12x")
-_BACKWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 7Q 2Q 3i 2f 20x")
+_BACKWARD = struct.Struct(f"{_RELATIONS} {_SEEN} 6Q Q 3i 2f 36x")
 _FINISH = struct.Struct("4Q 2i f 4x")
 
 
@@ -145,37 +145,33 @@ class Kernels(NamedTuple):
         kind = {"dtype": like.dtype, "device": like.device}
         queries = torch.empty(*grad.shape, head_dim, **kind) if apart else None
         keys = torch.empty(len(grad) // share, tokens, head_dim, **kind)
-        blocks, chains = _blocks("backward", tokens), 2 if ordered and head_dim == 64 else 1
-        copies = chains + (ordered and not apart)
+        blocks, copies = _blocks("backward", tokens), 1 + (ordered and not apart)
         padded = blocks * _ROWS["backward"]
         size = padded * head_dim  # of a head's sums
         most = min(len(grad), max(1, _WORKSPACE_BYTES // (4 * copies * size * share)) * share)
-        sums = grad.new_empty(most * copies * size + 1)
-        own = sums[chains * size :].data_ptr() if copies > chains else 0
-        kept = 2 * chains * most * blocks + 1 if ordered else 0
-        turns = torch.empty(kept, dtype=torch.int32, device=grad.device)
+        sums = grad.new_empty(copies, most, size)
+        own = sums[1].data_ptr() if copies == 2 else 0
+        turns = torch.empty(2 * most * blocks * ordered, dtype=torch.int32, device=grad.device)
         name = f"backward_{'plain_' * plain}{'ordered_' * ordered}{head_dim}"
         read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
         described, behind = (*_described(read), *seen.packed), 4 * tokens
         with _on(like.device):
             for first in range(0, len(grad), most):
                 count = min(most, len(grad) - first)
-                zeros = turns if ordered else sums[: count * size + 1]
-                zeros.zero_()
+                (turns if ordered else sums[0, :count]).zero_()
                 given = _BACKWARD.pack(
                     *described, stats.data_ptr() + first * behind, grad.data_ptr() + first * behind,
                     sums.data_ptr(), own, queries[first].data_ptr() if apart else 0,
-                    turns.data_ptr(), zeros[-1:].data_ptr(), grad.numel(), copies * size, count,
+                    turns.data_ptr(), grad.numel(), count,
                     _together(count, tokens, head_dim * 8), first, scale * _LOG2_E, scale,
                 )  # fmt: skip
                 driver.launch(
-                    "backward.cu", name,
-                    min(count * blocks, driver.multiprocessors(like.device.index)), _THREADS["backward"],
+                    "backward.cu", name, count * blocks, _THREADS["backward"],
                     shared_bytes("backward", head_dim), given, like.device.index,
                 )  # fmt: skip
                 given = _FINISH.pack(
-                    sums.data_ptr(), keys[first // share].data_ptr(), share * copies * size,
-                    size, copies * share, tokens, scale,
+                    sums.data_ptr(), keys[first // share].data_ptr(), share * size,
+                    most * size if copies == 2 else size, copies * share, tokens, scale,
                 )  # fmt: skip
                 driver.launch(
                     "backward.cu", f"finish_{head_dim}", count // share * size // _FINISHED, 128,

@@ -8,7 +8,7 @@
 
 constexpr int TOKENS = 64;  // of a box of the copy engine; rows of a warpgroup
 DEVICE constexpr int ceiling(int x, int by) { return (x + by - 1) / by; }
-constexpr int SPARE = 224;  // bytes from the first mbarrier to 4 bytes beyond all of them
+constexpr int SPARE = 192;  // bytes from the first mbarrier to 4 bytes beyond all of them
 
 DEVICE constexpr int panel(int count) { return count * 128; }  // bytes
 template <int D, int COUNT>
@@ -34,9 +34,9 @@ DEVICE void scores(float (&d)[COUNT / 2], u32 own, u32 other) {
 // Heads together, so that they share the cache, and of them the blocks with most columns first.
 struct Place {
     int head, block;
-    DEVICE Place(int at, int blocks, int heads, int together) {
-        int first = at / (blocks * together) * together;
-        int within = at - first * blocks;
+    DEVICE Place(int blocks, int heads, int together) {
+        int first = block_index() / (blocks * together) * together;
+        int within = block_index() - first * blocks;
         int size = heads - first < together ? heads - first : together;
         head = first + within % size;
         block = blocks - 1 - within / size;
