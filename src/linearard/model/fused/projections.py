@@ -106,15 +106,14 @@ class _Project(torch.autograd.Function):
                 if settings.dropout:
                     seen, mask = torch.native_dropout(rows, settings.dropout, True)
                 a_cast, b_cast = _cast([a[i] for i in at], [b[i] for i in at], x.dtype)
-                low = seen @ a_cast.mT
+                low = _scaled_product(seen, a_cast, b_cast, [settings.scalings[i] for i in at])
                 parts = low.split([up.shape[1] for up in b_cast], dim=1)
                 for i, part, up in zip(at, parts, b_cast, strict=True):
                     own = (
                         settings.base is None or i < 2
                     )  # whoever knew the values may still read them
                     out = outputs[i] if own else torch.empty_like(outputs[i])
-                    scaling = settings.scalings[i]
-                    outputs[i] = torch.addmm(outputs[i], part, up.mT, alpha=scaling, out=out)
+                    outputs[i] = torch.addmm(outputs[i], part, up.mT, out=out)
                 kept = [seen, mask, low, a_cast, *b_cast]
             q, k, v = (y.view(batch, tokens, -1, settings.head_dim) for y in outputs)
             for rotated in (q, k):
@@ -182,9 +181,7 @@ def _low_rank_backward(
             piece.zero_()
             continue
         piece.addmm_(gradient, up, beta=0, alpha=scaling)
-        to_b[i] = _in_float32(gradient.mT, part)
-        if scaling != 1:
-            to_b[i].mul_(scaling)
+        to_b[i] = _in_float32(gradient.mT, part)  # the part is scaled
     to_a = _in_float32(slope.mT, seen).split(ranks)
     if to_x is not None and mask is None:
         to_x.addmm_(slope, a_cast)
@@ -194,6 +191,19 @@ def _low_rank_backward(
     for i, down in zip(at, to_a, strict=True):
         if i in to_b:
             yield i, down, to_b[i]
+
+
+def _scaled_product(
+    x: Tensor, a: Tensor, b: Sequence[Tensor], scalings: Sequence[float]
+) -> Tensor:
+    """`x @ a.mT`, each projection's columns times its scaling: what B and its gradient both read."""
+    low = x.new_empty(len(x), len(a))
+    if len(set(scalings)) == 1:
+        return low.addmm_(x, a.mT, beta=0, alpha=scalings[0])
+    ranks = [up.shape[1] for up in b]
+    for part, rows, scaling in zip(low.split(ranks, dim=1), a.split(ranks), scalings, strict=True):
+        part.addmm_(x, rows.mT, beta=0, alpha=scaling)
+    return low
 
 
 def _cast(
