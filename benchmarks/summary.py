@@ -58,7 +58,17 @@ _ARMS = {
     "dynamic_untrained": "dynamic NTK, untrained",
 }
 #: Those of the README: today's recipes and what they are compared with.
-_SHORT = "original best linear paper logit_own logit cpt longred yarn_untrained".split()
+_SHORT = [
+    "original",
+    "best",
+    "linear",
+    "paper",
+    "logit_own",
+    "logit",
+    "cpt",
+    "longred",
+    "yarn_untrained",
+]
 
 
 def tables(figures: dict[str, float]) -> dict[str, str]:

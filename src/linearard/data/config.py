@@ -150,7 +150,9 @@ class DataConfig:
             power = getattr(self, name)
             right = isinstance(power, int | float) and not isinstance(power, bool)
             right = right and 1 <= power <= 16
-            require(right, name, "a power from 1 to 16", power, f"Leave it out; it is {usual} then.")
+            require(
+                right, name, "a power from 1 to 16", power, f"Leave it out; it is {usual} then."
+            )
         right = self.max_documents is None or is_integer(self.max_documents, 1)
         fix = "Leave it out to read every document."
         require(right, "max_documents", "a whole number of at least 1", self.max_documents, fix)

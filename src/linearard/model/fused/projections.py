@@ -193,9 +193,7 @@ def _low_rank_backward(
             yield i, down, to_b[i]
 
 
-def _scaled_product(
-    x: Tensor, a: Tensor, b: Sequence[Tensor], scalings: Sequence[float]
-) -> Tensor:
+def _scaled_product(x: Tensor, a: Tensor, b: Sequence[Tensor], scalings: Sequence[float]) -> Tensor:
     """`x @ a.mT`, each projection's columns times its scaling: what B and its gradient both read."""
     low = x.new_empty(len(x), len(a))
     if len(set(scalings)) == 1:
