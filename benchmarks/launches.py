@@ -89,8 +89,8 @@ def main(arguments: list[str]) -> None:
             shape["tokens"],
             shape["head_dim"],
         )
-        blocks = kernels._blocks("backward", tokens)
-        together = kernels._together(heads, tokens, head_dim * 8)
+        blocks = kernels.row_blocks("backward", tokens)
+        together = kernels.heads_together(heads, tokens, head_dim * 8)
         forward = shape["forward"]["p50"]
         free = 1000 * (shape["any_order_ms"] - forward)
         strict = 1000 * (shape["ms"] - forward)

@@ -107,7 +107,6 @@ def test_order_and_fingerprint(blocks, books, make_tokenizer):
         blocks(books, seed=3, pack=True),
         blocks(books, seed=3, recall=0.2),
         blocks(books, seed=3, recall=0.2, recall_opening=4),
-        blocks(books, seed=3, recall=0.2, recall_ending=4),
         blocks(books, seed=3, max_documents=9),
         blocks(books, seed=3, validation_fraction=0.3),
         blocks(books, seed=3, validation_fraction=0.3, split="validation"),

@@ -21,7 +21,6 @@ def test_every_field_is_described():
         {"train": "a", "validation_fraction": 1.0},
         {"train": "a", "recall_opening": 0.5},
         {"train": "a", "recall_opening": True},
-        {"train": "a", "recall_ending": 0},
         {"train": "a", "validation_fraction": -0.1},
         {"train": "a", "validation_fraction": "5%"},
         {"train": "a", "validation_fraction": True},

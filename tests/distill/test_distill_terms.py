@@ -299,17 +299,6 @@ def test_the_opening_of_a_window_comes_back():
     assert share + 0.1 < nearer < 0.7
 
 
-def test_passages_come_back_near_the_end():
-    import numpy as np
-
-    ids = np.arange(20_000)
-    evenly, later = (
-        np.flatnonzero(recall_passages(ids, 0.2, 0, ending=power)[1]) for power in (1, 3)
-    )
-    assert 0.4 < (evenly > 10_000).mean() < 0.6
-    assert (later > 10_000).mean() > 0.7  # two to the power -1/3 is 0.79, less what overlaps
-
-
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

@@ -238,7 +238,7 @@ def test_relations_together_are_those_apart(gpu, monkeypatch, unused):
 def test_the_last_set_of_heads_is_full(heads, fit, together):
     """Or as full as can be: nine heads of which eight fit are not worked on as eight and a last one."""
     bytes_a_head = emulated.hopper._CACHE_BYTES // fit
-    assert emulated.hopper._together(heads, 1, bytes_a_head) == together
+    assert emulated.hopper.heads_together(heads, 1, bytes_a_head) == together
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -31,8 +31,8 @@ class BlockDataset(torch.utils.data.Dataset):
         joint: the id that stands for the end of a document inside a block (packed text), or None.
         fingerprint: a hash of the tokens in that order: equal wherever and whenever the same
             blocks are built.
-        recall, opening, ending: share of each block that repeats earlier passages of it, how near its
-            opening they stood and how near its end they come back; see `recall_passages`.
+        recall, opening: share of each block that repeats earlier passages of it, and how near its
+            opening they stood; see `recall_passages`.
     """
 
     def __init__(
@@ -45,11 +45,10 @@ class BlockDataset(torch.utils.data.Dataset):
         fingerprint: str,
         recall: float = 0.0,
         opening: float = 2.0,
-        ending: float = 1.0,
     ) -> None:
         self._stream, self._starts, self._size = stream, starts, block_size
         self._begin, self._joint, self.fingerprint = begin, joint, fingerprint
-        self._recall, self._opening, self._ending = recall, opening, ending
+        self._recall, self._opening = recall, opening
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -61,9 +60,7 @@ class BlockDataset(torch.utils.data.Dataset):
             text[text == self._stream.end_mark] = self._joint
         if not self._recall:
             return {"input_ids": self._with_beginning(text)}
-        text, repeated = recall_passages(
-            text, self._recall, seed=int(start), opening=self._opening, ending=self._ending
-        )
+        text, repeated = recall_passages(text, self._recall, seed=int(start), opening=self._opening)
         return {
             "input_ids": self._with_beginning(text),
             "repeated": torch.cat(
@@ -77,7 +74,7 @@ class BlockDataset(torch.utils.data.Dataset):
     def __reduce__(self):
         stream = TokenStream(self._stream.path)
         parts = (self._starts, self._size, self._begin, self._joint, self.fingerprint)
-        return BlockDataset, (stream, *parts, self._recall, self._opening, self._ending)
+        return BlockDataset, (stream, *parts, self._recall, self._opening)
 
     @property
     def tokens(self) -> int:
@@ -153,15 +150,12 @@ def token_blocks(
             + ("." if config.pack else " or `pack: true`."),
         )
     starts = starts[np.random.default_rng(config.seed).permutation(len(starts))[:count]]
-    recall, opening, ending = config.recall, config.recall_opening, config.recall_ending
-    # at 2 and 1, what it was before there was a choice: runs of that time resume
-    powers = (f"from {opening} " if opening != 2 else "") + (f"to {ending} " if ending != 1 else "")
-    repeats = f"repeats {recall} {powers}" if recall else ""
+    recall, opening = config.recall, config.recall_opening
+    # at 2, what it was before there was a choice: runs of that time resume
+    repeats = f"repeats {recall} {f'from {opening} ' if opening != 2 else ''}" if recall else ""
     decides = f"{stream.content} {block_size} {begin} {joint} {repeats}".encode()
     fingerprint = hashlib.sha256(decides + starts.astype("<i8").tobytes()).hexdigest()
-    return BlockDataset(
-        stream, starts, block_size, begin, joint, fingerprint, recall, opening, ending
-    )
+    return BlockDataset(stream, starts, block_size, begin, joint, fingerprint, recall, opening)
 
 
 def _cut(stream: TokenStream, room: int, pack: bool) -> np.ndarray:

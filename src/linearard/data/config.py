@@ -99,13 +99,6 @@ class DataConfig:
             "power; 1: anywhere alike."
         },
     )
-    recall_ending: float = field(
-        default=1.0,
-        metadata={
-            "help": "How near the end of a window they come back: a uniform number to this power; 1: "
-            "anywhere alike."
-        },
-    )
     cache_dir: str | None = field(
         default=None,
         metadata={
@@ -146,13 +139,10 @@ class DataConfig:
         share = self.recall
         right = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 0.5
         require(right, "recall", "a share from 0 to 0.5", share, "Try 0.2, or leave it out.")
-        for name, usual in (("recall_opening", 2), ("recall_ending", 1)):
-            power = getattr(self, name)
-            right = isinstance(power, int | float) and not isinstance(power, bool)
-            right = right and 1 <= power <= 16
-            require(
-                right, name, "a power from 1 to 16", power, f"Leave it out; it is {usual} then."
-            )
+        power = self.recall_opening
+        right = isinstance(power, int | float) and not isinstance(power, bool) and 1 <= power <= 16
+        fix = "Leave it out; it is 2 then."
+        require(right, "recall_opening", "a power from 1 to 16", power, fix)
         right = self.max_documents is None or is_integer(self.max_documents, 1)
         fix = "Leave it out to read every document."
         require(right, "max_documents", "a whole number of at least 1", self.max_documents, fix)

@@ -10,7 +10,7 @@ _SHUFFLED = 0.5  # share of passages whose tokens are put in random order, in bo
 
 
 def recall_passages(
-    ids: np.ndarray, share: float, seed: int, opening: float = 2.0, ending: float = 1.0
+    ids: np.ndarray, share: float, seed: int, opening: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """A copy of `ids` in which about `share` of the tokens repeat a passage that stood earlier.
 
@@ -25,8 +25,6 @@ def recall_passages(
         share: of the tokens, from 0 to 0.5.
         seed: the same seed, the same passages.
         opening: 1 draws sources evenly.
-        ending: the same for repetitions and the end of the window; above 1 more of them stand near it,
-            far from their sources.
 
     Returns:
         The tokens, and which of them looking back foretells: bool [tokens], true in a repetition but
@@ -38,10 +36,7 @@ def recall_passages(
     shortest, longest = _LENGTHS
     passages = round(share * tokens / np.mean(_LENGTHS))
     copies = []
-    last = max(tokens - shortest - 1, shortest)
-    drawn = chance.integers(shortest, last + 1, passages)
-    span = max(last - shortest, 1)
-    for place in np.sort(last - np.rint(span * ((last - drawn) / span) ** ending).astype(int)):
+    for place in np.sort(chance.integers(shortest, max(tokens - shortest, shortest + 1), passages)):
         length = min(int(chance.integers(shortest, longest + 1)), int(place), tokens - int(place))
         source = int((place - length + 1) * chance.random() ** opening)
         copies.append((source, int(place), length))

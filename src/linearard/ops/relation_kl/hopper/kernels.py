@@ -79,10 +79,10 @@ class Kernels(NamedTuple):
         with _on(like.device):
             given = _FORWARD.pack(
                 *_described(read), *seen.packed, kl.data_ptr(), stats.data_ptr(), kl.numel(),
-                len(kl), _together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
+                len(kl), heads_together(len(kl), tokens, head_dim * 4), scale * _LOG2_E,
             )  # fmt: skip
             driver.launch(
-                "forward.cu", f"forward_{head_dim}", len(kl) * _blocks("forward", tokens),
+                "forward.cu", f"forward_{head_dim}", len(kl) * row_blocks("forward", tokens),
                 _THREADS["forward"], shared_bytes("forward", head_dim), given, like.device.index,
             )  # fmt: skip
         rows = kl.split(heads)
@@ -145,7 +145,7 @@ class Kernels(NamedTuple):
         kind = {"dtype": like.dtype, "device": like.device}
         queries = torch.empty(*grad.shape, head_dim, **kind) if apart else None
         keys = torch.empty(len(grad) // share, tokens, head_dim, **kind)
-        blocks, copies = _blocks("backward", tokens), 1 + (ordered and not apart)
+        blocks, copies = row_blocks("backward", tokens), 1 + (ordered and not apart)
         padded = blocks * _ROWS["backward"]
         size = padded * head_dim  # of a head's sums
         most = min(len(grad), max(1, _WORKSPACE_BYTES // (4 * copies * size * share)) * share)
@@ -163,7 +163,7 @@ class Kernels(NamedTuple):
                     *described, stats.data_ptr() + first * behind, grad.data_ptr() + first * behind,
                     sums.data_ptr(), own, queries[first].data_ptr() if apart else 0,
                     turns.data_ptr(), grad.numel(), count,
-                    _together(count, tokens, head_dim * 8), first, scale * _LOG2_E, scale,
+                    heads_together(count, tokens, head_dim * 8), first, scale * _LOG2_E, scale,
                 )  # fmt: skip
                 driver.launch(
                     "backward.cu", name, count * blocks, _THREADS["backward"],
@@ -237,11 +237,12 @@ def _described(read: list[Relation]) -> tuple:
     return *queries, *keys, *first, *[_ABSENT] * absent, *heads
 
 
-def _blocks(kind: str, tokens: int) -> int:
+def row_blocks(kind: str, tokens: int) -> int:
+    """Blocks of rows that each head has in the forward or the backward."""
     return -(-tokens // _ROWS[kind])
 
 
-def _together(heads: int, tokens: int, bytes_a_token: int) -> int:
+def heads_together(heads: int, tokens: int, bytes_a_token: int) -> int:
     """How many heads share the cache while their rows are worked on.
 
     As many as fit, or up to a quarter fewer or more, so that the last set is as full as the others: of few
