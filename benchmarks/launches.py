@@ -4,7 +4,8 @@
 
 A multiprocessor works on one block at a time and takes the next as soon as it is free. A block begins and
 ends in three steps and takes one for each of its tiles, from the diagonal's on; in order it adds to a tile
-no sooner than HANDING_OVER after the block before it has. Printed for each shape of the file, in steps:
+no sooner than HANDING_OVER after the block before it has, of its chain where there are two. Printed for each
+shape of the file, in steps:
 
     even        the work shared out evenly
     any order   longest first, as `tiles.h` has it
@@ -55,17 +56,18 @@ def halves(heads: int, blocks: int) -> Iterator[tuple[int, int]]:
         high = low
 
 
-def steps(launch: Iterator[tuple[int, int]], ordered: bool) -> float:
-    """When the last block ends; adds to a tile come in the order of the launch where `ordered`."""
+def steps(launch: Iterator[tuple[int, int]], chains: int) -> float:
+    """When the last block ends; adds to a tile come in so many chains in the launch's order, or freely."""
     free = [0.0] * MULTIPROCESSORS
-    added: dict[tuple[int, int], float] = {}
+    added: dict[tuple[int, int, int], float] = {}
     for head, block in launch:
         now = free[0] + BEGIN
         for tile in range(block, -1, -1):
             now += 1
-            if ordered:
-                now = max(now, added.get((head, tile), 0.0) + HANDING_OVER)
-                added[head, tile] = now
+            if chains:
+                before = head, tile, block % chains
+                now = max(now, added.get(before, 0.0) + HANDING_OVER)
+                added[before] = now
         heapq.heapreplace(free, now + END)
     return max(free)
 
@@ -95,9 +97,9 @@ def main(arguments: list[str]) -> None:
         free = 1000 * (shape["any_order_ms"] - forward)
         strict = 1000 * (shape["ms"] - forward)
         counts = [
-            steps(longest_first(heads, blocks, together), False),
-            steps(ascending(heads, blocks), True),
-            steps(halves(heads, blocks), True),
+            steps(longest_first(heads, blocks, together), 0),
+            steps(ascending(heads, blocks), 1),
+            steps(halves(heads, blocks), kernels.chains_of(head_dim)),
         ]
         measured = [us / count for us, count in zip((free, strict, strict), counts, strict=True)]
         rows.append([name, even(heads, blocks), *counts, *measured])

@@ -31,6 +31,7 @@ from benchmarks.record import add_arguments, circumstances, quantiles, write
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, ChunkedCausalLM, RestorableModel
 from linearard.train.captured import CapturedSteps
+from linearard.train.clipping import clip_gradients
 
 MODELS: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -139,7 +140,7 @@ def training_step(
     def step() -> None:
         with restorable.adapter.without_casts():
             run_batch({"input_ids": ids})
-        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        clip_gradients(parameters, 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -158,3 +158,18 @@ def test_logits_that_exclude_classes():
     other = same.clone()
     assert ops.kl_rows(same, other, None).abs().max() < 1e-6
     assert other.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 0.0, float("nan")])
+def test_scale(factor):
+    shapes = [(1,), (3, 5), (4097,), (0, 7), (2, 3, 4096)]
+    tensors = [draw(*shape, dtype=d, seed=i) for d in DTYPES for i, shape in enumerate(shapes)]
+    before = [x.clone() for x in tensors]
+    ops.scale_(tensors, torch.tensor(factor, device=DEVICE))
+    for x, y in zip(tensors, before, strict=True):
+        if factor == 1:
+            assert torch.equal(x, y)
+        elif factor != factor:
+            assert x.isnan().all()
+        elif x.numel():
+            close(x, y.double() * torch.tensor(factor).double(), x.dtype)

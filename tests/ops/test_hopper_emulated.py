@@ -367,6 +367,21 @@ DEFECTS = {
         "earlier ? 0 : within",
         "within",
     ),
+    "a tile that one chain never wrote": (
+        "backward.cu",
+        "            store_fragment<D>(given.sums + other, columns_part);\n",
+        "",
+    ),
+    "a store where its chain has added": (
+        "backward.cu",
+        "within >= CHAINS ? CHAINS : block + 1",
+        "block + 1",
+    ),
+    "two chains that count as one": (
+        "backward.cu",
+        "(n < within ? n : within) / CHAINS",
+        "(n < within ? n : within)",
+    ),
     "a window one too wide": ("arguments.h", "row + 1 - window", "row - window"),
     "no mask at the low edge": ("backward.cu", "!PLAIN && n > whole", "false"),
     "tiles before the window left in the ring": (

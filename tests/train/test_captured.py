@@ -1,5 +1,7 @@
 """Steps as CUDA graphs: the same numbers as plain steps, and plain steps where there is no graph."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,73 @@ def test_without_a_gpu_steps_stay_plain(caplog):
     steps({"x": torch.ones(2), "part": "b"})
     assert weight.grad.tolist() == [16, 16] and other.grad.tolist() == [1, 1]
     assert steps.graphs == 0 and caplog.text.count("No CUDA graphs") == 1
+
+
+class Recorded:
+    """Stands for `torch.cuda.CUDAGraph`, which no CPU has: what was done while it was recorded, again."""
+
+    now = None  # the one that is being recorded
+
+    def __init__(self):
+        self.program = []
+
+    def replay(self):
+        for do in self.program:
+            do()
+
+
+@contextlib.contextmanager
+def recording(graph, **options):
+    Recorded.now = graph
+    yield
+    Recorded.now = None
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_gradients_of_graphs(batches, monkeypatch):
+    """Of two kinds in turns, the second with a weight of its own, and with steps of one batch and of two."""
+    weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    added, written = [], []
+
+    def run(x, part):
+        """Adds x to the gradient as autograd does, at once or when replayed."""
+        graph = Recorded.now
+        for weight in weights[: 1 + part]:
+            grad = weight.grad
+            if graph is None:
+                weight.grad = x.clone() if grad is None else grad.add_(x)
+            elif grad is None:
+                weight.grad = new = torch.full_like(weight, float("nan"))
+                graph.program.append(lambda new=new: new.copy_(x))
+                written.append(part)
+            else:
+                graph.program.append(lambda grad=grad: grad.add_(x))
+                added.append(part)
+        return {"loss": x.sum()}
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr("linearard.train.captured._stream", object)
+    steps, addresses = CapturedSteps(run, weights), set()
+    for step in range(1, 20):
+        part, expected = 1 - step % 2, torch.zeros(3)
+        for batch in range(batches):
+            expected += step + batch
+            steps({"x": torch.full((3,), float(step + batch)), "part": part}, batches)
+        assert torch.equal(weights[0].grad, expected)
+        assert weights[1].grad is None if part == 0 else torch.equal(weights[1].grad, expected)
+        if step > 8:
+            addresses.add(weights[0].grad.data_ptr())
+        for weight in weights:
+            weight.grad = None
+    assert steps.graphs == 2 and len(addresses) == 1
+    # The first kind writes, the second adds to that, and writes what is its own.
+    assert (written, added) == (([0, 1], [1]) if batches == 1 else ([], [0, 1, 1]))
+    weights[0].grad = torch.full((3,), 5.0)  # left by someone who says nothing of it
+    for part in (0, 1, 1, 0):
+        steps({"x": torch.ones(3), "part": part}, batches)
+    assert weights[0].grad.tolist() == [9, 9, 9] and weights[1].grad.tolist() == [2, 2, 2]
 
 
 def test_the_reason_is_the_first_error():

@@ -18,6 +18,7 @@ from linearard.distill.config import ObjectiveConfig
 from linearard.distill.relations import TeacherRelations, relation_terms
 from linearard.errors import ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel, sharing_projections
+from linearard.ops import pointwise
 
 
 def teacher_input_terms(
@@ -160,5 +161,5 @@ class _WithKnownGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         found = [gradient for gradient in gradients if gradient is not None]
-        torch._foreach_mul_(found, upstream)  # they are nobody else's, and used once
+        pointwise.scale_(found, upstream)  # they are nobody else's, and used once; mostly by 1
         return None, None, *gradients

@@ -3,6 +3,9 @@
 A step of a small model is thousands of short kernels, and starting them one by one takes longer than
 running them. After two plain steps of a kind (same shapes, same part) the third is recorded, and from
 then on replayed with new tokens.
+
+A graph writes to fixed addresses. Where a step is one batch, the first graph's own results are the gradients:
+nothing is set to zero and added to. Every other graph adds to what the first has written, or to buffers.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ class _Kind:
 
     plain: int = 0
     trained: list[nn.Parameter] = field(default_factory=list)  # those that got a gradient
+    written: dict[nn.Parameter, Tensor] = field(
+        default_factory=dict
+    )  # gradients that the graph sets
     graph: Any = None
     inputs: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -38,6 +44,13 @@ class GradientBuffers:
 
     def __init__(self) -> None:
         self._buffers: dict[nn.Parameter, Tensor] = {}
+
+    def __contains__(self, parameter: nn.Parameter) -> bool:
+        return parameter in self._buffers
+
+    def keep(self, gradients: dict[nn.Parameter, Tensor]) -> None:
+        """Take these as the buffers of their parameters."""
+        self._buffers |= gradients
 
     def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make the buffers the parameters' gradients, with the same values; None becomes zeros."""
@@ -78,30 +91,43 @@ class CapturedSteps:
         """How many graphs have been recorded."""
         return sum(kind.graph is not None for kind in self._kinds.values())
 
-    def __call__(self, inputs: dict[str, Any], state: Hashable = None) -> dict[str, Tensor]:
+    def __call__(self, inputs: dict[str, Any], batches: int = 1) -> dict[str, Tensor]:
         """Outputs of `run` on this batch.
 
         Args:
             inputs: tensors on the device, and plain values.
-            state: whatever else changes what `run` does.
+            batches: of a step. `run` may depend on it. Of one, gradients need no memory beside the graph's.
         """
         described = ((name, _describe(value)) for name, value in sorted(inputs.items()))
-        kind = self._kinds.setdefault((*described, state), _Kind())
+        kind = self._kinds.setdefault((*described, batches), _Kind())
         if kind.graph is None and self._works and kind.plain >= _PLAIN_STEPS:
-            self._record(kind, inputs)
+            self._record(kind, inputs, alone=batches == 1)
         if kind.graph is None:
             return self._plainly(kind, inputs)
         for name, value in inputs.items():
             if isinstance(value, Tensor):
                 kind.inputs[name].copy_(value)
-        self._buffers.adopt(kind.trained)
+        self._move_out()
+        earlier = {p: p.grad for p in kind.written if p.grad is not None}
+        self._buffers.adopt(p for p in kind.trained if p not in kind.written)
         kind.graph.replay()
+        for parameter, gradient in kind.written.items():
+            parameter.grad = gradient
+            if parameter in earlier:
+                gradient += earlier[parameter]
         return {name: output.clone() for name, output in kind.outputs.items()}
 
     def release(self) -> None:
         """Give the graphs' memory back."""
         self._kinds.clear()
-        self._pool = None
+        self._buffers, self._pool = GradientBuffers(), None
+
+    def _move_out(self) -> None:
+        """Keep what earlier batches of a step have left in memory that the graphs share."""
+        for kind in self._kinds.values():
+            for parameter, gradient in kind.written.items():
+                if parameter.grad is gradient:
+                    parameter.grad = gradient.clone()
 
     def _plainly(self, kind: _Kind, inputs: dict[str, Any]) -> dict[str, Tensor]:
         kind.plain += 1
@@ -120,12 +146,14 @@ class CapturedSteps:
                 parameter.grad += earlier
         return outputs
 
-    def _record(self, kind: _Kind, inputs: dict[str, Any]) -> None:
+    def _record(self, kind: _Kind, inputs: dict[str, Any], alone: bool) -> None:
         kind.inputs = {
             name: value.clone() if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
-        self._buffers.adopt(kind.trained)  # recording runs nothing: the values stay
+        fresh = {p for p in kind.trained if alone and p.grad is None and p not in self._buffers}
+        # recording runs nothing: the values stay
+        self._buffers.adopt(p for p in kind.trained if p not in fresh)
         # The first step compiles kernels, and exceptions caught there keep its frames, with all their
         # tensors, until the garbage collector comes.
         gc.collect()
@@ -144,6 +172,10 @@ class CapturedSteps:
             _LOGGER.warning("No CUDA graphs in this stage: %s", _reason(error))
         else:
             kind.graph = graph
+            kind.written = {p: p.grad for p in fresh if p.grad is not None}
+            self._buffers.keep(kind.written)
+        for parameter in fresh:
+            parameter.grad = None  # nothing has been computed yet
 
     def _give_up(self, outer: Any) -> None:
         """Go on without graphs, also where a recording that CUDA ended has left its marks behind.

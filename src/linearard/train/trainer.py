@@ -25,6 +25,7 @@ from linearard.errors import DataError, NonFiniteLossError, RecipeError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps
+from linearard.train.clipping import clip_gradients
 from linearard.train.config import RestorationConfig
 from linearard.train.keeping import Beginning
 from linearard.train.offload import OffloadedAdamW
@@ -96,6 +97,7 @@ class RestorationTrainer(Trainer):
         self.restorable, self.stage, self._metadata = restorable, stage, metadata or {}
         self.can_return_loss = True
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
+        self._norm: Tensor | None = None  # of this step's gradients, if clipping has found it
         self._random_state: RandomState | None = None
         self._beginning: Beginning | None = None
         self._compiled = False
@@ -178,6 +180,12 @@ class RestorationTrainer(Trainer):
         (outputs["loss"] / self.current_gradient_accumulation_steps).backward()
         return {name: output.detach() for name, output in outputs.items()}
 
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        if self._captured is None:
+            return super()._clip_grad_norm(model)
+        self._norm = clip_gradients(self.restorable.adapter.parameters(), self.args.max_grad_norm)
+        return self._norm
+
     def _remember(self, outputs: dict[str, Tensor], inputs: dict[str, Any], blocks: Tensor) -> None:
         self._micro_steps.append((outputs["loss"].detach(), blocks))
         for name, value in outputs.items():
@@ -215,8 +223,10 @@ class RestorationTrainer(Trainer):
             NonFiniteLossError: the weights are those of the last good step, saved as a checkpoint.
         """
         losses = torch.stack([loss.float() for loss, _ in self._micro_steps])
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm, self._norm = self._norm, None
+        if norm is None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         good = torch.isfinite(losses).all()
         if self.accelerator.scaler is None:  # float16's scaler mends infinite gradients itself
             good &= torch.isfinite(norm)

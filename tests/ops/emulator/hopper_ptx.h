@@ -159,4 +159,3 @@ DEVICE void store_release(u32* at, u32 x) {
     emu::looks() = 0;
     *at = x;
 }
-DEVICE void fence_device() {}

@@ -7,6 +7,7 @@ from linearard.ops.pointwise.api import (
     rms_norm_backward,
     rotate,
     rotate_backward,
+    scale_,
     swiglu,
     swiglu_backward,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "rms_norm_backward",
     "rotate",
     "rotate_backward",
+    "scale_",
     "swiglu",
     "swiglu_backward",
 ]

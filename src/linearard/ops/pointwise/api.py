@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -87,6 +88,19 @@ def cross_entropy_rows(logits: Tensor, targets: Tensor, counted: Tensor | None) 
         Float32 `[rows]` (float64 for logits in it).
     """
     return _kernels(logits).cross_entropy_rows(logits, targets, counted)
+
+
+def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply tensors in place by a number; a factor of 1 leaves them unread on a GPU.
+
+    Args:
+        tensors: of any shapes, all on the factor's device.
+        factor: a scalar.
+    """
+    kinds = {(x.is_cuda and x.is_contiguous(), x.dtype) for x in tensors}
+    fused = kinds <= {(True, torch.float32), (True, torch.bfloat16), (True, torch.float16)}
+    if tensors:
+        ((_triton() if fused else None) or plain).scale_(tensors, factor)
 
 
 def _kernels(x: Tensor) -> ModuleType:

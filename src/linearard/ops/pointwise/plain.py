@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,11 @@ def cross_entropy_rows(logits: Tensor, targets: Tensor, counted: Tensor | None) 
     slope = log_p.exp_()
     slope.scatter_add_(1, targets[:, None], torch.full_like(rows, -1.0)[:, None])
     return _overwrite(logits, slope, rows, counted)
+
+
+def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """See `api.scale_`."""
+    torch._foreach_mul_(list(tensors), factor)
 
 
 def _overwrite(logits: Tensor, slope: Tensor, rows: Tensor, counted: Tensor | None) -> Tensor:

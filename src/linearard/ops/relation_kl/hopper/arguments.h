@@ -42,10 +42,10 @@ struct BackwardArguments {
     Seen seen;
     const float* stats;
     const float* grad;  // [heads, N]
-    float* sums;         // [heads, blocks, 128, D], as backward.cu says; zeros if adds come in any order
-    float* own_sums;     // the same, not zeros: row parts that are to be added to `sums` later, or null
+    float* sums;         // [heads, parts, blocks, 128, D], as backward.cu says; zeros if adds come in any order
+    float* own_sums;     // of one part, not zeros: row parts that are to be added to `sums` later, or null
     u32* own_gradients;  // [heads, N, D] bfloat16, of queries that are not the keys; or null
-    u32* turns_made;     // [heads, blocks, 2] zeros, or null
+    u32* turns_made;     // [heads, blocks, 2, chains] zeros, or null
     u64 length;
     int all_heads, together;
     int from_head;  // heads that were worked on before; all pointers lie behind them

@@ -12,7 +12,9 @@
 // What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
 //
-// ORDERED makes the adds of a tile in an order that the number of blocks alone decides: see Turn.
+// ORDERED makes the adds of a tile in an order that the number of blocks alone decides: see Turn. To hand over
+// takes some 2.7 us, longer than a step at D = 64. There blocks add by turns to one of two sums (chains), so that
+// those that follow each other are two steps apart.
 //
 // PLAIN: a self-relation in which rows see all before them. What the others need is asked once a tile
 // and once a block, but the assembler then arranges the loop so that it takes 4 % longer.
@@ -47,11 +49,13 @@ struct BackwardShape {
     static_assert(ALL_BARRIERS <= SPARE);
     using Tiles = Ring<D, BLOCK, SLOTS, 4 * GROUPS>;
 };
+template <int D, bool ORDERED>
+constexpr int CHAINS = ORDERED && D == 64 ? 2 : 1;
 
-// Where a warpgroup's 64 rows of a head's block start among what is added.
+// Where a warpgroup's 64 rows of a block start in the n-th head-sized part of what is added.
 template <int D>
-DEVICE u64 fragment(Place place, int blocks, int block, int group) {
-    return (((u64)place.head * blocks + block) * 2 + group) * (64 * D) + thread_index() % 128 * 4;
+DEVICE u64 fragment(int n, int blocks, int block, int group) {
+    return (((u64)n * blocks + block) * 2 + group) * (64 * D) + thread_index() % 128 * 4;
 }
 
 template <int D>
@@ -102,9 +106,10 @@ DEVICE void write_columns(u32* to, const float* d, float scale, int rows) {
 // But the last to start then have most to do. So where rows see all before them the second half of every
 // head's blocks goes first, then the second half of what is left, and so on: none waits longer than it
 // takes to hand over, for the half before is far ahead, and the last have least to do.
+template <int CHAINS>
 struct Turn {
     int head, block;
-    int earlier;  // blocks of the halves before, all of which add to all of its tiles
+    int earlier;  // blocks of its chain in the halves before, all of which add to all of its tiles
     int within;   // how many blocks of its own half come before it
     Turn() = default;
     DEVICE Turn(int blocks, int heads, bool halves) {
@@ -117,12 +122,14 @@ struct Turn {
         head = at / (high - low);
         within = at % (high - low);
         block = low + within;
-        earlier = blocks - high;
+        // those from `high` on whose distance is a multiple of CHAINS
+        earlier = CHAINS == 1 ? blocks - high : (blocks - high + 1 - (high ^ block) % 2) / 2;
     }
+    DEVICE int chain() const { return block % CHAINS; }
     // of the tile n before the diagonal's
-    DEVICE int before(int n) const { return earlier + (n < within ? n : within); }
-    // how many of its tiles, from the diagonal's on, it is the first to add to
-    DEVICE int first_at() const { return earlier ? 0 : within ? 1 : block + 1; }
+    DEVICE int before(int n) const { return earlier + (n < within ? n : within) / CHAINS; }
+    // how many of its tiles, from the diagonal's on, it is the first of its chain to add to
+    DEVICE int first_at() const { return earlier ? 0 : within >= CHAINS ? CHAINS : block + 1; }
 };
 
 // The order of the adds to one warpgroup's rows of a block is kept by a thread of its own, so that
@@ -134,15 +141,16 @@ struct Order {
         mbarrier_init(may_add, 1);
         mbarrier_init(added, 4);
     }
-    DEVICE void keep(u32* turns_made, Turn turn, int blocks, int group, int tiles) {
+    template <int CHAINS>
+    DEVICE void keep(u32* turns_made, Turn<CHAINS> turn, int blocks, int group, int tiles) {
         for (int n = 0; n <= tiles; n++) {
-            u32* made = turns_made + ((u64)turn.head * blocks + turn.block - n) * 2 + group;
+            u64 tile = (u64)turn.head * blocks + turn.block - n;
+            u32* made = turns_made + (tile * 2 + group) * CHAINS + turn.chain();
             u32 before = turn.before(n);
             while (load_acquire(made) != before) {
             }
             mbarrier_arrive(may_add);
             mbarrier_wait(added, n % 2);
-            fence_device();
             store_release(made, before + 1);
         }
     }
@@ -200,8 +208,12 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
             wgmma<1, 1>(columns_part, a + (k * 2048 >> 4), own_columns + (k * 2048 >> 4), k > 0);
         wgmma_commit();
     };
+    // With two chains a head has a part for each, and behind them one for the rows' parts of a self-relation.
+    constexpr bool TWO = CHAINS<D, ORDERED> == 2;
+    int head_at = place.head * (!TWO ? 1 : !PLAIN && given.own_gradients ? 2 : 3);
+    int part = head_at + (TWO ? place.block % 2 : 0);
     auto add_columns = [&](int n) {
-        float* at = given.sums + fragment<D>(place, blocks, place.block - n, group);
+        float* at = given.sums + fragment<D>(part, blocks, place.block - n, group);
         if (ORDERED) order.wait(n);
         if (ORDERED && n < first_at)
             store_fragment<D>(at, columns_part);
@@ -289,14 +301,24 @@ DEVICE void gradients_of_group(typename BackwardShape<D>::Tiles ring, u32 own, u
     pin(columns_part);
     add_columns(before);
 
-    u64 own_at = fragment<D>(place, blocks, place.block, group);
+    // Where the next block, of the other chain, does not see this one's tile, nobody of its chain does.
+    if (TWO) {
+        int next = place.block + 1;
+        if (next == blocks || given.seen.first(next * BLOCK) / BLOCK == next) {
+            UNROLL for (int i = 0; i < D / 2; i++) columns_part[i] = 0;
+            u64 other = fragment<D>(head_at + next % 2, blocks, place.block, group);
+            store_fragment<D>(given.sums + other, columns_part);
+        }
+    }
+
+    u64 own_at = fragment<D>(TWO ? head_at + 2 : place.head, blocks, place.block, group);
     int token = place.block * BLOCK + row;
     u32* out = given.own_gradients + ((u64)place.head * tokens + token) * (D / 2);
     if (!PLAIN && given.own_gradients)
         UNROLL for (int i = 0; i < D / 32; i++)
             write_columns<D>(out + 16 * i, rows_part + 16 * i, given.scale, tokens - token);
     else if (ORDERED)
-        store_fragment<D>(given.own_sums + own_at, rows_part);
+        store_fragment<D>((TWO ? given.sums : given.own_sums) + own_at, rows_part);
     else
         add_fragment<D>(given.sums + own_at, rows_part);
 }
@@ -309,9 +331,9 @@ DEVICE void backward(const BackwardArguments& given) {
     u32 barriers = own_full + 8 + 16 * Shape::SLOTS;
     int blocks = ceiling(given.seen.tokens, BLOCK);
     Place place(blocks, given.all_heads, given.together);
-    Turn turn;
+    Turn<CHAINS<D, ORDERED>> turn;
     if (ORDERED) {
-        turn = Turn(blocks, given.all_heads, PLAIN || given.seen.all_before());
+        turn = Turn<CHAINS<D, ORDERED>>(blocks, given.all_heads, PLAIN || given.seen.all_before());
         place.head = turn.head;
         place.block = turn.block;
     }

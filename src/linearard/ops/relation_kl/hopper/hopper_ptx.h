@@ -250,4 +250,3 @@ DEVICE u32 load_acquire(const u32* at) {
 DEVICE void store_release(u32* at, u32 x) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(x) : "memory");
 }
-DEVICE void fence_device() { __threadfence(); }

@@ -145,13 +145,17 @@ class Kernels(NamedTuple):
         kind = {"dtype": like.dtype, "device": like.device}
         queries = torch.empty(*grad.shape, head_dim, **kind) if apart else None
         keys = torch.empty(len(grad) // share, tokens, head_dim, **kind)
-        blocks, copies = row_blocks("backward", tokens), 1 + (ordered and not apart)
+        blocks, chains = row_blocks("backward", tokens), chains_of(head_dim) if ordered else 1
+        copies = chains + (ordered and not apart)
         padded = blocks * _ROWS["backward"]
         size = padded * head_dim  # of a head's sums
         most = min(len(grad), max(1, _WORKSPACE_BYTES // (4 * copies * size * share)) * share)
+        # a head's parts lie together if there are two chains, else all heads' first parts
         sums = grad.new_empty(copies, most, size)
-        own = sums[1].data_ptr() if copies == 2 else 0
-        turns = torch.empty(2 * most * blocks * ordered, dtype=torch.int32, device=grad.device)
+        own = sums[1].data_ptr() if (chains, copies) == (1, 2) else 0
+        a_head, next_part = (size, most * size) if own else (copies * size, size)
+        kept = 2 * chains * most * blocks * ordered
+        turns = torch.empty(kept, dtype=torch.int32, device=grad.device)
         name = f"backward_{'plain_' * plain}{'ordered_' * ordered}{head_dim}"
         read, seen = _readable(relations), _Seen.of(visible, tokens, like.device)
         described, behind = (*_described(read), *seen.packed), 4 * tokens
@@ -170,8 +174,8 @@ class Kernels(NamedTuple):
                     shared_bytes("backward", head_dim), given, like.device.index,
                 )  # fmt: skip
                 given = _FINISH.pack(
-                    sums.data_ptr(), keys[first // share].data_ptr(), share * size,
-                    most * size if copies == 2 else size, copies * share, tokens, scale,
+                    sums.data_ptr(), keys[first // share].data_ptr(), share * a_head,
+                    next_part, copies * share, tokens, scale,
                 )  # fmt: skip
                 driver.launch(
                     "backward.cu", f"finish_{head_dim}", count // share * size // _FINISHED, 128,
@@ -240,6 +244,11 @@ def _described(read: list[Relation]) -> tuple:
 def row_blocks(kind: str, tokens: int) -> int:
     """Blocks of rows that each head has in the forward or the backward."""
     return -(-tokens // _ROWS[kind])
+
+
+def chains_of(head_dim: int) -> int:
+    """Into how many sums the blocks of a head add by turns where they add in order."""
+    return 2 if head_dim == 64 else 1
 
 
 def heads_together(heads: int, tokens: int, bytes_a_token: int) -> int:
