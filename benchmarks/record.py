@@ -7,8 +7,9 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import random
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def quantiles(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
     return {name: round(x, digits) for name, x in zip(("p20", "p50", "p80"), found, strict=True)}
+
+
+def in_turns(names: Iterable[str], rounds: int) -> Iterator[str]:
+    """All names in every round, each round in another order.
+
+    On a GPU near its power limit a measurement depends on what ran just before it.
+    """
+    draw, names = random.Random(0), list(names)
+    for _ in range(rounds):
+        yield from draw.sample(names, len(names))
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.record import quantiles
+from benchmarks.record import in_turns, quantiles
 
 WINDOW_MS = 60
 
@@ -34,9 +34,8 @@ def interleaved(candidates, rounds):
     """
     calls = {name: max(1, round(WINDOW_MS / timed(run, 1))) for name, run in candidates.items()}
     times = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            times[name].append(timed(run, calls[name]))
+    for name in in_turns(candidates, rounds):
+        times[name].append(timed(candidates[name], calls[name]))
     return {name: quantiles(t) for name, t in times.items()}
 
 

@@ -4,8 +4,8 @@
     python -m benchmarks training_step --model llama2-7b --rank 1024 --tokens 4096 --batch 1 --out FILE.json
 
 Models have the exact shape and random weights; linear scaling by 8, LoRA on q, k, v. A step is
-forward, backward, clipping and AdamW. Each case is taken in turns with the teacher's forward; on a CPU
-the figures are for direction only. The file it writes:
+forward, backward, clipping and AdamW. Each case is taken in turns with the teacher's forward, in another
+order every round; on a CPU the figures are for direction only. The file it writes:
 
     device, torch, transformers, python, commit, date      where and when
     model, tokens, batch, rank, parameters, trained        what; tokens of a sequence
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.record import add_arguments, circumstances, quantiles, write
+from benchmarks.record import add_arguments, circumstances, in_turns, quantiles, write
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, ChunkedCausalLM, RestorableModel
 from linearard.train.captured import CapturedSteps
@@ -155,15 +155,13 @@ def timed(candidates: dict[str, Callable[[], None]], rounds: int, device: str) -
             torch.cuda.synchronize()
 
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + 4):
-        for name, run in candidates.items():
-            wait()
-            start = time.perf_counter()
-            run()
-            wait()
-            if turn >= 4:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: quantiles(t) for name, t in times.items()}
+    for name in in_turns(candidates, rounds + 4):
+        wait()
+        start = time.perf_counter()
+        candidates[name]()
+        wait()
+        times[name].append(1000 * (time.perf_counter() - start))
+    return {name: quantiles(t[4:]) for name, t in times.items()}
 
 
 def profile(run: Callable[[], None], kernels: int = 40) -> list[dict[str, Any]]:

@@ -198,6 +198,12 @@ class TestResults:
         assert all((out / name).exists() for name in ("sweep.json", "sweep.md", "sweep.html"))
         assert states(out) == before
 
+    def test_no_table_of_no_sweep(self, finished, tmp_path, capsys):
+        nowhere = tmp_path / "nowhere"
+        assert sweep(finished[0], "--table", "--output-dir", str(nowhere)) == 2
+        assert "--output-dir it ran with" in capsys.readouterr().err
+        assert not nowhere.exists()
+
 
 class TestAgain:
     """What happens to an earlier sweep."""
@@ -276,11 +282,15 @@ class TestAgain:
         errors = process.communicate()[1]
         first = states(out)
         assert list(first) == ["a/seed-0"], errors
-        assert sweep(path, *self.FLAGS, "--resume", "--quiet") == 0
+        # In processes like the killed one: products round by the number of threads.
+        again = small_run.launch("sweep", str(path), *self.FLAGS, "--resume", "--quiet")
+        assert again.returncode == 0, again.stderr
         assert states(out).keys() == {"a/seed-0", "b/seed-0"}
         assert states(out)["a/seed-0"] == first["a/seed-0"]
         other = path.parent / "other"
-        assert sweep(path, *self.FLAGS, "--output-dir", str(other), "--quiet") == 0
+        flags = (*self.FLAGS, "--output-dir", str(other), "--quiet")
+        whole = small_run.launch("sweep", str(path), *flags)
+        assert whole.returncode == 0, whole.stderr
         for arm in ("a", "b"):
             assert result(out, arm)["views"] == result(other, arm)["views"]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import small_run
 import tiny
-from linearard.distill import ObjectiveConfig, RestorationModule
+from linearard.distill import ObjectiveConfig, RestorationModule, teacher_inputs
 from linearard.train.captured import CapturedSteps, GradientBuffers, _reason
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -136,8 +136,8 @@ def test_the_reason_is_the_first_error():
         assert _reason(error) == "not permitted"
 
 
-def trained_steps(captured, dropout=0.0):
-    """Losses and weights over 16 batches of three kinds, two a step, on a GPU."""
+def restorable_on(device, dropout=0.0):
+    """A tiny model in bfloat16, its LoRA in float32."""
     made = tiny.tiny_restorable(
         changes={"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1},
         dropout=dropout,
@@ -146,7 +146,13 @@ def trained_steps(captured, dropout=0.0):
     for parameter in made.model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
-    made.model.cuda()
+    made.model.to(device)
+    return made
+
+
+def trained_steps(captured, dropout=0.0):
+    """Losses and weights over 16 batches of three kinds, two a step, on a GPU."""
+    made = restorable_on("cuda", dropout)
     module = RestorationModule(made, OBJECTIVES).train()
     parameters = made.adapter.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
@@ -184,6 +190,37 @@ def test_graphs_train_as_plain_steps_do():
     assert (got - losses).abs().max() <= 3 * noise + 1e-3 * losses.abs().max()
     for a, b in zip(got_weights, weights, strict=True):
         assert (a - b).norm() < 2e-2 * b.norm()
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
+)
+def test_known_gradients_are_not_copied(device, monkeypatch):
+    """With teacher inputs the gradients of the layers become those of the parameters as they are."""
+    made = restorable_on(device)
+    module = RestorationModule(made, OBJECTIVES["beside"]).train()
+    formed, written, scale = [], [], teacher_inputs.pointwise.scale_
+
+    def scale_seen(tensors, factor):
+        formed.append({x.data_ptr() for x in tensors})
+        scale(tensors, factor)
+
+    def run(input_ids):
+        with torch.autocast(device, torch.bfloat16):
+            loss = module(input_ids)["loss"]
+        loss.backward()
+        written.append({p.grad.data_ptr() for p in parameters if p.grad is not None})
+        return {"loss": loss.detach()}
+
+    monkeypatch.setattr(teacher_inputs.pointwise, "scale_", scale_seen)
+    parameters = made.adapter.parameters()
+    steps = CapturedSteps(run, parameters)
+    with made.adapter.without_casts():
+        for _ in range(3):  # the third is recorded on a GPU
+            steps({"input_ids": tiny.tokens(2, 64).to(device)})
+            made.model.zero_grad()
+    assert steps.graphs == (device == "cuda") and len(written) == 3
+    assert formed == written and len(formed[0]) == len(parameters)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from linearard.errors import DeviceError, RecipeError
+from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import write_json
 from linearard.sweep.bench import Bench, Outcome
 from linearard.sweep.folder import Task, claimed, unfinished, write_text
@@ -62,8 +62,14 @@ def write_results(sweep: Sweep) -> Results:
     """Write `sweep.json`, `sweep.md` and `sweep.html` from the results that are there.
 
     Raises:
-        CheckpointError: a result is broken.
+        CheckpointError: a result is broken, or there is no folder of the sweep.
     """
+    if not sweep.folder.is_dir():
+        raise CheckpointError(
+            expected=f"the folder of a sweep in {sweep.folder}",
+            got="no such folder",
+            fix="Run the sweep first, or give the --output-dir it ran with.",
+        )
     results = read_results(sweep)
     write_json(sweep.folder / "sweep.json", results.as_json())
     text = "\n".join([table(results, style="github"), "", *failures(results)])
