@@ -4,8 +4,8 @@
 
 A multiprocessor works on one block at a time and takes the next as soon as it is free. A block begins and
 ends in three steps and takes one for each of its tiles, from the diagonal's on; in order it adds to a tile
-no sooner than HANDING_OVER after the block before it has, of its chain where there are two. Printed for each
-shape of the file, in steps:
+when the block before, of its chain where there are two, has added and handed it over. Printed for each shape
+of the file, in steps:
 
     even        the work shared out evenly
     any order   longest first, as `tiles.h` has it
@@ -29,7 +29,10 @@ from linearard.ops.relation_kl.hopper import kernels
 
 MULTIPROCESSORS = 132
 BEGIN, END = 2.0, 1.0  # steps
-HANDING_OVER = 0.5
+HANDING_OVER = {
+    64: 2.7 / 2.3,
+    128: 2.7 / 3.9,
+}  # steps, by head_dim: some 2.7 us, of steps of so many
 
 
 def longest_first(heads: int, blocks: int, together: int) -> Iterator[tuple[int, int]]:
@@ -56,7 +59,7 @@ def halves(heads: int, blocks: int) -> Iterator[tuple[int, int]]:
         high = low
 
 
-def steps(launch: Iterator[tuple[int, int]], chains: int) -> float:
+def steps(launch: Iterator[tuple[int, int]], chains: int = 0, handing_over: float = 0.0) -> float:
     """When the last block ends; adds to a tile come in so many chains in the launch's order, or freely."""
     free = [0.0] * MULTIPROCESSORS
     added: dict[tuple[int, int, int], float] = {}
@@ -66,7 +69,7 @@ def steps(launch: Iterator[tuple[int, int]], chains: int) -> float:
             now += 1
             if chains:
                 before = head, tile, block % chains
-                now = max(now, added.get(before, 0.0) + HANDING_OVER)
+                now = max(now, added.get(before, 0.0) + handing_over)
                 added[before] = now
         heapq.heapreplace(free, now + END)
     return max(free)
@@ -97,9 +100,9 @@ def main(arguments: list[str]) -> None:
         free = 1000 * (shape["any_order_ms"] - forward)
         strict = 1000 * (shape["ms"] - forward)
         counts = [
-            steps(longest_first(heads, blocks, together), 0),
-            steps(ascending(heads, blocks), 1),
-            steps(halves(heads, blocks), kernels.chains_of(head_dim)),
+            steps(longest_first(heads, blocks, together)),
+            steps(ascending(heads, blocks), 1, HANDING_OVER[head_dim]),
+            steps(halves(heads, blocks), kernels.chains_of(head_dim), HANDING_OVER[head_dim]),
         ]
         measured = [us / count for us, count in zip((free, strict, strict), counts, strict=True)]
         rows.append([name, even(heads, blocks), *counts, *measured])

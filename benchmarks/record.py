@@ -7,7 +7,6 @@ import datetime
 import importlib.metadata
 import json
 import platform
-import random
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -53,13 +52,19 @@ def quantiles(values: Sequence[float], digits: int = 4) -> dict[str, float]:
 
 
 def in_turns(names: Iterable[str], rounds: int) -> Iterator[str]:
-    """All names in every round, each round in another order.
+    """All names in every round, in orders that put each as often behind every other.
 
-    On a GPU near its power limit a measurement depends on what ran just before it.
+    On a GPU near its power limit a measurement depends on what ran just before it. The orders are the
+    rows of a Williams design: n of them, or 2n for an odd n; then they come again.
     """
-    draw, names = random.Random(0), list(names)
-    for _ in range(rounds):
-        yield from draw.sample(names, len(names))
+    names = list(names)
+    n = len(names)
+    first = [(i + 1) // 2 if i % 2 else -i // 2 % n for i in range(n)]  # 0, 1, n - 1, 2, n - 2, …
+    rows = [[(i + shift) % n for i in first] for shift in range(n)]
+    if n % 2:
+        rows += [row[::-1] for row in rows]
+    for turn in range(rounds):
+        yield from (names[i] for i in rows[turn % len(rows)])
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -151,7 +151,7 @@ def _recovery_table(figures: dict[str, float], arms: list[str]) -> str:
             deviation = figures.get(f"{key}.{part}_sd")
             cells.append(f"{cell} ± {deviation:{form}}" if deviation else cell)
         rows.append([_ARMS[arm], *cells])
-    return _markdown(["SmolLM2-135M, x 8", *columns], rows)
+    return _markdown(["SmolLM2-135M, 8k to 64k", *columns], rows)
 
 
 def _selection_table(figures: dict[str, float], group: str) -> str:

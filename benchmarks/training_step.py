@@ -4,8 +4,8 @@
     python -m benchmarks training_step --model llama2-7b --rank 1024 --tokens 4096 --batch 1 --out FILE.json
 
 Models have the exact shape and random weights; linear scaling by 8, LoRA on q, k, v. A step is
-forward, backward, clipping and AdamW. Each case is taken in turns with the teacher's forward, in another
-order every round; on a CPU the figures are for direction only. The file it writes:
+forward, backward, clipping and AdamW. Each case is taken in turns with the teacher's forward, each as often
+behind every other; on a CPU the figures are for direction only. The file it writes:
 
     device, torch, transformers, python, commit, date      where and when
     model, tokens, batch, rank, parameters, trained        what; tokens of a sequence

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
@@ -79,9 +78,15 @@ class Emulated:
         ctypes.memmove(at, given, len(given))
         resident = self.resident
         if kernel.startswith("finish"):  # what was added, before it is rounded
-            resident, count = 1, blocks * hopper._FINISHED
-            (at_sums,) = struct.unpack_from("Q", given)
-            self.sums = np.ctypeslib.as_array((ctypes.c_float * count).from_address(at_sums)).copy()
+            resident = 1
+            at_sums, _, a_head, apart, parts, tokens, _ = hopper._FINISH.unpack(given)
+            size = hopper.row_blocks("backward", tokens) * 128 * int(kernel.rpartition("_")[2])
+            places = [
+                at_sums + 4 * (head * a_head + part * apart)
+                for head in range(blocks * hopper._FINISHED // size)
+                for part in range(parts)
+            ]
+            self.sums = np.stack([(ctypes.c_float * size).from_address(at) for at in places])
         wrong = self.library.emulated_launch(
             name, ctypes.c_void_p(at), blocks, threads, resident, self.seed
         )

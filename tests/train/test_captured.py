@@ -60,14 +60,24 @@ def test_without_a_gpu_steps_stay_plain(caplog):
 
 
 class Recorded:
-    """Stands for `torch.cuda.CUDAGraph`, which no CPU has: what was done while it was recorded, again."""
+    """Stands for `torch.cuda.CUDAGraph`, which no CPU has: what was done while it was recorded, again.
+
+    Of the memory that graphs share it may use whatever was free when it was recorded.
+    """
 
     now = None  # the one that is being recorded
+    every = ()
 
     def __init__(self):
-        self.program = []
+        self.program, self.written, self.later = [], [], []
+        for earlier in Recorded.every:
+            earlier.later.append(self)
+        Recorded.every = (*Recorded.every, self)
 
     def replay(self):
+        for graph in self.later:
+            for gradient in graph.written:
+                gradient.fill_(float("nan"))
         for do in self.program:
             do()
 
@@ -95,12 +105,14 @@ def test_gradients_of_graphs(batches, monkeypatch):
             elif grad is None:
                 weight.grad = new = torch.full_like(weight, float("nan"))
                 graph.program.append(lambda new=new: new.copy_(x))
+                graph.written.append(new)
                 written.append(part)
             else:
                 graph.program.append(lambda grad=grad: grad.add_(x))
                 added.append(part)
         return {"loss": x.sum()}
 
+    monkeypatch.setattr(Recorded, "every", ())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
@@ -121,9 +133,9 @@ def test_gradients_of_graphs(batches, monkeypatch):
     # The first kind writes, the second adds to that, and writes what is its own.
     assert (written, added) == (([0, 1], [1]) if batches == 1 else ([], [0, 1, 1]))
     weights[0].grad = torch.full((3,), 5.0)  # left by someone who says nothing of it
-    for part in (0, 1, 1, 0):
-        steps({"x": torch.ones(3), "part": part}, batches)
-    assert weights[0].grad.tolist() == [9, 9, 9] and weights[1].grad.tolist() == [2, 2, 2]
+    for x, part in ((1, 0), (20, 1), (300, 1), (4000, 0)):
+        steps({"x": torch.full((3,), float(x)), "part": part}, batches)
+    assert weights[0].grad.tolist() == [4326] * 3 and weights[1].grad.tolist() == [320] * 3
 
 
 def test_the_reason_is_the_first_error():

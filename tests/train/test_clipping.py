@@ -1,4 +1,4 @@
-"""Gradients clipped to a norm: as PyTorch does it, and unread where nothing is to be clipped."""
+"""Gradients clipped to a norm, as PyTorch does it."""
 
 import pytest
 import torch

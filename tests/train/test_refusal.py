@@ -1,5 +1,6 @@
 """A loss that is not finite: the step is refused, the state kept, the text named, the run resumable."""
 
+import contextlib
 import re
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from linearard.cli.main import main
 from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
 from linearard.train import RestorationConfig, prepare_run, recipe_from_dict
+from linearard.train.clipping import clip_gradients
 from linearard.train.trainer import RestorationTrainer
 
 
@@ -77,8 +79,12 @@ def test_a_bad_loss(
     assert small_run.final_bytes(run) == undisturbed
 
 
-def test_a_bad_gradient_behind_a_good_loss(tmp_path, base_folder, monkeypatch, capsys):
-    """No loss tells which block it was, so all of the step are named."""
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_bad_gradient_behind_a_good_loss(graphs, tmp_path, base_folder, monkeypatch, capsys):
+    """No loss tells which block it was, so all of the step are named.
+
+    Steps that could be graphs are clipped by the package; on a CPU they stay plain.
+    """
 
     def spoil(loss):
         loss.register_hook(lambda gradient: gradient * float("inf"))
@@ -88,10 +94,48 @@ def test_a_bad_gradient_behind_a_good_loss(tmp_path, base_folder, monkeypatch, c
     path = str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
     poison = Poison(RestorationModule.forward, 3, spoil)
     monkeypatch.setattr(RestorationModule, "forward", poison)
+    monkeypatch.setattr("linearard.train.trainer._can_be_captured", lambda args: graphs)
+    clipped = []
+    monkeypatch.setattr(
+        "linearard.train.trainer.clip_gradients",
+        lambda *given: clipped.append(clip_gradients(*given)) or clipped[-1],
+    )
     assert main(["train", path, "--quiet"]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"losses \[\d\.\d+, \d\.\d+\] with gradient norm nan in step 2", message)
     assert len(re.search(r"blocks ([\d, ]+) \(", message)[1].split(", ")) == 4
+    # A norm serves its own step alone: the first was good.
+    assert [bool(norm.isfinite()) for norm in clipped] == [True, False] * graphs
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_clipping_hands_its_norm_to_one_step(graphs, tmp_path, monkeypatch):
+    monkeypatch.setattr("linearard.train.trainer._can_be_captured", lambda args: graphs)
+    restorable = tiny.tiny_restorable()
+    arguments = RestorationConfig(
+        output_dir=str(tmp_path), window=41, use_cpu=True, max_grad_norm=2.0
+    )
+    blocks = [{"input_ids": tiny.tokens(1, 41)[0]}]
+    trainer = RestorationTrainer(restorable, arguments, blocks)
+    parameter, micro_step = (
+        restorable.adapter.parameters()[0],
+        (torch.tensor(1.0), torch.tensor([0])),
+    )
+    for value, good in ((3.0, True), (float("nan"), False), (3.0, True)):
+        parameter.grad = torch.full_like(parameter, value)
+        trainer._clip_grad_norm(trainer.model)
+        trainer._micro_steps = [micro_step]
+        with (
+            contextlib.nullcontext()
+            if good
+            else pytest.raises(NonFiniteLossError, match="norm nan")
+        ):
+            trainer.refuse_bad_step()
+        assert not good or parameter.grad.norm() <= 2.001
+    parameter.grad.fill_(float("nan"))  # a step that nothing clips
+    trainer._micro_steps = [micro_step]
+    with pytest.raises(NonFiniteLossError, match="norm nan"):
+        trainer.refuse_bad_step()
 
 
 def test_a_bad_loss_in_one_of_two_processes(tmp_path, base_folder):

@@ -16,9 +16,9 @@ _OF = {"norm": "norm", "rotation": "attention", "activation": "mlp", "adapter": 
 _RESIDUAL = 6  # read two, write one, twice a layer
 #: Bytes a logit, its gradient included: float32 in many passes; fused, read, read again and written.
 _LOGITS = {"logit_kl": (90, 10), "cross_entropy": (36, 6)}
-#: AdamW reads and writes weight and two moments and reads the gradient; norm, clipping and the check of
-#: the gradient read it three times and write it once.
-_OPTIMIZER = 44
+#: AdamW reads and writes weight and two moments and reads the gradient; its norm and its clipping read it
+#: twice and write it once.
+_OPTIMIZER = 40
 _CAST = 6
 
 

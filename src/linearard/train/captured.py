@@ -185,7 +185,8 @@ class CapturedSteps:
         """
         self._works = False
         for kind in self._kinds.values():
-            kind.graph, kind.inputs, kind.outputs = None, {}, {}
+            kind.graph, kind.inputs, kind.outputs, kind.written = None, {}, {}, {}
+        self._buffers = GradientBuffers()
         pool, self._pool = self._pool, None
         if outer is None:
             return

@@ -1,4 +1,4 @@
-"""Gradients clipped to a norm, at the cost of reading them once where nothing is to be clipped."""
+"""Gradients clipped to a norm; on a GPU they are read once where nothing is to be clipped."""
 
 from __future__ import annotations
 

@@ -182,9 +182,11 @@ class RestorationTrainer(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         if self._captured is None:
-            return super()._clip_grad_norm(model)
-        self._norm = clip_gradients(self.restorable.adapter.parameters(), self.args.max_grad_norm)
-        return self._norm
+            norm = super()._clip_grad_norm(model)
+        else:
+            norm = clip_gradients(self.restorable.adapter.parameters(), self.args.max_grad_norm)
+        self._norm = norm if isinstance(norm, Tensor) else None
+        return norm
 
     def _remember(self, outputs: dict[str, Tensor], inputs: dict[str, Any], blocks: Tensor) -> None:
         self._micro_steps.append((outputs["loss"].detach(), blocks))

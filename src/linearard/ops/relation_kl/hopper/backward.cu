@@ -9,7 +9,7 @@
 // cores half a tile apart. The row part belongs to the block; in a self-relation, where Q is K, it is
 // added to the column parts in the end.
 //
-// What is added lies as the threads hold it, [head][block][group][D / 8][128 threads][4], so that
+// What is added lies as the threads hold it, [head][part][block][group][D / 8][128 threads][4], so that
 // every add is 16 bytes a thread, 512 a warp; `finish` puts it in rows, scales and rounds it.
 //
 // ORDERED makes the adds of a tile in an order that the number of blocks alone decides: see Turn. To hand over
@@ -102,7 +102,8 @@ DEVICE void write_columns(u32* to, const float* d, float scale, int rows) {
 
 // When a block starts, and how many add to a tile before it. It starts after those that it waits for.
 //
-// Blocks i - 1 and i, started together, are at one tile a step apart, so in ascending order nobody waits.
+// Blocks i - 1 and i, started together, are at one tile a step apart, so in ascending order nobody waits
+// (at D = 64, where a step is shorter than handing over, i - 2 and i of one chain).
 // But the last to start then have most to do. So where rows see all before them the second half of every
 // head's blocks goes first, then the second half of what is left, and so on: none waits longer than it
 // takes to hand over, for the half before is far ahead, and the last have least to do.

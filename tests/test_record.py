@@ -1,0 +1,20 @@
+"""Turns of measurements."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from benchmarks.record import in_turns
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_everyone_comes_behind_everyone(count):
+    rounds = count * (1 + count % 2)
+    turns = list(in_turns(map(str, range(count)), rounds))
+    rows = [turns[i : i + count] for i in range(0, len(turns), count)]
+    assert len(rows) == rounds and all(len(set(row)) == count for row in rows)
+    behind = Counter(pair for row in rows for pair in pairwise(row))
+    assert len(behind) == count * (count - 1) and len(set(behind.values())) <= 1
+    assert len(set(Counter(row[0] for row in rows).values())) == 1
+    assert list(in_turns(map(str, range(count)), rounds + 1))[-count:] == rows[0]
