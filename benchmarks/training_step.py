@@ -30,7 +30,7 @@ import transformers
 from benchmarks.record import add_arguments, circumstances, in_turns, quantiles, write
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, ChunkedCausalLM, RestorableModel
-from linearard.train.captured import CapturedSteps
+from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ def training_step(
     def run(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.autocast(ids.device.type, torch.bfloat16):
             loss = module(input_ids)["loss"]
-        loss.backward()
+        find_gradients(loss, parameters)
         restorable.tap.observe(None)
         return {"loss": loss.detach()}
 

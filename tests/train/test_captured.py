@@ -9,7 +9,8 @@ from torch import nn
 import small_run
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule, teacher_inputs
-from linearard.train.captured import CapturedSteps, GradientBuffers, _reason
+from linearard.train import trainer
+from linearard.train.captured import CapturedSteps, GradientBuffers, _reason, find_gradients
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 OBJECTIVES = {
@@ -37,6 +38,25 @@ def test_gradients_move_into_buffers():
     buffers.adopt([first, second])
     assert first.grad.tolist() == [0, 0, 0] and second.grad.tolist() == [1, 1, 1]
     assert [p.grad.data_ptr() for p in (first, second)] == addresses
+
+
+def test_gradients_are_found_as_backward_finds_them():
+    """Also where two get one tensor, where the tensor lies otherwise, and where there are some already."""
+    a, b, c, d = parameters = [nn.Parameter(torch.randn(3, 5)) for _ in range(4)]
+
+    def loss():
+        return ((a + b) * torch.arange(15.0).view(3, 5)).sum() + (c.T @ c).square().sum()
+
+    loss().backward()
+    expected = [p.grad for p in (a, b, c)]
+    for parameter in parameters:
+        parameter.grad = None
+    for times in (1, 2):
+        find_gradients(loss(), parameters)
+        assert d.grad is None and a.grad.data_ptr() != b.grad.data_ptr()
+        for parameter, gradient in zip((a, b, c), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, times * gradient)
+            assert parameter.grad.stride() == parameter.stride()
 
 
 def test_without_a_gpu_steps_stay_plain(caplog):
@@ -138,6 +158,42 @@ def test_gradients_of_graphs(batches, monkeypatch):
     assert weights[0].grad.tolist() == [4326] * 3 and weights[1].grad.tolist() == [320] * 3
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_without_a_gpu_is_that_of_the_trainer(
+    accumulated, tmp_path, base_folder, monkeypatch
+):
+    """To the bit: gradients found and clipped here, and by PyTorch and accelerate."""
+    runs = []
+    for ours in (False, True):
+        monkeypatch.setattr(trainer, "_can_be_captured", lambda args, ours=ours: ours)
+        recipe = small_run.one_stage(
+            tmp_path / str(ours),
+            base_folder,
+            gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.01,
+            parts={
+                "near": {
+                    "window": 48,
+                    "sequences": 12,
+                    "batch_size": 2,
+                    "objective": {"relations": {"q": 1, "qk": 1}, "logit_weight": 1},
+                },
+                "text": {
+                    "window": 96,
+                    "sequences": 6,
+                    "objective": {"relations": {}, "lm_weight": 1},
+                },
+            }
+            if accumulated == 1
+            else {},
+        )
+        if accumulated == 1:
+            for name in ("window", "sequences"):
+                recipe["stages"]["only"].pop(name)
+        runs.append(small_run.final_bytes(small_run.train(recipe)))
+    assert runs[0] == runs[1]
+
+
 def test_the_reason_is_the_first_error():
     try:
         try:
@@ -172,7 +228,7 @@ def trained_steps(captured, dropout=0.0):
     def run(**inputs):
         with torch.autocast("cuda", torch.bfloat16):
             out = module(**inputs)
-        (out["loss"] / 2).backward()
+        find_gradients(out["loss"] / 2, parameters)
         made.tap.observe(None)
         return {name: value.detach() for name, value in out.items()}
 
@@ -220,7 +276,7 @@ def test_known_gradients_are_not_copied(device, monkeypatch):
     def run(input_ids):
         with torch.autocast(device, torch.bfloat16):
             loss = module(input_ids)["loss"]
-        loss.backward()
+        find_gradients(loss, parameters)
         written.append({p.grad.data_ptr() for p in parameters if p.grad is not None})
         return {"loss": loss.detach()}
 

@@ -39,6 +39,30 @@ class _Kind:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
+def find_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """`loss.backward()`, whose gradients are not copied where parameters have none yet.
+
+    `backward` makes a copy of a gradient that anything else still refers to, Python's frames included.
+
+    Args:
+        loss: a scalar.
+        parameters: all that learn.
+    """
+    parameters = list(parameters)
+    if any(parameter.grad is not None for parameter in parameters):
+        loss.backward()  # adds one by one, and so never holds all gradients twice
+        return
+    taken: set[int] = set()
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        if gradient is None:
+            continue
+        if gradient.data_ptr() in taken or gradient.stride() != parameter.stride():
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        taken.add(gradient.data_ptr())
+        parameter.grad = gradient
+
+
 class GradientBuffers:
     """Gradients at fixed addresses: what a graph adds to, step after step."""
 

@@ -24,7 +24,7 @@ from linearard.distill import RestorationModule
 from linearard.errors import DataError, NonFiniteLossError, RecipeError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
-from linearard.train.captured import CapturedSteps
+from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
 from linearard.train.config import RestorationConfig
 from linearard.train.keeping import Beginning
@@ -177,7 +177,8 @@ class RestorationTrainer(Trainer):
         """What `Trainer` does with a batch on one device without a scaler; detached outputs."""
         with self.compute_loss_context_manager():
             outputs = self.model_wrapped(**inputs)
-        (outputs["loss"] / self.current_gradient_accumulation_steps).backward()
+        loss = outputs["loss"] / self.current_gradient_accumulation_steps
+        find_gradients(loss, self.restorable.adapter.parameters())
         return {name: output.detach() for name, output in outputs.items()}
 
     def _clip_grad_norm(self, model: Any) -> Tensor:

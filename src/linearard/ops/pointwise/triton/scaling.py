@@ -27,9 +27,7 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
     factor = factor.float()
     for x in tensors:
         if x.numel():
-            # Not x itself: autograd copies a gradient that anything else in Python still holds.
-            same = x.detach()
             with on_device(x):
                 _scale[(triton.cdiv(x.numel(), _BLOCK),)](
-                    same, factor, x.numel(), BLOCK=_BLOCK, num_warps=8
+                    x, factor, x.numel(), BLOCK=_BLOCK, num_warps=8
                 )
