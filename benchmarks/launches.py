@@ -29,10 +29,8 @@ from linearard.ops.relation_kl.hopper import kernels
 
 MULTIPROCESSORS = 132
 BEGIN, END = 2.0, 1.0  # steps
-HANDING_OVER = {
-    64: 2.7 / 2.3,
-    128: 2.7 / 3.9,
-}  # steps, by head_dim: some 2.7 us, of steps of so many
+#: Steps, by head_dim: some 2.7 us, of steps of so many.
+HANDING_OVER = {64: 2.7 / 2.3, 128: 2.7 / 3.9}
 
 
 def longest_first(heads: int, blocks: int, together: int) -> Iterator[tuple[int, int]]:

@@ -22,13 +22,11 @@ def test_steps():
     assert launches.steps((head, 4) for head in range(many + 1)) == 2 * 8
     assert launches.steps(iter([(0, 3), (0, 4)]), 1, 0.5) == 2 + 5 + 1  # a step apart: nobody waits
     assert launches.steps(iter([(0, 4), (0, 3)]), 1, 0.5) == 2 + 2 + 0.5 + 3 + 1
-    assert (
-        launches.steps(iter([(0, 4), (0, 3)]), 2, 0.5) == 2 + 5 + 1
-    )  # of two chains: neither waits
+    assert launches.steps(iter([(0, 4), (0, 3)]), 2, 0.5) == 2 + 5 + 1  # chains of their own
     assert launches.steps(iter([(0, 4), (0, 3), (0, 2)]), 2, 1.5) == 2 + 3 + 1.5 + 2 + 1
 
 
 def test_halves_cost_little_where_ascending_blocks_end_late():
     even = launches.even(32, 32)
-    assert launches.steps(launches.ascending(32, 32), 1, 0.7) > 1.14 * even
-    assert launches.steps(launches.halves(32, 32), 1, 0.7) < 1.04 * even
+    assert launches.steps(launches.ascending(32, 32), 1, 0.5) > 1.14 * even
+    assert launches.steps(launches.halves(32, 32), 1, 0.5) < 1.03 * even

@@ -80,7 +80,8 @@ class Emulated:
         if kernel.startswith("finish"):  # what was added, before it is rounded
             resident = 1
             at_sums, _, a_head, apart, parts, tokens, _ = hopper._FINISH.unpack(given)
-            size = hopper.row_blocks("backward", tokens) * 128 * int(kernel.rpartition("_")[2])
+            rows = hopper.row_blocks("backward", tokens) * hopper._ROWS["backward"]
+            size = rows * int(kernel.rpartition("_")[2])
             places = [
                 at_sums + 4 * (head * a_head + part * apart)
                 for head in range(blocks * hopper._FINISHED // size)

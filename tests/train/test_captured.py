@@ -158,38 +158,29 @@ def test_gradients_of_graphs(batches, monkeypatch):
     assert weights[0].grad.tolist() == [4326] * 3 and weights[1].grad.tolist() == [320] * 3
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_run_without_a_gpu_is_that_of_the_trainer(
-    accumulated, tmp_path, base_folder, monkeypatch
-):
+def recipe_of(folder, base_folder, objective, parts, **stage):
+    """Of one stage that has this objective, or two parts of which the first has it."""
+    recipe = small_run.one_stage(folder, base_folder, **stage)
+    only = recipe["stages"]["only"]
+    if not parts:
+        only |= {"objective": objective, "gradient_accumulation_steps": 2, "sequences": 24}
+        return recipe
+    only.pop("window"), only.pop("sequences")
+    near = {"window": 48, "sequences": 12, "batch_size": 2, "objective": objective}
+    text = {"window": 96, "sequences": 6, "objective": {"relations": {}, "lm_weight": 1}}
+    only["parts"] = {"near": near, "text": text}
+    return recipe
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_run_without_a_gpu_is_that_of_the_trainer(parts, tmp_path, base_folder, monkeypatch):
     """To the bit: gradients found and clipped here, and by PyTorch and accelerate."""
+    objective = {"relations": {"q": 1, "qk": 1}, "logit_weight": 1}
     runs = []
     for ours in (False, True):
         monkeypatch.setattr(trainer, "_can_be_captured", lambda args, ours=ours: ours)
-        recipe = small_run.one_stage(
-            tmp_path / str(ours),
-            base_folder,
-            gradient_accumulation_steps=accumulated,
-            max_grad_norm=0.01,
-            parts={
-                "near": {
-                    "window": 48,
-                    "sequences": 12,
-                    "batch_size": 2,
-                    "objective": {"relations": {"q": 1, "qk": 1}, "logit_weight": 1},
-                },
-                "text": {
-                    "window": 96,
-                    "sequences": 6,
-                    "objective": {"relations": {}, "lm_weight": 1},
-                },
-            }
-            if accumulated == 1
-            else {},
-        )
-        if accumulated == 1:
-            for name in ("window", "sequences"):
-                recipe["stages"]["only"].pop(name)
+        folder = tmp_path / str(ours)
+        recipe = recipe_of(folder, base_folder, objective, parts, max_grad_norm=0.01)
         runs.append(small_run.final_bytes(small_run.train(recipe)))
     assert runs[0] == runs[1]
 
@@ -338,19 +329,11 @@ def test_graphs_draw_new_dropout_every_time():
 def test_a_run_with_graphs(parts, tmp_path, base_folder):
     """Through the command line, in bfloat16: the same losses with and without."""
     objective = {"relations": {"q": 1, "k": 1, "v": 1, "qk": 1}, "logit_weight": 1}
-    stage = {"objective": objective, "gradient_accumulation_steps": 2, "sequences": 24}
-    if parts:
-        near = {"window": 48, "sequences": 12, "batch_size": 2, "objective": objective}
-        text = {"window": 96, "sequences": 6, "objective": {"relations": {}, "lm_weight": 1}}
-        stage = {"parts": {"near": near, "text": text}}
     runs = {}
     for graphs in (False, True):
-        recipe = small_run.one_stage(tmp_path / str(graphs), base_folder, cuda_graphs=graphs)
+        folder = tmp_path / str(graphs)
+        recipe = recipe_of(folder, base_folder, objective, parts, cuda_graphs=graphs)
         recipe["model"] |= {"device": "cuda", "dtype": "bfloat16"}
-        only = recipe["stages"]["only"]
-        if parts:
-            only.pop("window"), only.pop("sequences")
-        recipe["stages"]["only"] = only | stage
         runs[graphs] = torch.tensor(small_run.losses(small_run.train(recipe)))
     torch.testing.assert_close(runs[True], runs[False], rtol=2e-2, atol=1e-3)
 

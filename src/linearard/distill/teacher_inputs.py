@@ -154,8 +154,7 @@ class _WithKnownGradient(torch.autograd.Function):
     def forward(
         ctx: Any, loss: Tensor, gradients: dict[int, Tensor], *parameters: Tensor
     ) -> Tensor:
-        # Taken out: `backward` copies a gradient that anything else in Python still holds.
-        ctx.gradients = [gradients.pop(id(parameter), None) for parameter in parameters]
+        ctx.gradients = [gradients.get(id(parameter)) for parameter in parameters]
         return loss.clone()
 
     @staticmethod

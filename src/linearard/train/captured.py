@@ -31,9 +31,7 @@ class _Kind:
 
     plain: int = 0
     trained: list[nn.Parameter] = field(default_factory=list)  # those that got a gradient
-    written: dict[nn.Parameter, Tensor] = field(
-        default_factory=dict
-    )  # gradients that the graph sets
+    written: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # the graph's own gradients
     graph: Any = None
     inputs: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)

@@ -100,11 +100,14 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
     kinds = {(x.is_cuda and x.is_contiguous(), x.dtype) for x in tensors}
     fused = kinds <= {(True, torch.float32), (True, torch.bfloat16), (True, torch.float16)}
     if tensors:
-        ((_triton() if fused else None) or plain).scale_(tensors, factor)
+        _fused_or_plain(fused).scale_(tensors, factor)
 
 
 def _kernels(x: Tensor) -> ModuleType:
-    fused = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    return _fused_or_plain(x.is_cuda and x.dtype in (torch.bfloat16, torch.float16))
+
+
+def _fused_or_plain(fused: bool) -> ModuleType:
     return (_triton() if fused else None) or plain
 
 

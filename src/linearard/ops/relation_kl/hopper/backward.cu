@@ -152,7 +152,7 @@ struct Order {
             }
             mbarrier_arrive(may_add);
             mbarrier_wait(added, n % 2);
-            store_release(made, before + 1);
+            store_release(made, before + 1);  // covers the others' adds, of which `added` has told
         }
     }
     DEVICE void wait(int n) { mbarrier_wait(may_add, n % 2); }
