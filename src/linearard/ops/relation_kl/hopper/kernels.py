@@ -138,9 +138,7 @@ class Kernels(NamedTuple):
         apart = k_s is not None
         share = like.shape[1] // k_s.shape[1] if apart else 1
         plain = not (apart or visible.banded)
-        heads_from, tokens_from = _ORDER_PAYS
-        many = len(grad) >= heads_from and tokens >= tokens_from
-        pays = many and head_dim == 128 and not visible.banded
+        pays = order_pays(len(grad), tokens, head_dim) and not visible.banded
         ordered = self.deterministic or pays
         kind = {"dtype": like.dtype, "device": like.device}
         queries = torch.empty(*grad.shape, head_dim, **kind) if apart else None
@@ -249,6 +247,12 @@ def row_blocks(kind: str, tokens: int) -> int:
 def chains_of(head_dim: int) -> int:
     """Into how many sums the blocks of a head add by turns where they add in order."""
     return 2 if head_dim == 64 else 1
+
+
+def order_pays(heads: int, tokens: int, head_dim: int) -> bool:
+    """Whether whole causal rows add in order, asked for or not."""
+    heads_from, tokens_from = _ORDER_PAYS
+    return head_dim == 128 and heads >= heads_from and tokens >= tokens_from
 
 
 def heads_together(heads: int, tokens: int, bytes_a_token: int) -> int:
