@@ -1,17 +1,20 @@
-"""Train the plain way several times and the fast way once: losses of every step and final weights.
+"""Train the plain way several times and the fast way once: losses, final weights, and a step's gradients.
 
-    python -m benchmarks same_training --model FOLDER_OR_GGUF --out FILE.json      a GPU, three minutes
+    python -m benchmarks same_training --model FOLDER_OR_GGUF --out FILE.json      a GPU, four minutes
 
 The plain way: transformers' own layers, peft's LoRA, flash attention, plain output losses, kernels launched
 one by one. The fast way: what the package does on a GPU. The plain runs read the same text; all but the
 first start from LoRA weights moved by a bfloat16 rounding (2^-9), each by another draw. What they differ by
-from the first is the noise that the fast way is compared with. The file it writes:
+from the first is the noise that the fast way is compared with. It is moved once, while the fast way rounds in
+other places at every step; so the gradients of one step, at the weights that the first plain run ended with,
+are compared with those of the plain way in float32 as well. The file it writes:
 
     device, torch, triton, transformers, python, commit, date    where and when
     model, steps, window                                         what
     fast_mean, fast_max, fast_weights      from the first plain run: relative differences of the losses of
         all steps, and of the final weights, over the way that the first run moved them
     noise_mean, noise_max, noise_weights   the same of the other plain runs, one figure each
+    gradient_fast, gradient_plain          relative difference (Frobenius) from float32's
     first_loss, last_loss, last_loss_fast  in nats
 """
 
@@ -27,6 +30,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
 from benchmarks.record import add_arguments, circumstances, write
@@ -78,7 +82,15 @@ def unfuse(model: torch.nn.Module) -> None:
             del module.forward
 
 
-def train(restorable: RestorableModel, steps: int, window: int, *, fast: bool) -> dict[str, Any]:
+def train(
+    restorable: RestorableModel,
+    steps: int,
+    window: int,
+    *,
+    fast: bool,
+    bf16: bool = True,
+    learning_rate: float = 1e-3,
+) -> dict[str, Any]:
     """Losses and final weights of a run of `steps` steps of two batches of two windows."""
     vocabulary = restorable.config.vocab_size
     way = contextlib.nullcontext()
@@ -89,10 +101,10 @@ def train(restorable: RestorableModel, steps: int, window: int, *, fast: bool) -
         args = RestorationConfig(
             output_dir=folder,
             window=window,
-            learning_rate=1e-3,
+            learning_rate=learning_rate,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=2,
-            bf16=True,
+            bf16=bf16,
             use_cpu=restorable.device.type == "cpu",
             objective=ObjectiveConfig(**OBJECTIVE),
             save_strategy="no",
@@ -105,6 +117,32 @@ def train(restorable: RestorableModel, steps: int, window: int, *, fast: bool) -
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
     weights = torch.cat([p.detach().flatten() for p in restorable.adapter.parameters()])
     return {"losses": torch.tensor(losses, dtype=torch.float64), "weights": weights}
+
+
+def gradients(
+    restorable: RestorableModel,
+    weights: torch.Tensor,
+    window: int,
+    *,
+    fast: bool,
+    bf16: bool = True,
+) -> torch.Tensor:
+    """Of the fourth step, which may be a recorded one, of steps too small to leave `weights`; clipped."""
+    torch.nn.utils.vector_to_parameters(weights, restorable.adapter.parameters())
+    if not bf16:
+        for p in restorable.model.parameters():
+            p.data = p.data.float()
+    found = {}
+
+    def keep(*_: Any) -> None:
+        found["last"] = torch.cat([p.grad.flatten() for p in restorable.adapter.parameters()])
+
+    hook = register_optimizer_step_pre_hook(keep)
+    try:
+        train(restorable, 4, window, fast=fast, bf16=bf16, learning_rate=1e-30)
+    finally:
+        hook.remove()
+    return found["last"].double()
 
 
 def compare(
@@ -135,11 +173,19 @@ def compare(
         weights = (other["weights"] - reference["weights"]).norm() / reference["moved"]
         return float(losses.mean()), float(losses.max()), float(weights)
 
+    exact, *rounded = (
+        gradients(make(), reference["weights"], window, fast=fast, bf16=bf16)
+        for fast, bf16 in ((False, False), (True, True), (False, True))
+    )
+    from_exact = [float((found - exact).norm() / exact.norm()) for found in rounded]
+
     names = ("mean", "max", "weights")
     noise = zip(*map(apart, others), strict=True)
     return {
         **{f"fast_{name}": value for name, value in zip(names, apart(fast), strict=True)},
         **{f"noise_{name}": list(values) for name, values in zip(names, noise, strict=True)},
+        "gradient_fast": from_exact[0],
+        "gradient_plain": from_exact[1],
         "first_loss": float(reference["losses"][0]),
         "last_loss": float(reference["losses"][-1]),
         "last_loss_fast": float(fast["losses"][-1]),

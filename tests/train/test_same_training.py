@@ -42,3 +42,4 @@ def test_fast_training_is_plain_training(architecture, device, steps, window):
     # the nudge is one rounding of one kind; the fast way rounds in other places throughout
     assert found["fast_mean"] < 3 * max(found["noise_mean"]) + 2e-3
     assert found["fast_weights"] < 3 * max(found["noise_weights"]) + 2e-2
+    assert 0 < found["gradient_fast"] < 1.25 * found["gradient_plain"]
