@@ -32,32 +32,27 @@ _TITLES = {
     "restored": "stage 2 (all together), after stage 1",
 }
 
-#: Arms of the sweep with several seeds, in the order of its table.
+#: Arms of recovery.yaml, in the order of its table.
 _ARMS = {
     "original": "original",
     "best": "`smollm2-135m-64k`",
-    "before_factor": "the same before the twelfth round",
-    "before_repeats": "the same before the eleventh round",
-    "before_keeping": "the same before the tenth round",
-    "before_muon": "the same before Muon",
-    "reading": "a recipe to read with, before",
-    "candidate": "the third round's candidate",
+    "best_again": "a second run of it",
     "linear": "`smollm2-135m-64k-linear`",
-    "linear_less_short": "the same before the twelfth round",
-    "linear_fewer_keys": "that, asked for fewer keys",
-    "linear_before_muon": "the linear recipe before Muon",
-    "linear_before": "the linear recipe before that",
     "paper": "`smollm2-135m-64k-paper`",
     "logit_own": "logit KL alone, Muon, own text",
-    "logit_own_yarn": "the same, YaRN's ramp",
-    "logit": "logit KL alone",
     "cpt": "continued pre-training alone",
-    "cpt_ramp": "the same, ramp 1 to 4",
     "longred_muon": "LongReD, Muon",
-    "longred": "LongReD",
     "yarn_untrained": "YaRN, untrained",
-    "start": "YaRN with attention factor 1, ramp 1 to 4, untrained",
+    "start": "YaRN x 10 with attention factor 1, ramp 1 to 4, untrained",
     "dynamic_untrained": "dynamic NTK, untrained",
+}
+#: What was measured on earlier states of it.
+_EARLIER = {
+    "before_next_token": "`smollm2-135m-64k` before the thirteenth round",
+    "linear_last_hidden": "`smollm2-135m-64k-linear` before the fourteenth round",
+    "logit": "logit KL alone, AdamW, books alone, YaRN's ramp",
+    "cpt_ramp": "continued pre-training alone, ramp 1 to 4",
+    "longred": "LongReD, AdamW",
 }
 #: Those of the README: today's recipes and what they are compared with.
 _SHORT = [
@@ -66,9 +61,8 @@ _SHORT = [
     "linear",
     "paper",
     "logit_own",
-    "logit",
     "cpt",
-    "longred",
+    "longred_muon",
     "yarn_untrained",
 ]
 
@@ -77,8 +71,9 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
     """The tables by marker name, in Markdown."""
     groups = sorted({arm["group"] for arm in selection_arms()})
     return {f"selection-{group}": _selection_table(figures, group) for group in groups} | {
-        "recovery": _recovery_table(figures, list(_ARMS)),
-        "recovery-short": _recovery_table(figures, _SHORT),
+        "recovery": _recovery_table(figures, _ARMS),
+        "recovery-earlier": _recovery_table(figures, _EARLIER),
+        "recovery-short": _recovery_table(figures, {arm: _ARMS[arm] for arm in _SHORT}),
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
         "demo": _restoration_table(figures, "demo", "512", [], ["512"]),
         "kernel": _kernel_table(figures),
@@ -124,7 +119,7 @@ def _filled(
     }
 
 
-def _recovery_table(figures: dict[str, float], arms: list[str]) -> str:
+def _recovery_table(figures: dict[str, float], arms: dict[str, str]) -> str:
     """Arms of the sweep with several seeds: means, with the standard deviation where there is one."""
     columns = {
         "KL": ("kl", ".4f"),
@@ -150,7 +145,7 @@ def _recovery_table(figures: dict[str, float], arms: list[str]) -> str:
             cell = _cell(figures.get(f"{key}.{part}"), form)
             deviation = figures.get(f"{key}.{part}_sd")
             cells.append(f"{cell} ± {deviation:{form}}" if deviation else cell)
-        rows.append([_ARMS[arm], *cells])
+        rows.append([arms[arm], *cells])
     return _markdown(["SmolLM2-135M, 8k to 64k", *columns], rows)
 
 

@@ -3,11 +3,13 @@
 On a CPU there are neither kernels nor graphs: there the fused steps run as plain PyTorch.
 """
 
+import statistics
+
 import pytest
 import torch
 
 import tiny
-from benchmarks.same_training import compare
+from benchmarks.same_training import compare, fuse_everywhere
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 ON_A_GPU = [
@@ -31,9 +33,7 @@ def test_fast_training_is_plain_training(architecture, device, steps, window):
             parameter.data = parameter.data.bfloat16()
         made = tiny.tiny_restorable(architecture, model=model, r=16, alpha=32.0)
         tiny.perturb_adapter(made, size=0.02)
-        for module in made.model.modules():
-            if hasattr(module, "_fused_everywhere"):
-                module._fused_everywhere = True
+        fuse_everywhere(made.model)
         made.model.to(device)
         return made
 
@@ -42,4 +42,5 @@ def test_fast_training_is_plain_training(architecture, device, steps, window):
     # the nudge is one rounding of one kind; the fast way rounds in other places throughout
     assert found["fast_mean"] < 3 * max(found["noise_mean"]) + 2e-3
     assert found["fast_weights"] < 3 * max(found["noise_weights"]) + 2e-2
-    assert 0 < found["gradient_fast"] < 1.25 * found["gradient_plain"]
+    fast, plain = (statistics.median(found[f"gradient_{way}"]) for way in ("fast", "plain"))
+    assert 0 < fast < 1.25 * plain
