@@ -58,6 +58,7 @@ _EARLIER = {
 _SHORT = [
     "original",
     "best",
+    "best_again",
     "linear",
     "paper",
     "logit_own",

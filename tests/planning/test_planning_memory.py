@@ -18,7 +18,7 @@ from linearard.model.fused import fuse_layers
 from linearard.planning.kept import Kept
 from linearard.planning.memory import Setting, step_memory
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200" / "plain"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
 TOKENS, BATCH, GIB = 59, 2, 2**30
 SIZES = {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 6, "head_dim": 16}
 
@@ -76,28 +76,51 @@ def test_what_layers_keep_is_what_autograd_saves(kind, case, kv_heads, fused):
     assert planned == pytest.approx(got, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "smollm2"])
-def test_peaks_are_those_measured_on_an_h200(name):
-    result = json.loads((RESULTS / f"training_step_{name}.json").read_text())
+def measured(path):
+    """A result of `benchmarks training_step` and the shape it was measured on."""
     import transformers
 
+    result = json.loads((RESULTS / path).read_text())
     config = transformers.LlamaConfig(**MODELS[result["model"]])
     shape = ModelShape.of(config, AdapterConfig(r=result["rank"], dropout=0.0))
     assert shape.base_parameters + shape.trained_parameters == result["parameters"]
     assert shape.trained_parameters == result["trained"]
+    return result, shape
+
+
+def planned(result, shape, case, setting):
+    sizes = (result["tokens"], result["batch"])
+    objective = ObjectiveConfig(**CASES[case])
+    return step_memory(shape, objective, *sizes, setting, native_window=4096)
+
+
+@pytest.mark.parametrize("name", ["llama2_7b", "smollm2"])
+def test_peaks_are_those_measured_on_an_h200(name):
+    result, shape = measured(f"plain/training_step_{name}.json")
     for case, row in result["cases"].items():
-        objective = ObjectiveConfig(**CASES[case])
-        if objective.inputs == "teacher":
+        if ObjectiveConfig(**CASES[case]).inputs == "teacher":
             continue  # docs/PLANNING.md: what Python's collector has not yet freed
-        memory = step_memory(
-            shape,
-            objective,
-            result["tokens"],
-            result["batch"],
-            Setting(fused=False),
-            native_window=4096,
-        )
+        memory = planned(result, shape, case, Setting(fused=False))
         # It ran before layers were fused, and let peft cast each projection's input.
         rows = result["tokens"] * result["batch"]
         casts = 2 * 2 * shape.hidden * rows * len(shape.layers)
         assert (memory.peak + casts) / GIB == pytest.approx(row["peak_gib"], rel=0.02), case
+
+
+@pytest.mark.parametrize("name", ["llama2_7b", "llama2_7b_r256"])
+def test_peaks_of_recorded_steps_are_those_measured_on_an_h200(name):
+    result, shape = measured(f"training_step_{name}.json")
+    assert result["graphs"] and "teacher-inputs-qk" in result["cases"]
+    for case, row in result["cases"].items():
+        memory = planned(result, shape, case, Setting(graphs=True))
+        assert memory.peak / GIB == pytest.approx(row["peak_gib"], rel=0.05), case
+
+
+@pytest.mark.parametrize("case", ["paper", "teacher-inputs-qk"])
+def test_recordings_of_several_kinds_hold_gradients_at_all_times(case):
+    result, shape = measured("training_step_llama2_7b.json")
+    gradients = 4 * shape.trained_parameters * (1 if case == "paper" else 2 / 3)
+    one, two = (planned(result, shape, case, Setting(graphs=True, kinds=n)) for n in (1, 2))
+    assert two.peak - one.peak == pytest.approx(gradients, rel=1e-6)
+    apart = planned(result, shape, case, Setting(graphs=True, accumulated=True))
+    assert apart.peak == two.peak

@@ -35,7 +35,9 @@ class Setting:
         state: bytes that the optimizer keeps for each trained weight that learns.
         update: bytes it needs for each while it steps.
         accumulated: whether gradients of an earlier batch wait while this one runs.
-        graphs: whether steps are recorded as CUDA graphs, which hold all gradients at all times.
+        graphs: whether steps are recorded as CUDA graphs.
+        kinds: of batches that are recorded. The first kind's gradients lie where its recording has found them,
+            within its memory; with several they are held at all times, for the others add to them.
         offload_teacher: whether the teacher's q, k and v wait in host memory.
         remembered: copies of the trained weights, kept of earlier stages.
     """
@@ -48,6 +50,7 @@ class Setting:
     update: float = 0.0
     accumulated: bool = False
     graphs: bool = False
+    kinds: int = 1
     offload_teacher: bool = False
     remembered: int = 0
 
@@ -137,7 +140,7 @@ class _Step:
         held = sum(self.gradients)
         yield self._memory(
             "optimizer step",
-            gradients=held * (1 if self.own else 2),
+            gradients=held * self._copies,
             workspace=self.setting.update * self.stateful,
         )
 
@@ -196,7 +199,7 @@ class _Step:
             done += self.gradients[i]
 
     def _beside_teacher(self) -> Iterator[Memory]:
-        """One layer at a time; its gradients stay until the backward pass scales a copy of them."""
+        """One layer at a time; its gradients are what the step ends with, or copied by the backward pass."""
         kept, found = self.kept, sum(self.gradients)
         waiting = self._waiting()
         last = max(self.related)
@@ -208,17 +211,23 @@ class _Step:
             workspace=kept.passing(self.rows),
             **{"weight casts": sum(self.casts[i] for i in self.related)},
         )
-        yield self._memory("backward pass", gradients=waiting + 2 * found)
+        yield self._memory("backward pass", gradients=waiting + self._copies * found)
+
+    @property
+    def _copies(self) -> int:
+        """How often the gradients are there at the end: steps that may be recorded ask for them uncopied."""
+        return 1 if self.own or self.setting.graphs else 2
 
     def _waiting(self) -> float:
         """Bytes of gradients that a batch finds when it begins."""
-        return sum(self.gradients) * (self.setting.accumulated or self.setting.graphs)
+        held = self.setting.graphs and self.setting.kinds > 1
+        return sum(self.gradients) * (self.setting.accumulated or held)
 
     def _held(self, done: float) -> float:
         """Bytes of gradients when those of `done` bytes have been found in this batch."""
-        if self.setting.accumulated and self.setting.graphs:
-            return sum(self.gradients) + done  # before the recording, a batch's own are apart
-        return max(self._waiting(), done)
+        waiting = self._waiting()
+        # Before its recording, a batch's own are apart.
+        return waiting + done if self.setting.graphs else max(waiting, done)
 
     def _memory(self, moment: str, **parts: float) -> Memory:
         static = weight_bytes(self.shape, self.setting.element)

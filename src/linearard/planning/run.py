@@ -163,6 +163,7 @@ def plan_run(
             update=0.0 if stage.offload_optimizer else update,
             accumulated=waiting,
             graphs=fused and shape.unmasked and stage.records_graphs,
+            kinds=len(parts),
             offload_teacher=stage.offload_teacher,
             remembered=number,
         )
