@@ -96,9 +96,13 @@ def train(
     *,
     fast: bool,
     bf16: bool = True,
-    learning_rate: float = 1e-3,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Losses and final weights of a run of `steps` steps of two batches of two windows."""
+    """Losses and final weights of a run of `steps` steps of two batches of two windows.
+
+    Args:
+        options: further fields of its configuration.
+    """
     vocabulary = restorable.config.vocab_size
     way = contextlib.nullcontext()
     if not fast:
@@ -108,7 +112,7 @@ def train(
         args = RestorationConfig(
             output_dir=folder,
             window=window,
-            learning_rate=learning_rate,
+            **{"learning_rate": 1e-3, **options},
             per_device_train_batch_size=2,
             gradient_accumulation_steps=2,
             bf16=bf16,
@@ -134,8 +138,8 @@ def gradients(
     fast: bool,
     bf16: bool = True,
 ) -> list[torch.Tensor]:
-    """Of eight steps too small to leave `weights`; the last of them are recorded where steps are."""
-    torch.nn.utils.vector_to_parameters(weights, restorable.adapter.parameters())
+    """Of eight steps too small to leave `weights`, unclipped; all but the first are recorded where steps are."""
+    torch.nn.utils.vector_to_parameters(weights.clone(), restorable.adapter.parameters())
     if not bf16:
         for p in restorable.model.parameters():
             p.data = p.data.float()
@@ -146,7 +150,8 @@ def gradients(
 
     hook = register_optimizer_step_pre_hook(keep)
     try:
-        train(restorable, 8, window, fast=fast, bf16=bf16, learning_rate=1e-30)
+        still = {"learning_rate": 1e-30, "max_grad_norm": 1e30}
+        train(restorable, 8, window, fast=fast, bf16=bf16, **still)
     finally:
         hook.remove()
     return found
