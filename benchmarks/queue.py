@@ -101,8 +101,8 @@ QUEUES: dict[str, list[Item]] = {
         Item(
             "same_training",
             "benchmarks same_training --model {model} --out {out}/same_training.json",
-            180,
-            300,
+            260,
+            400,
         ),
     ],
     "recovery": [
@@ -117,7 +117,7 @@ QUEUES: dict[str, list[Item]] = {
     "selection": [
         Item(
             "selection",
-            "linearard sweep benchmarks/sweeps/selection-13.yaml --workers 3 --model.name {model}"
+            "linearard sweep benchmarks/sweeps/selection-14.yaml --workers 3 --model.name {model}"
             " --data.train {train} --evaluation.tasks_dir {tasks} --output-dir {out}/selection --resume",
             120,
             570,

@@ -138,7 +138,7 @@ def gradients(
     fast: bool,
     bf16: bool = True,
 ) -> list[torch.Tensor]:
-    """Of eight steps too small to leave `weights`, unclipped; all but the first are recorded where steps are."""
+    """Unclipped, of eight steps too small to leave `weights`; on a GPU all but the first are recorded."""
     torch.nn.utils.vector_to_parameters(weights.clone(), restorable.adapter.parameters())
     if not bf16:
         for p in restorable.model.parameters():

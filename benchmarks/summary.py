@@ -32,7 +32,7 @@ _TITLES = {
     "restored": "stage 2 (all together), after stage 1",
 }
 
-#: Arms of recovery.yaml, in the order of its table.
+#: Arms of recovery.yaml, and the first of them run again, in the order of their table.
 _ARMS = {
     "original": "original",
     "best": "`smollm2-135m-64k`",
@@ -46,7 +46,7 @@ _ARMS = {
     "start": "YaRN x 10 with attention factor 1, ramp 1 to 4, untrained",
     "dynamic_untrained": "dynamic NTK, untrained",
 }
-#: What was measured on earlier states of it.
+#: What earlier states of recovery.yaml gave.
 _EARLIER = {
     "before_next_token": "`smollm2-135m-64k` before the thirteenth round",
     "linear_last_hidden": "`smollm2-135m-64k-linear` before the fourteenth round",

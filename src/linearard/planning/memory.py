@@ -36,8 +36,8 @@ class Setting:
         update: bytes it needs for each while it steps.
         accumulated: whether gradients of an earlier batch wait while this one runs.
         graphs: whether steps are recorded as CUDA graphs.
-        kinds: of batches that are recorded. The first kind's gradients lie where its recording has found them,
-            within its memory; with several they are held at all times, for the others add to them.
+        kinds: of batches that are recorded. Gradients of one kind lie within its recording's memory; those of
+            the first of several are held at all times, for the others add to them.
         offload_teacher: whether the teacher's q, k and v wait in host memory.
         remembered: copies of the trained weights, kept of earlier stages.
     """
@@ -137,10 +137,13 @@ class _Step:
 
     def moments(self) -> Iterator[Memory]:
         yield from self._forward() if self.own else self._beside_teacher()
-        held = sum(self.gradients)
+        found = sum(self.gradients)
+        beside = (
+            self._recorded_elsewhere * found
+        )  # the first steps of a kind have gradients of their own
         yield self._memory(
             "optimizer step",
-            gradients=held * self._copies,
+            gradients=found * self._copies + beside,
             workspace=self.setting.update * self.stateful,
         )
 
@@ -220,8 +223,12 @@ class _Step:
 
     def _waiting(self) -> float:
         """Bytes of gradients that a batch finds when it begins."""
-        held = self.setting.graphs and self.setting.kinds > 1
-        return sum(self.gradients) * (self.setting.accumulated or held)
+        return sum(self.gradients) * (self.setting.accumulated or self._recorded_elsewhere)
+
+    @property
+    def _recorded_elsewhere(self) -> bool:
+        """Whether another kind of batch has been recorded and keeps gradients."""
+        return self.setting.graphs and self.setting.kinds > 1
 
     def _held(self, done: float) -> float:
         """Bytes of gradients when those of `done` bytes have been found in this batch."""
