@@ -75,11 +75,11 @@ def the_plain_way() -> Iterator[None]:
         yield
 
 
-def fuse_everywhere(model: torch.nn.Module) -> None:
-    """Fused steps on a CPU, too, where they gain nothing and are plain PyTorch."""
+def fuse_everywhere(model: torch.nn.Module, fused: bool = True) -> None:
+    """Fused steps on a CPU, too, where they gain nothing and are plain PyTorch; or not there."""
     for module in model.modules():
         if hasattr(module, "_fused_everywhere"):
-            module._fused_everywhere = True
+            module._fused_everywhere = fused
 
 
 def unfuse(model: torch.nn.Module) -> None:
@@ -90,18 +90,12 @@ def unfuse(model: torch.nn.Module) -> None:
 
 
 def train(
-    restorable: RestorableModel,
-    steps: int,
-    window: int,
-    *,
-    fast: bool,
-    bf16: bool = True,
-    **options: Any,
+    restorable: RestorableModel, steps: int, window: int, *, fast: bool, **options: Any
 ) -> dict[str, Any]:
     """Losses and final weights of a run of `steps` steps of two batches of two windows.
 
     Args:
-        options: further fields of its configuration.
+        options: fields of its configuration that are to be otherwise.
     """
     vocabulary = restorable.config.vocab_size
     way = contextlib.nullcontext()
@@ -112,10 +106,9 @@ def train(
         args = RestorationConfig(
             output_dir=folder,
             window=window,
-            **{"learning_rate": 1e-3, **options},
+            **({"learning_rate": 1e-3, "bf16": True} | options),
             per_device_train_batch_size=2,
             gradient_accumulation_steps=2,
-            bf16=bf16,
             use_cpu=restorable.device.type == "cpu",
             objective=ObjectiveConfig(**OBJECTIVE),
             save_strategy="no",
@@ -131,12 +124,7 @@ def train(
 
 
 def gradients(
-    restorable: RestorableModel,
-    weights: torch.Tensor,
-    window: int,
-    *,
-    fast: bool,
-    bf16: bool = True,
+    restorable: RestorableModel, weights: torch.Tensor, window: int, *, fast: bool, bf16: bool
 ) -> list[torch.Tensor]:
     """Unclipped, of eight steps too small to leave `weights`; on a GPU all but the first are recorded."""
     torch.nn.utils.vector_to_parameters(weights.clone(), restorable.adapter.parameters())

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tiny
+from benchmarks.same_training import fuse_everywhere
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model.fused import fuse_layers
 from linearard.model.fused.layers import gated_mlp, norm
@@ -22,9 +23,7 @@ OBJECTIVE = {
 def restorable(architecture, *, fused, dtype=torch.float32, **adapter):
     made = tiny.tiny_restorable(architecture, **adapter)
     tiny.perturb_adapter(made)
-    for module in made.model.modules():
-        if hasattr(module, "_fused_everywhere"):
-            module._fused_everywhere = fused
+    fuse_everywhere(made.model, fused)
     for parameter in made.model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

@@ -138,9 +138,8 @@ class _Step:
     def moments(self) -> Iterator[Memory]:
         yield from self._forward() if self.own else self._beside_teacher()
         found = sum(self.gradients)
-        beside = (
-            self._recorded_elsewhere * found
-        )  # the first steps of a kind have gradients of their own
+        # The first steps of a kind have gradients of their own.
+        beside = self._recorded_elsewhere * found
         yield self._memory(
             "optimizer step",
             gradients=found * self._copies + beside,
