@@ -4,13 +4,15 @@
     python -m benchmarks stage1 --model llama3-8b --out FILE.json            # 8,192 tokens
     python -m benchmarks stage1 --model mistral-7b --out FILE.json           # sliding window of 4,096
     python -m benchmarks stage1 --model llama2-7b --small --out FILE.json    # 24 GiB
+    python -m benchmarks stage1 --model llama31-8b --small --warm-up 1 --steps 1 --no-profile \\
+        --out FILE.json                                                      # windows of 131,072
     python -m benchmarks stage1 --model llama2-7b --naive --out FILE.json    # plain PyTorch
     python -m benchmarks stage1 --model llama2-7b --stage2 --steps 8 --out FILE.json             # 32,768
     python -m benchmarks stage1 --model llama3-8b --stage2 --tokens 131072 --checkpointing --steps 3 \\
         --out FILE.json
 
-Stage 1: Q/Q + K/K + V/V; stage 2: the next token. LoRA of rank 1024 on q, k and v with dropout, linear
-scaling by 8, random tokens. A step is a sequence: forward of teacher and student, backward, clipping, AdamW,
+Stage 1: Q/Q + K/K + V/V; stage 2: the next token. LoRA of rank 1024 on q, k and v with dropout, scaling by
+8, random tokens. A step is a sequence: forward of teacher and student, backward, clipping, AdamW,
 the refusal of bad steps and a log. The first steps (kernels are compiled, the step is recorded) are not
 counted. The file it writes, by
 NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
@@ -68,6 +70,7 @@ TOKENS = {
     "llama2-7b": 4096,
     "llama3-8b": 8192,
     "mistral-7b": 8192,
+    "llama31-8b": 131072,
     "smollm2-135m": 4096,
     "tiny": 64,
 }

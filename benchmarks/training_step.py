@@ -3,7 +3,8 @@
     python -m benchmarks training_step --model smollm2-135m --out FILE.json
     python -m benchmarks training_step --model llama2-7b --rank 1024 --tokens 4096 --batch 1 --out FILE.json
 
-Models have the exact shape and random weights; linear scaling by 8, LoRA on q, k, v. A step is
+Models have the exact shape and random weights; scaling by 8 (linear, or Llama 3.1's own kind), LoRA on q,
+k, v. A step is
 forward, backward, clipping and AdamW. Each case is taken in turns with the teacher's forward, each as often
 behind every other; on a CPU the figures are for direction only. The file it writes:
 
@@ -74,6 +75,23 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768,
         "sliding_window": 4096,
     },
+    "llama31-8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
     "tiny": {
         "vocab_size": 1000,
         "hidden_size": 64,
@@ -108,7 +126,8 @@ def random_model(name: str, device: str) -> Any:
 def build(name: str, rank: int, device: str, dropout: float = 0.0) -> RestorableModel:
     """A random model with its views and LoRA."""
     adapter = AdapterConfig(r=rank, alpha=2.0 * rank, dropout=dropout)
-    scaling = {"rope_type": "linear", "factor": 8}
+    native = MODELS[name].get("rope_scaling")
+    scaling = {**native, "factor": 64.0} if native else {"rope_type": "linear", "factor": 8}
     restorable = RestorableModel(random_model(name, device), None, scaling, adapter)
     restorable.model.to(device)
     return restorable
