@@ -1,5 +1,6 @@
 """What a step runs and what it keeps: early ends, recomputation, observers, memory, distribution."""
 
+import gc
 import weakref
 
 import dense
@@ -285,6 +286,27 @@ def test_the_loss_keeps_row_sums_beyond_what_attention_keeps(kind):
     row_sums = 3 * 4 * 4 * 4 * ids.numel() * 4
     spare = held_operand // 2  # one copy of one operand of one layer would show
     assert with_loss <= without + last_operands + teachers + row_sums + spare
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("case", [*RUNS, "teacher inputs"])
+def test_nothing_waits_for_the_garbage_collector(case, recompute):
+    """Exceptions end passes early, and keep their frames where anything in these keeps them (Python 3.12)."""
+    teacher_inputs = {"relations": {"qk": 1.0, "v": 1.0}, "inputs": "teacher"}
+    module = module_for(**(RUNS[case][0] if case in RUNS else teacher_inputs))
+    if recompute:
+        module.gradient_checkpointing_enable()
+    step(module)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        step(module)
+        gc.collect()
+        left = [type(thing) for thing in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not any(issubclass(kind, torch.Tensor) for kind in left)
 
 
 #: Objective, adapter, and whether some trained weight gets no gradient.

@@ -99,20 +99,12 @@ class AttentionTap:
             )
         self.num_layers = len(layers)
 
-    @contextlib.contextmanager
-    def stopping_at(self, observer: Observer | None) -> Iterator[None]:
+    def stopping_at(self, observer: Observer | None) -> contextlib.AbstractContextManager[None]:
         """Like `observe`, and a `StopForward` from the observer ends the block quietly.
 
         After any other error nothing observes any more: there will be no backward pass.
         """
-        self.observe(observer)
-        try:
-            yield
-        except StopForward:
-            pass
-        except BaseException:
-            self.observe(None)
-            raise
+        return _Stopping(self, observer)
 
     def observe(self, observer: Observer | None) -> None:
         """Show the operands of every following forward (and recomputed) pass to `observer`.
@@ -121,6 +113,26 @@ class AttentionTap:
         possibly on another thread, and must find the same observer there.
         """
         self._observer = observer
+
+
+class _Stopping(contextlib.AbstractContextManager[None]):
+    """See `AttentionTap.stopping_at`.
+
+    Not a generator: the frame of one keeps the exception that it has caught, which keeps the frames that it
+    came through, with all their tensors, until the garbage collector happens to come.
+    """
+
+    def __init__(self, tap: AttentionTap, observer: Observer | None) -> None:
+        self._tap, self._observer = tap, observer
+
+    def __enter__(self) -> None:
+        self._tap.observe(self._observer)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
+        stopped = kind is not None and issubclass(kind, StopForward)
+        if kind is not None and not stopped:
+            self._tap.observe(None)
+        return stopped
 
 
 def needs_no_mask(model: nn.Module) -> bool:
