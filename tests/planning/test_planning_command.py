@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_made_to_fit(planned, recipe, capsys):
     together = found["advice"]["together"]
     options = [word for name, x in together["overrides"].items() for word in (f"--{name}", x)]
     again = planned("--gpu-memory", str(limit), *options)
-    assert again["fits"] is True and again["peak_bytes"] == together["peak"]
+    assert again["fits"] is True and again["needed_bytes"] == together["needed"]
     # None of the changes could be left out.
     for name in together["overrides"]:
         fewer = {k: v for k, v in together["overrides"].items() if k != name}

@@ -122,24 +122,43 @@ def test_peaks_of_recorded_steps_are_those_measured_on_an_h200(name):
 def test_recordings_of_several_kinds_hold_gradients_at_all_times(case):
     result, shape = measured("training_step_llama2_7b.json")
     gradients = 4 * shape.trained_parameters * (1 if case == "paper" else 2 / 3)
-    one, two = (planned(result, shape, case, Setting(graphs=True, kinds=n)) for n in (1, 2))
+    one, two = (
+        planned(result, shape, case, Setting(graphs=True, recorded_elsewhere=more))
+        for more in (False, True)
+    )
     assert two.peak - one.peak == pytest.approx(gradients, rel=1e-6)
     apart = planned(result, shape, case, Setting(graphs=True, accumulated=True))
     assert apart.peak == two.peak
 
 
-def test_parts_are_kinds_of_batches():
+def test_recordings_of_parts_keep_their_memory():
     _, shape = measured("training_step_llama2_7b.json")
-
-    def stage(**fields):
-        return RestorationConfig(output_dir="runs/x", bf16=True, use_cpu=True, **fields)
-
     objective = ObjectiveConfig(**CASES["paper"])
-    part = {"window": 2048, "sequences": 8, "objective": objective}
-    parts = {"short": part, "own": part}
-    alone, together = (
-        plan_run(shape, {"s": given}, native_window=4096, mixed=True, fused=True, rates=None)
-        for given in (stage(window=2048, objective=objective, max_steps=9), stage(parts=parts))
-    )
-    peaks = [plan.stages[0].parts[0].memory.peak for plan in (alone, together)]
-    assert peaks[1] - peaks[0] == pytest.approx(4 * shape.trained_parameters, rel=1e-6)
+
+    def plan(**fields):
+        stage = RestorationConfig(output_dir="runs/x", bf16=True, use_cpu=True, **fields)
+        options = {"native_window": 4096, "mixed": True, "fused": True, "rates": None}
+        return plan_run(shape, {"s": stage}, **options)
+
+    short, long = ({"window": n, "sequences": 8, "objective": objective} for n in (256, 4096))
+    alone = plan(window=256, objective=objective, max_steps=9).stages[0]
+    assert [part.recorded for part in alone.parts] == [True] and alone.room == alone.peak
+    long_alone = plan(window=4096, objective=objective, max_steps=9).stages[0]
+    assert long_alone.parts[0].recorded  # nothing else needs the memory
+    gradients = 4 * shape.trained_parameters
+    two = plan(parts={"short": short, "own": short}).stages[0]
+    assert two.peak - alone.peak == pytest.approx(gradients, rel=1e-6)
+    lasting = shape.trained_parameters * 12 + 2 * (
+        shape.base_parameters
+    )  # weights and their moments, and the model
+    assert two.room == pytest.approx(two.peak + two.peak - lasting, rel=1e-6)
+    mixed = plan(parts={"short": short, "long": long})
+    stage = mixed.stages[0]
+    assert [part.recorded for part in stage.parts] == [True, False]
+    assert stage.peak - long_alone.peak == pytest.approx(gradients, rel=1e-6)
+    # The one recording needs no gradients but its own.
+    assert stage.room == pytest.approx(stage.peak + alone.peak - lasting, rel=1e-6)
+    assert mixed.needed > stage.room
+    parts = {"short": short, "long": long}
+    launched = plan(parts=parts, cuda_graphs=False)
+    assert launched.stages[0].room == pytest.approx(long_alone.peak, rel=1e-6)

@@ -10,7 +10,13 @@ import small_run
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule, teacher_inputs
 from linearard.train import trainer
-from linearard.train.captured import CapturedSteps, GradientBuffers, _reason, find_gradients
+from linearard.train.captured import (
+    CapturedSteps,
+    GradientBuffers,
+    _Kind,
+    _reason,
+    find_gradients,
+)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 OBJECTIVES = {
@@ -57,6 +63,44 @@ def test_gradients_are_found_as_backward_finds_them():
         for parameter, gradient in zip((a, b, c), expected, strict=True):
             torch.testing.assert_close(parameter.grad, times * gradient)
             assert parameter.grad.stride() == parameter.stride()
+
+
+def test_what_is_not_worth_it_is_not_recorded(caplog):
+    weight = nn.Parameter(torch.ones(2))
+
+    def run(x):
+        find_gradients((weight * x).sum(), [weight])
+        return {"loss": weight.detach().sum()}
+
+    steps = CapturedSteps(run, [weight], lambda inputs: len(inputs["x"]) > 2)
+    for _ in range(5):
+        steps({"x": torch.ones(2)})
+    assert weight.grad.tolist() == [5, 5] and not caplog.text
+
+
+def test_recordings_make_room_for_other_batches(caplog):
+    weight, drawn = nn.Parameter(torch.ones(2)), []
+
+    def run(x):
+        drawn.append(torch.rand(()))
+        find_gradients((weight * x).sum(), [weight])
+        if steps.graphs:
+            raise torch.OutOfMemoryError("no room")
+        return {"loss": weight.detach().sum()}
+
+    steps = CapturedSteps(run, [weight])
+    steps({"x": torch.full((2,), 3.0)})
+    steps._kinds["recorded"] = _Kind(graph=object())
+    steps({"x": torch.ones(2)})
+    assert weight.grad.tolist() == [4, 4] and steps.graphs == 0
+    assert len(drawn) == 3 and torch.equal(drawn[1], drawn[2])
+    assert caplog.text.count("No CUDA graphs") == 1
+
+    def fail(x):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CapturedSteps(fail, [weight])({"x": torch.ones(2)})
 
 
 def test_without_a_gpu_steps_stay_plain(caplog):

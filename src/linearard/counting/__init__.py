@@ -1,6 +1,7 @@
 """What a training step computes, counted from the configuration alone."""
 
 from linearard.counting.flops import step_flops
+from linearard.counting.launches import worth_recording
 from linearard.counting.passes import (
     NOTHING,
     WHOLE,
@@ -28,4 +29,5 @@ __all__ = [
     "step_products",
     "teacher_reads",
     "visible_pairs",
+    "worth_recording",
 ]

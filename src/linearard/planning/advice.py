@@ -22,13 +22,13 @@ class Change:
     Attributes:
         overrides: recipe fields by dotted name, as on the command line.
         effect: what else it changes, in words.
-        peak: bytes after it.
+        needed: bytes of the GPU after it.
         seconds: of the run after it, if known.
     """
 
     overrides: Overrides
     effect: str
-    peak: float
+    needed: float
     seconds: float | None
 
 
@@ -68,7 +68,7 @@ def advise(
     for overrides, effect in fields:
         found = _joined([overrides], rebuild)
         if found is not None and _saves(found[1], plan):
-            single.append(Change(overrides, effect, found[1].peak, found[1].seconds))
+            single.append(Change(overrides, effect, found[1].needed, found[1].seconds))
     chosen: list[Change] = []
     fitting = None
     for change in single:
@@ -88,13 +88,13 @@ def advise(
             chosen, fitting = rest, fewer
     overrides, fits = fitting
     effect = "; ".join(dict.fromkeys(c.effect for c in chosen if c.effect))
-    return Advice(single, Change(overrides, effect, fits.peak, fits.seconds))
+    return Advice(single, Change(overrides, effect, fits.needed, fits.seconds))
 
 
 def _saves(changed: RunPlan, plan: RunPlan) -> bool:
-    """Whether some stage holds less: the fullest one may need a change of its own."""
+    """Whether some stage needs less: the fullest one may need a change of its own."""
     pairs = zip(changed.stages, plan.stages, strict=True)
-    return any(after.peak < before.peak for after, before in pairs)
+    return any(after.room < before.room for after, before in pairs)
 
 
 def _fitting(
@@ -123,6 +123,9 @@ def _candidates(
     found: list[tuple[Overrides, str]] = []
     if plan.precision == "float32":
         found.append(({"model.dtype": "bfloat16"}, "half precision"))
+    for name, stage in stages.items():
+        if len(stage.parts) > 1 and stage.cuda_graphs:
+            found.append(({f"stages.{name}.cuda_graphs": "false"}, ""))
     for name, stage in stages.items():
         if not stage.recompute:
             found.append(({f"stages.{name}.gradient_checkpointing": "true"}, ""))

@@ -21,6 +21,12 @@ from linearard.planning.kept import Kept
 #: cuBLAS keeps one workspace for the thread of forward passes and one for that of backward passes.
 _LIBRARIES = 2 * 32 * 2**20
 _FLOAT32 = 4
+_LASTING = (
+    "weights",
+    "adapter",
+    "optimizer",
+    "earlier stages",
+)  # parts that stay from step to step
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,10 @@ class Setting:
         state: bytes that the optimizer keeps for each trained weight that learns.
         update: bytes it needs for each while it steps.
         accumulated: whether gradients of an earlier batch wait while this one runs.
-        graphs: whether steps are recorded as CUDA graphs.
-        kinds: of batches that are recorded. Gradients of one kind lie within its recording's memory; those of
-            the first of several are held at all times, for the others add to them.
+        graphs: whether steps may be recorded as CUDA graphs.
+        recorded_elsewhere: whether batches of another kind are recorded. Gradients of one kind lie within its
+            recording's memory; those of the first of several are held at all times, for the others add to
+            them.
         offload_teacher: whether the teacher's q, k and v wait in host memory.
         remembered: copies of the trained weights, kept of earlier stages.
     """
@@ -50,7 +57,7 @@ class Setting:
     update: float = 0.0
     accumulated: bool = False
     graphs: bool = False
-    kinds: int = 1
+    recorded_elsewhere: bool = False
     offload_teacher: bool = False
     remembered: int = 0
 
@@ -71,6 +78,11 @@ class Memory:
     def peak(self) -> float:
         """Bytes in all."""
         return sum(self.parts.values())
+
+    @property
+    def working(self) -> float:
+        """Bytes that come and go with a step."""
+        return self.peak - sum(self.parts.get(name, 0.0) for name in _LASTING)
 
 
 def step_memory(
@@ -139,7 +151,7 @@ class _Step:
         yield from self._forward() if self.own else self._beside_teacher()
         found = sum(self.gradients)
         # The first steps of a kind have gradients of their own.
-        beside = self._recorded_elsewhere * found
+        beside = self.setting.recorded_elsewhere * found
         yield self._memory(
             "optimizer step",
             gradients=found * self._copies + beside,
@@ -222,12 +234,7 @@ class _Step:
 
     def _waiting(self) -> float:
         """Bytes of gradients that a batch finds when it begins."""
-        return sum(self.gradients) * (self.setting.accumulated or self._recorded_elsewhere)
-
-    @property
-    def _recorded_elsewhere(self) -> bool:
-        """Whether another kind of batch has been recorded and keeps gradients."""
-        return self.setting.graphs and self.setting.kinds > 1
+        return sum(self.gradients) * (self.setting.accumulated or self.setting.recorded_elsewhere)
 
     def _held(self, done: float) -> float:
         """Bytes of gradients when those of `done` bytes have been found in this batch."""

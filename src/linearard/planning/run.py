@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from linearard.counting.launches import worth_recording
 from linearard.counting.passes import learning
+from linearard.counting.products import step_products
 from linearard.counting.shapes import ModelShape
 from linearard.planning.duration import (
     Duration,
@@ -20,7 +22,7 @@ from linearard.planning.optimizers import optimizer_bytes
 from linearard.planning.rates import Rates
 
 if TYPE_CHECKING:
-    from linearard.train import RestorationConfig
+    from linearard.train import PartConfig, RestorationConfig
 
 #: What a process takes of a GPU beside PyTorch's own memory, and what falls between its blocks.
 CONTEXT_BYTES, FRAGMENTS = 0.5 * 2**30, 0.02
@@ -38,6 +40,7 @@ class PartPlan:
         tokens: read in the whole stage, or None.
         memory: the fullest moment.
         duration: of one batch; None: the device's rates are not known.
+        recorded: whether its steps are replayed as a CUDA graph.
     """
 
     name: str
@@ -47,6 +50,7 @@ class PartPlan:
     tokens: int | None
     memory: Memory
     duration: Duration | None
+    recorded: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,16 @@ class StagePlan:
         """Most bytes held at any moment."""
         return max(part.memory.peak for part in self.parts)
 
+    @property
+    def room(self) -> float:
+        """Bytes that PyTorch takes of a GPU: a recording keeps what it works in from all other steps."""
+
+        def beside(part: PartPlan) -> float:
+            others = [o.memory.working for o in self.parts if o is not part and o.recorded]
+            return max(others, default=0.0)
+
+        return max(part.memory.peak + beside(part) for part in self.parts)
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -101,8 +115,8 @@ class RunPlan:
 
     @property
     def needed(self) -> float:
-        """Bytes that a GPU must have: the peak, what falls between blocks, the CUDA context."""
-        return self.peak * (1 + FRAGMENTS) + CONTEXT_BYTES
+        """Bytes that a GPU must have: what PyTorch takes, what falls between blocks, the CUDA context."""
+        return max(stage.room for stage in self.stages) * (1 + FRAGMENTS) + CONTEXT_BYTES
 
     @property
     def seconds(self) -> float | None:
@@ -163,12 +177,27 @@ def plan_run(
             update=0.0 if stage.offload_optimizer else update,
             accumulated=waiting,
             graphs=fused and shape.unmasked and stage.records_graphs,
-            kinds=len(parts),
             offload_teacher=stage.offload_teacher,
             remembered=number,
         )
+        recorded = {
+            part_name
+            for part_name, part in parts.items()
+            if setting.graphs
+            and (len(parts) == 1 or _is_worth_recording(shape, part, native_window))
+        }
         planned = [
-            _plan_part(shape, part_name, part, stage, setting, learned, native_window, rates)
+            _plan_part(
+                shape,
+                part_name,
+                part,
+                stage,
+                replace(setting, recorded_elsewhere=bool(recorded - {part_name})),
+                part_name in recorded,
+                learned,
+                native_window,
+                rates,
+            )
             for part_name, part in parts.items()
         ]
         plans.append(_plan_stage(shape, name, stage, planned, state, rates))
@@ -176,12 +205,20 @@ def plan_run(
     return RunPlan(shape, "mixed" if mixed else "float32", plans, final)
 
 
+def _is_worth_recording(shape: ModelShape, part: PartConfig, native_window: int) -> bool:
+    sizes = (shape, part.objective, part.window, part.batch_size)
+    products = step_products(*sizes, native_window=native_window)
+    flops = sum(product.flops for product in products if product.counted)
+    return worth_recording(flops, len(shape.layers))
+
+
 def _plan_part(
     shape: ModelShape,
     name: str,
-    part: Any,
+    part: PartConfig,
     stage: RestorationConfig,
     setting: Setting,
+    recorded: bool,
     learned: set[tuple[int, int]],
     native_window: int,
     rates: Rates | None,
@@ -197,7 +234,7 @@ def _plan_part(
             fused=setting.fused,
             recompute=setting.recompute,
             kept_layers=setting.kept_layers,
-            graphs=setting.graphs,
+            graphs=recorded,
         )
     batches = tokens = None
     if part.sequences is not None:
@@ -214,7 +251,7 @@ def _plan_part(
             tokens = batches * part.batch_size * part.window
         else:
             batches = tokens = None
-    return PartPlan(name, part.window, part.batch_size, batches, tokens, memory, duration)
+    return PartPlan(name, part.window, part.batch_size, batches, tokens, memory, duration, recorded)
 
 
 def _plan_stage(

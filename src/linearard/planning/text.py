@@ -51,7 +51,12 @@ def _stages(plan: RunPlan) -> Iterator[str]:
     total = [] if plan.tokens is None else [f"{plan.tokens:,} tokens"]
     total += [] if plan.seconds is None else [_time(plan.seconds) + " of training"]
     yield "run: " + ", ".join(
-        [f"peak {_size(plan.peak)}", *total, f"trained weights of {_size(plan.final)}"]
+        [
+            f"peak {_size(plan.peak)}",
+            f"{_size(plan.needed)} of the GPU",
+            *total,
+            f"trained weights of {_size(plan.final)}",
+        ]
     )
 
 
@@ -68,7 +73,8 @@ def _sizes(stage: StagePlan) -> str:
 
 def _part(part: PartPlan) -> Iterator[str]:
     name = f"part {part.name}: " if part.name else ""
-    yield f"  {name}batches of {part.batch} x {part.window:,} tokens"
+    recorded = ", recorded" if part.recorded else ""
+    yield f"  {name}batches of {part.batch} x {part.window:,} tokens{recorded}"
     parts = sorted(part.memory.parts.items(), key=lambda item: -item[1])
     memory = ", ".join(f"{label} {_size(size)}" for label, size in parts)
     yield f"    peak {_size(part.memory.peak)} ({part.memory.moment}): {memory}"
@@ -95,8 +101,8 @@ def _verdict(plan: RunPlan, limit: float | None, advice: Advice | None) -> Itera
     if advice is None:
         return
     yield "each change by itself:"
-    # Where two stages are equally full, no change of one lowers the peak: then all that save are shown.
-    lower = [change for change in advice.single if change.peak < 0.99 * plan.peak]
+    # Where two stages are equally full, no change of one makes it need less: then all that save are shown.
+    lower = [change for change in advice.single if change.needed < 0.99 * plan.needed]
     for change in lower or advice.single:
         yield f"  {_change(change)}"
     if advice.together is None:
@@ -109,7 +115,7 @@ def _change(change: Change) -> str:
     options = " ".join(f"--{name} {value}" for name, value in change.overrides.items())
     time = "" if change.seconds is None else f", {_time(change.seconds)}"
     effect = f" ({change.effect})" if change.effect else ""
-    return f"{options}: peak {_size(change.peak)}{time}{effect}"
+    return f"{options}: needs {_size(change.needed)}{time}{effect}"
 
 
 def _size(count: float) -> str:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linearard.train.random_state import RandomState
+
 _LOGGER = logging.getLogger(__name__)
 _PLAIN_STEPS = 2  # compile kernels, build plans, fill caches
 
@@ -97,12 +99,16 @@ class CapturedSteps:
         run: forward and backward of a batch, given as keyword arguments; adds to the parameters' `grad`
             and returns detached tensors. Nothing in it may wait for the device or depend on values.
         parameters: what is trained.
+        worth: whether a batch, given as its inputs, is to be recorded; default: every one.
     """
 
     def __init__(
-        self, run: Callable[..., dict[str, Tensor]], parameters: Iterable[nn.Parameter]
+        self,
+        run: Callable[..., dict[str, Tensor]],
+        parameters: Iterable[nn.Parameter],
+        worth: Callable[[dict[str, Any]], bool] = lambda inputs: True,
     ) -> None:
-        self._run, self._parameters = run, list(parameters)
+        self._run, self._parameters, self._worth = run, list(parameters), worth
         self._buffers = GradientBuffers()
         self._kinds: dict[Hashable, _Kind] = {}
         self._pool: Any = None
@@ -122,7 +128,8 @@ class CapturedSteps:
         """
         described = ((name, _describe(value)) for name, value in sorted(inputs.items()))
         kind = self._kinds.setdefault((*described, batches), _Kind())
-        if kind.graph is None and self._works and kind.plain >= _PLAIN_STEPS:
+        due = kind.graph is None and self._works and kind.plain >= _PLAIN_STEPS
+        if due and self._worth(inputs):
             self._record(kind, inputs, alone=batches == 1)
         if kind.graph is None:
             return self._plainly(kind, inputs)
@@ -158,8 +165,7 @@ class CapturedSteps:
         before = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
-        with _recording_stream():
-            outputs = self._run(**inputs)
+        outputs = self._run_apart(inputs)
         kind.trained = [p for p in self._parameters if p.grad is not None]
         for parameter, earlier in zip(self._parameters, before, strict=True):
             if parameter.grad is None:
@@ -167,6 +173,28 @@ class CapturedSteps:
             elif earlier is not None:
                 parameter.grad += earlier
         return outputs
+
+    def _run_apart(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Run a batch that is not recorded; where recordings of others leave it no room, without them."""
+        random_state = RandomState() if self.graphs else None
+        try:
+            with _recording_stream():
+                return self._run(**inputs)
+        except torch.OutOfMemoryError:
+            if random_state is None:
+                raise
+        # Here the exception is gone, and with it all that the failed pass held.
+        self._works = False
+        self.release()
+        for parameter in self._parameters:
+            parameter.grad = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        random_state.restore()
+        _LOGGER.warning(
+            "No CUDA graphs in this stage: other batches need the memory that they hold"
+        )
+        return self._run(**inputs)
 
     def _record(self, kind: _Kind, inputs: dict[str, Any], alone: bool) -> None:
         kind.inputs = {

@@ -34,7 +34,7 @@ class Speed:
         dtype: torch.dtype | None,
     ) -> None:
         self._restorable, self._objectives, self._dtype = restorable, objectives, dtype
-        self._flops_of = functools.cache(self._count)
+        self._count_once = functools.cache(self._count)
         self._peak = 0.0
         self.start()
 
@@ -52,7 +52,11 @@ class Speed:
         self._tokens += batch * tokens
         self._sequences += batch
         if self._peak:
-            self._flops += self._flops_of(inputs.get("part", ""), batch, tokens)
+            self._flops += self.flops_of(inputs)
+
+    def flops_of(self, inputs: Mapping[str, Any]) -> int:
+        """Operations that a batch, as `add` takes it, needs (`counting.step_flops`); 0: not known."""
+        return self._count_once(inputs.get("part", ""), *inputs["input_ids"].shape)
 
     def read(self, processes: int) -> dict[str, float]:
         """Figures since the last look, of all processes together; then begin again.

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from linearard.capture import needs_no_mask
+from linearard.counting import worth_recording
 from linearard.distill import RestorationModule
 from linearard.errors import DataError, NonFiniteLossError, RecipeError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
@@ -109,7 +110,8 @@ class RestorationTrainer(Trainer):
         self._captured: CapturedSteps | None = None
         steady = needs_no_mask(restorable.model) and not restorable.rope.depends_on_length
         if steady and _can_be_captured(self.args):
-            self._captured = CapturedSteps(self._run_batch, restorable.adapter.parameters())
+            parameters = restorable.adapter.parameters()
+            self._captured = CapturedSteps(self._run_batch, parameters, self._is_worth_recording)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; recorded graphs end with it, and of the change `args.keep` is left."""
@@ -180,6 +182,13 @@ class RestorationTrainer(Trainer):
         loss = outputs["loss"] / self.current_gradient_accumulation_steps
         find_gradients(loss, self.restorable.adapter.parameters())
         return {name: output.detach() for name, output in outputs.items()}
+
+    def _is_worth_recording(self, inputs: dict[str, Any]) -> bool:
+        """Of one kind of batches, always: nothing else needs the memory."""
+        if len(self.args.all_parts) == 1:
+            return True
+        flops = self._speed.flops_of(inputs)
+        return worth_recording(flops, self.restorable.tap.num_layers)
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         if self._captured is None:
