@@ -5,17 +5,20 @@
 The plain way: transformers' own layers, peft's LoRA, flash attention, plain output losses, kernels launched
 one by one. The fast way: what the package does on a GPU. The plain runs read the same text; all but the
 first start from LoRA weights moved by a bfloat16 rounding (2^-9), each by another draw. What they differ by
-from the first is the noise that the fast way is compared with. It is moved once, while the fast way rounds in
-other places at every step; so the gradients of eight steps, all at the weights that the first plain run ended
-with, are compared with those of the plain way in float32 as well. The file it writes:
+from the first is one noise that the fast way is compared with. They are moved once, round alike in every step
+after it, and so are nearer to each other than to whatever rounds in other places, as the fast way does. So all
+of them are compared with a run of the plain way in float32 too, and the gradients of eight steps, all at the
+weights that the first plain run ended with, with those of float32. The file it writes:
 
     device, torch, triton, transformers, python, commit, date    where and when
-    model, steps, window                                         what
+    model, steps, window, learning_rate                          what
     fast_mean, fast_max, fast_weights      from the first plain run: relative differences of the losses of
         all steps, and of the final weights, over the way that the first run moved them
     noise_mean, noise_max, noise_weights   the same of the other plain runs, one figure each
+    float32_fast_mean, _max, _weights      the same of the fast run from the one in float32
+    float32_plain_mean, _max, _weights     and of every plain run, the first one first
     gradient_fast, gradient_plain          relative differences (Frobenius) from float32's, one a step
-    first_loss, last_loss, last_loss_fast  in nats
+    first_loss, last_loss, last_loss_fast, last_loss_float32   in nats
 """
 
 from __future__ import annotations
@@ -123,14 +126,19 @@ def train(
     return {"losses": torch.tensor(losses, dtype=torch.float64), "weights": weights}
 
 
+def in_float32(restorable: RestorableModel) -> None:
+    """Every weight, the frozen ones too."""
+    for p in restorable.model.parameters():
+        p.data = p.data.float()
+
+
 def gradients(
     restorable: RestorableModel, weights: torch.Tensor, window: int, *, fast: bool, bf16: bool
 ) -> list[torch.Tensor]:
     """Unclipped, of eight steps too small to leave `weights`; on a GPU all but the first are recorded."""
     torch.nn.utils.vector_to_parameters(weights.clone(), restorable.adapter.parameters())
     if not bf16:
-        for p in restorable.model.parameters():
-            p.data = p.data.float()
+        in_float32(restorable)
     found = []
 
     def keep(*_: Any) -> None:
@@ -146,12 +154,18 @@ def gradients(
 
 
 def compare(
-    make: Callable[[], RestorableModel], steps: int, window: int, nudged: int = 1
+    make: Callable[[], RestorableModel],
+    steps: int,
+    window: int,
+    nudged: int = 1,
+    learning_rate: float = 1e-3,
 ) -> dict[str, Any]:
-    """What the fast way differs by from the plain one, and `nudged` other plain runs."""
+    """What the fast way differs by from the plain one and from float32, and `nudged` other plain runs."""
 
-    def run(fast: bool, nudge: int | None = None) -> dict[str, Any]:
+    def run(fast: bool, nudge: int | None = None, bf16: bool = True) -> dict[str, Any]:
         restorable = make()
+        if not bf16:
+            in_float32(restorable)
         if nudge is not None:
             make_noise = torch.Generator(restorable.device).manual_seed(nudge)
             with torch.no_grad():
@@ -160,18 +174,27 @@ def compare(
                     p.mul_(1 + 2.0**-9 * noise)
         start = torch.cat([p.detach().flatten() for p in restorable.adapter.parameters()])
         began = time.perf_counter()
-        found = train(restorable, steps, window, fast=fast)
+        options = {"fast": fast, "bf16": bf16, "learning_rate": learning_rate}
+        found = train(restorable, steps, window, **options)
         seconds, way = time.perf_counter() - began, "fast" if fast else "plain"
-        print(f"{way}, nudge {nudge}: {seconds:.0f} s, loss {found['losses'][-1]:.5f}", flush=True)
+        kind = f"{way}, nudge {nudge}" if bf16 else "float32"
+        print(f"{kind}: {seconds:.0f} s, loss {found['losses'][-1]:.5f}", flush=True)
         return found | {"moved": (found["weights"] - start).norm()}
 
     reference, fast = run(False), run(True)
     others = [run(False, seed) for seed in range(1, nudged + 1)]
+    float32 = run(False, bf16=False)
+    names = ("mean", "max", "weights")
 
-    def apart(other: dict[str, Any]) -> tuple[float, float, float]:
-        losses = (other["losses"] / reference["losses"] - 1).abs()
-        weights = (other["weights"] - reference["weights"]).norm() / reference["moved"]
-        return float(losses.mean()), float(losses.max()), float(weights)
+    def apart(other: dict[str, Any], origin: dict[str, Any]) -> dict[str, float]:
+        losses = (other["losses"] / origin["losses"] - 1).abs()
+        weights = (other["weights"] - origin["weights"]).norm() / origin["moved"]
+        values = (losses.mean(), losses.max(), weights)
+        return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+    def each(some: list[dict[str, Any]], origin: dict[str, Any]) -> dict[str, list[float]]:
+        found = [apart(other, origin) for other in some]
+        return {name: [row[name] for row in found] for name in names}
 
     exact, *rounded = (
         gradients(make(), reference["weights"], window, fast=fast, bf16=bf16)
@@ -185,16 +208,20 @@ def compare(
         for way in rounded
     ]
 
-    names = ("mean", "max", "weights")
-    noise = zip(*map(apart, others), strict=True)
+    compared = {
+        "fast": apart(fast, reference),
+        "noise": each(others, reference),
+        "float32_fast": apart(fast, float32),
+        "float32_plain": each([reference, *others], float32),
+    }
     return {
-        **{f"fast_{name}": value for name, value in zip(names, apart(fast), strict=True)},
-        **{f"noise_{name}": list(values) for name, values in zip(names, noise, strict=True)},
+        **{f"{what}_{name}": x for what, found in compared.items() for name, x in found.items()},
         "gradient_fast": from_exact[0],
         "gradient_plain": from_exact[1],
         "first_loss": float(reference["losses"][0]),
         "last_loss": float(reference["losses"][-1]),
         "last_loss_fast": float(fast["losses"][-1]),
+        "last_loss_float32": float(float32["losses"][-1]),
     }
 
 
@@ -208,6 +235,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", required=True, help="folder, hub id or GGUF file")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--nudged", type=int, default=6, help="plain runs beside the first")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(arguments)
@@ -228,7 +256,8 @@ def main(arguments: list[str]) -> None:
         "model": options.model.rpartition("/")[2],
         "steps": options.steps,
         "window": options.window,
-        **compare(make, options.steps, options.window, options.nudged),
+        "learning_rate": options.learning_rate,
+        **compare(make, options.steps, options.window, options.nudged, options.learning_rate),
     }
     write(options.out, result)
     print(f"{result}\nwrote {options.out}")

@@ -197,14 +197,15 @@ def test_the_teacher_has_no_dropout_and_no_gradient():
         patch.setattr(type(restorable.tap), "observe", observe)
         module(tiny.tokens())
     assert restorable.model.training and all(m.training for m in restorable.model.modules())
-    kept = seen["TeacherRelations"].kept
+    teacher = seen["TeacherRelations"]
     restorable.model.eval()
     with torch.no_grad():
         expected, _ = dense.capture(restorable, "original", tiny.tokens())
     for attention in expected:
-        assert torch.equal(kept[attention.layer]["value"], attention.value)
-        assert kept[attention.layer].keys() == {"value"}  # what no relation reads is not kept
-        assert not kept[attention.layer]["value"].requires_grad
+        kept = teacher.of(attention.layer)
+        assert torch.equal(kept["value"], attention.value)
+        assert kept.keys() == {"value"}  # what no relation reads is not kept
+        assert not kept["value"].requires_grad
 
 
 def test_autocast_reaches_every_weight(restorable):

@@ -6,6 +6,7 @@ import torch
 
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule
+from linearard.distill.host import HostLayers
 
 DEVICES = [
     "cpu",
@@ -36,3 +37,25 @@ def test_teacher_relations_in_host_memory(device, recompute):
         found.append((loss.detach(), dense.gradients(restorable, loss)))
     assert torch.equal(found[0][0], found[1][0])
     dense.assert_same_gradients(found[1][1], found[0][1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("order", [[0, 2, 5, 9], [0, 2, 5, 9, 5, 2, 0], [9, 2, 2, 5]])
+def test_layers_come_back_as_they_went(device, order):
+    """In whatever order, also where the next one is on its way already, with much to wait for."""
+    layers, make = HostLayers(), torch.Generator().manual_seed(0)
+    expected, busy = {}, torch.randn(1024, 1024, device=device)
+    for layer in (0, 2, 5, 9):
+        expected[layer] = torch.randn(3, 300, 7, generator=make)
+        for _ in range(3):
+            busy = (busy @ busy).softmax(-1)
+        late = expected[layer].to(device) + busy[0, 0] * 0
+        layers.put(layer, {"query": late.transpose(0, 1), "value": late[:1] * 2})
+        del late
+        torch.full((3, 300, 7), float("nan"), device=device)  # takes the memory that became free
+    for layer in order:
+        found = layers.get(layer)
+        assert found["query"].device.type == device
+        torch.testing.assert_close(found["query"].cpu(), expected[layer].transpose(0, 1))
+        torch.testing.assert_close(found["value"].cpu(), expected[layer][:1] * 2)
+        busy = (busy @ busy).softmax(-1)

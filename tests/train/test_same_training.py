@@ -42,5 +42,7 @@ def test_fast_training_is_plain_training(architecture, device, steps, window):
     # the nudge is one rounding of one kind; the fast way rounds in other places throughout
     assert found["fast_mean"] < 3 * max(found["noise_mean"]) + 2e-3
     assert found["fast_weights"] < 3 * max(found["noise_weights"]) + 2e-2
+    assert found["float32_fast_mean"] < 1.5 * max(found["float32_plain_mean"]) + 2e-3
+    assert found["float32_fast_weights"] < 1.25 * max(found["float32_plain_weights"]) + 1e-2
     fast, plain = (statistics.median(found[f"gradient_{way}"]) for way in ("fast", "plain"))
     assert 0 < fast < 1.25 * plain

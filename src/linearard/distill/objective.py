@@ -88,7 +88,7 @@ class Objective:
             observer = TeacherRelations(self._layers, config.active_relations, stop, self._offload)
             teacher_output, teacher_hidden = self._teacher_pass(observer, input_ids, attention_mask)
             student = StudentRelations(
-                config, self._layers, observer.kept, mask, self.last_layer is not None
+                config, self._layers, observer, mask, self.last_layer is not None
             )
         output = None
         positions = contextlib.nullcontext()

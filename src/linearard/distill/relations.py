@@ -14,6 +14,7 @@ from torch import Tensor
 
 from linearard.capture import LayerAttention, StopForward
 from linearard.distill.config import ObjectiveConfig
+from linearard.distill.host import HostLayers
 from linearard.ops.relation_kl import layer_relation_kl
 
 
@@ -34,30 +35,35 @@ class TeacherRelations:
         stop: bool,
         offload: bool = False,
     ):
-        self._layers, self._stop, self._offload = layers, stop, offload
+        self._layers, self._stop = layers, stop
+        self._host = HostLayers() if offload else None
         self._keep = {
             "query": "q" in relations or "qk" in relations,
             "key": "k" in relations or "qk" in relations,
             "value": "v" in relations,
         }
-        self.kept: dict[int, dict[str, Tensor]] = {}
+        self._kept: dict[int, dict[str, Tensor]] = {}
 
     def __call__(self, attention: LayerAttention) -> None:
         """Keep one layer's operands `[batch, heads, tokens, head_dim]`."""
         if attention.layer in self._layers:
-            self.kept[attention.layer] = {
-                name: self._put(getattr(attention, name).detach())
-                for name, kept in self._keep.items()
-                if kept
+            operands = {
+                name: getattr(attention, name).detach() for name, kept in self._keep.items() if kept
             }
+            if self._host is None:
+                self._kept[attention.layer] = operands
+            else:
+                self._host.put(attention.layer, operands)
         if self._stop and attention.layer == max(self._layers):
             raise StopForward
 
-    def _put(self, operand: Tensor) -> Tensor:
-        if not (self._offload and operand.is_cuda):
-            return operand
-        host = torch.empty_like(operand, device="cpu", pin_memory=True)
-        return host.copy_(operand, non_blocking=True)
+    def of(self, layer: int) -> dict[str, Tensor]:
+        """A layer's operands by name: `query`, `key` and `value`, as far as a relation reads them."""
+        return self._kept[layer] if self._host is None else self._host.get(layer)
+
+    def take(self, layer: int) -> dict[str, Tensor]:
+        """The same, of which nothing is kept; not of those in host memory."""
+        return self._kept.pop(layer)
 
 
 class StudentRelations:
@@ -72,7 +78,7 @@ class StudentRelations:
         self,
         config: ObjectiveConfig,
         layers: Mapping[int, float],
-        teacher: Mapping[int, Mapping[str, Tensor]],
+        teacher: TeacherRelations,
         mask: Tensor | None,
         stop: bool,
     ) -> None:
@@ -89,11 +95,7 @@ class StudentRelations:
         """
         index = attention.layer
         if index in self._layers:
-            device = attention.query.device
-            teacher = {
-                name: operand.to(device, non_blocking=True)
-                for name, operand in self._teacher[index].items()
-            }
+            teacher = self._teacher.of(index)
             terms = relation_terms(self._config, attention, teacher, self._mask)
             for name, term in terms.items():
                 if index not in self.by_layer[name]:

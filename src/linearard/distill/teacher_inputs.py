@@ -99,7 +99,7 @@ class _BesideTeacher:
         layer = module.layer_idx
         student = self._student(module, args, kwargs)
         with torch.set_grad_enabled(bool(self.parameters)):
-            terms = relation_terms(self._config, student, self.teacher.kept.pop(layer), self._mask)
+            terms = relation_terms(self._config, student, self.teacher.take(layer), self._mask)
             weights = self._config.active_relations
             loss = sum(self._layers[layer] * weights[name] * term for name, term in terms.items())
         for name, term in terms.items():

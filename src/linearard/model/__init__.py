@@ -1,6 +1,7 @@
 """Loading a model, its three views, and restored models on disk."""
 
 from linearard.model.adapters import Adapter, AdapterConfig
+from linearard.model.bus import Arriving, pinned_like, to_device, to_host
 from linearard.model.causal_lm import LOGIT_ELEMENTS, ChunkedCausalLM, Views
 from linearard.model.checkpoint import (
     METADATA_FILE,
@@ -28,6 +29,7 @@ __all__ = [
     "METADATA_FILE",
     "Adapter",
     "AdapterConfig",
+    "Arriving",
     "ChunkedCausalLM",
     "ModelConfig",
     "RestorableModel",
@@ -38,11 +40,14 @@ __all__ = [
     "load_restored",
     "load_tokenizer",
     "load_weights",
+    "pinned_like",
     "plain_generation",
     "read_metadata",
     "resolve_device",
     "resolve_dtype",
     "save_checkpoint",
     "sharing_projections",
+    "to_device",
+    "to_host",
     "write_json",
 ]

@@ -21,6 +21,7 @@ from linearard.planning.kept import Kept
 #: cuBLAS keeps one workspace for the thread of forward passes and one for that of backward passes.
 _LIBRARIES = 2 * 32 * 2**20
 _FLOAT32 = 4
+_ON_THE_WAY = 2  # layers whose teacher is on the device: the one in use, and one on its way
 _LASTING = (
     "weights",
     "adapter",
@@ -166,18 +167,19 @@ class _Step:
         taught = output * (self.objective.logit_weight > 0) + sum(
             output for _ in self.objective.compared_layers(len(layers))
         )
+        away = self.setting.offload_teacher
         if self.windows[0]:
             read = self.rows // max(1, self.kept.tokens) * self.windows[1]
             yield self._memory(
                 "teacher's forward",
                 gradients=waiting,
-                teacher=sum(teacher) + taught,
+                teacher=(_ON_THE_WAY * max(teacher) if away else sum(teacher)) + taught,
                 workspace=kept.passing(read),
             )
-        if self.setting.offload_teacher and self.recompute:
+        if away and self.recompute:
             # Without recomputation, the student's backward pass keeps what came back from the host.
             last = max(self.related, default=0)
-            teacher = [teacher[i] if i == last else 0.0 for i in layers]
+            teacher = [_ON_THE_WAY * teacher[i] if i == last else 0.0 for i in layers]
         inside = [kept.student(i, self.student_pass) for i in layers]
         last = len(layers) - self.setting.kept_layers
         again = [self.recompute and self.student_pass.runs(i) == WHOLE and i < last for i in layers]

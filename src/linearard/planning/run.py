@@ -269,8 +269,8 @@ def _plan_stage(
     if rates is not None:
         counts = [part.batches or 1 for part in parts]
         update = optimizer_seconds(shape, rates)
-        if stage.offload_optimizer:  # the moments come and go
-            update += transfer_seconds(2 * state * shape.trained_parameters, rates)
+        if stage.offload_optimizer:  # the moments come while others go
+            update += transfer_seconds(state * shape.trained_parameters, rates)
         spent = sum(p.duration.seconds * n for p, n in zip(parts, counts, strict=True))
         step_seconds = spent / sum(counts) * accumulation + update
         seconds = None if steps is None else spent + steps * update
