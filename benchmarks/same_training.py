@@ -5,10 +5,10 @@
 The plain way: transformers' own layers, peft's LoRA, flash attention, plain output losses, kernels launched
 one by one. The fast way: what the package does on a GPU. The plain runs read the same text; all but the
 first start from LoRA weights moved by a bfloat16 rounding (2^-9), each by another draw. What they differ by
-from the first is one noise that the fast way is compared with. They are moved once, round alike in every step
-after it, and so are nearer to each other than to whatever rounds in other places, as the fast way does. So all
-of them are compared with a run of the plain way in float32 too, and the gradients of eight steps, all at the
-weights that the first plain run ended with, with those of float32. The file it writes:
+from the first is one noise that the fast way is compared with. They are moved once and round alike in every
+step after it, and so are nearer to each other than to whatever rounds in other places, as the fast way does.
+So all of them are compared with a run of the plain way in float32 too, and the gradients of eight steps, all
+at the weights that the first plain run ended with, with those of float32. The file it writes:
 
     device, torch, triton, transformers, python, commit, date    where and when
     model, steps, window, learning_rate                          what
