@@ -244,6 +244,9 @@ def _same_training(gpu: str, result: dict[str, Any]) -> dict[str, float]:
     for name in ("mean", "max", "weights"):
         figures[f"{key}.fast_{name}"] = result[f"fast_{name}"]
         figures[f"{key}.noise_{name}"] = max(result[f"noise_{name}"])
+        if f"float32_fast_{name}" in result:
+            figures[f"{key}.float32_fast_{name}"] = result[f"float32_fast_{name}"]
+            figures[f"{key}.float32_plain_{name}"] = max(result[f"float32_plain_{name}"])
     for name in ("gradient_fast", "gradient_plain"):
         if name in result:
             figures[f"{key}.{name}"] = statistics.median(result[name])

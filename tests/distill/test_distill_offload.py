@@ -59,3 +59,30 @@ def test_layers_come_back_as_they_went(device, order):
         torch.testing.assert_close(found["query"].cpu(), expected[layer].transpose(0, 1))
         torch.testing.assert_close(found["value"].cpu(), expected[layer][:1] * 2)
         busy = (busy @ busy).softmax(-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_memory_comes_back_while_the_host_runs_ahead():
+    """Forty layers of 32 MiB in the memory of a few, though all are asked for before anything is computed."""
+    a_layer = 2**23
+    layers, busy = HostLayers(), torch.randn(8192, 8192, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+
+    def keep_busy(x):
+        for _ in range(30):
+            x = (x @ x).clamp_(-1, 1)
+        return x
+
+    busy = keep_busy(busy)
+    for layer in range(40):
+        layers.put(layer, {"query": torch.full((a_layer,), float(layer), device="cuda")})
+    totals = []
+    busy = keep_busy(busy)
+    for layer in [*range(40), *reversed(range(40))]:
+        totals.append(layers.get(layer)["query"].mean())
+    held = torch.cuda.memory_reserved() - before
+    assert held < 3 * busy.nbytes + 6 * 4 * a_layer
+    assert torch.stack(totals).tolist() == [*range(40), *reversed(range(40))]

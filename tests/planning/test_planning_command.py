@@ -139,6 +139,14 @@ def test_no_change_suffices(planned):
     assert found["fits"] is False and found["advice"]["together"] is None
 
 
+def test_what_is_recorded_depends_on_the_precision(planned):
+    def recorded(*options):
+        return {part["recorded"] for s in planned(*options)["stages"] for part in s["parts"]}
+
+    assert recorded("--model.dtype", "bfloat16") == {True}
+    assert recorded("--model.dtype", "float16") == {False}
+
+
 def test_states_in_8_bits_are_for_stages_without_muon(planned):
     found = planned("--gpu-memory", "1MiB", "--stages.restoration.muon", "true")
     changes = [change["overrides"] for change in found["advice"]["single"]]

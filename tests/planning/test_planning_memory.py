@@ -131,34 +131,56 @@ def test_recordings_of_several_kinds_hold_gradients_at_all_times(case):
     assert apart.peak == two.peak
 
 
+def stage_plan(shape, **fields):
+    stage = RestorationConfig(output_dir="runs/x", bf16=True, use_cpu=True, **fields)
+    options = {"native_window": 4096, "mixed": True, "fused": True, "rates": None}
+    return plan_run(shape, {"s": stage}, **options).stages[0]
+
+
 def test_recordings_of_parts_keep_their_memory():
     _, shape = measured("training_step_llama2_7b.json")
     objective = ObjectiveConfig(**CASES["paper"])
-
-    def plan(**fields):
-        stage = RestorationConfig(output_dir="runs/x", bf16=True, use_cpu=True, **fields)
-        options = {"native_window": 4096, "mixed": True, "fused": True, "rates": None}
-        return plan_run(shape, {"s": stage}, **options)
+    gradients, moments = 4 * shape.trained_parameters, 8 * shape.trained_parameters
+    lasting = gradients + moments + 2 * shape.base_parameters
 
     short, long = ({"window": n, "sequences": 8, "objective": objective} for n in (256, 4096))
-    alone = plan(window=256, objective=objective, max_steps=9).stages[0]
+    alone = stage_plan(shape, window=256, objective=objective, max_steps=9)
     assert [part.recorded for part in alone.parts] == [True] and alone.room == alone.peak
-    long_alone = plan(window=4096, objective=objective, max_steps=9).stages[0]
+    long_alone = stage_plan(shape, window=4096, objective=objective, max_steps=9)
     assert long_alone.parts[0].recorded  # nothing else needs the memory
-    gradients = 4 * shape.trained_parameters
-    two = plan(parts={"short": short, "own": short}).stages[0]
+
+    # Gradients of the first recording, to which the others add, lie in the memory that it works in.
+    two = stage_plan(shape, parts={"short": short, "own": short})
     assert two.peak - alone.peak == pytest.approx(gradients, rel=1e-6)
-    lasting = shape.trained_parameters * 12 + 2 * (
-        shape.base_parameters
-    )  # weights and their moments, and the model
-    assert two.room == pytest.approx(two.peak + two.peak - lasting, rel=1e-6)
-    mixed = plan(parts={"short": short, "long": long})
-    stage = mixed.stages[0]
-    assert [part.recorded for part in stage.parts] == [True, False]
-    assert stage.peak - long_alone.peak == pytest.approx(gradients, rel=1e-6)
-    # The one recording needs no gradients but its own.
-    assert stage.room == pytest.approx(stage.peak + alone.peak - lasting, rel=1e-6)
-    assert mixed.needed > stage.room
-    parts = {"short": short, "long": long}
-    launched = plan(parts=parts, cuda_graphs=False)
-    assert launched.stages[0].room == pytest.approx(long_alone.peak, rel=1e-6)
+    assert two.room == pytest.approx(2 * alone.peak - lasting, rel=1e-6)
+    mixed = stage_plan(shape, parts={"short": short, "long": long})
+    assert [part.recorded for part in mixed.parts] == [True, False]
+    assert mixed.peak - long_alone.peak == pytest.approx(gradients, rel=1e-6)
+    assert mixed.room == pytest.approx(long_alone.peak + alone.peak - lasting, rel=1e-6)
+    # Several batches a step: gradients lie beside all recordings.
+    summed = stage_plan(shape, parts={"short": short, "long": long}, gradient_accumulation_steps=2)
+    assert summed.room - mixed.room == pytest.approx(gradients, rel=1e-6)
+    launched = stage_plan(shape, parts={"short": short, "long": long}, cuda_graphs=False)
+    assert launched.room == pytest.approx(long_alone.peak, rel=1e-6)
+
+
+def test_recordings_lend_the_optimizer_nothing():
+    _, shape = measured("training_step_llama2_7b.json")
+    objective = ObjectiveConfig(**CASES["paper"])
+    fused, plain = (
+        stage_plan(shape, window=4096, objective=objective, max_steps=9, optim=name)
+        for name in ("adamw_torch_fused", "adamw_torch")
+    )
+    assert fused.room == fused.peak == plain.peak
+    assert plain.room - fused.room == pytest.approx(4 * shape.trained_parameters, rel=1e-6)
+
+
+def test_steps_are_planned_as_recorded_where_the_trainer_records_them():
+    def recorded(**changes):
+        config = tiny.tiny_config(**changes)
+        shape = ModelShape.of(config, AdapterConfig(r=8))
+        return stage_plan(shape, window=64, max_steps=2).parts[0].recorded
+
+    assert recorded()
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert not recorded(rope_parameters=dynamic)

@@ -20,6 +20,8 @@ DEVICES = [
     ),
 ]
 
+SHAPES = ((5, 3), (801, 1203), (4,), (1203, 801), (801, 1203), (7,))  # copies of some take a while
+
 
 def train(optimizer, parameters, steps, first=0):
     for number in range(first, first + steps):
@@ -34,8 +36,8 @@ def pair(device):
     made = []
     for kind in (torch.optim.AdamW, OffloadedAdamW):
         make = torch.Generator().manual_seed(7)
-        weights = [nn.Parameter(torch.randn(s, generator=make).to(device)) for s in ((5, 3), (4,))]
-        groups = [{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.1}]
+        weights = [nn.Parameter(torch.randn(s, generator=make).to(device)) for s in SHAPES]
+        groups = [{"params": weights[:2]}, {"params": weights[2:], "weight_decay": 0.1}]
         options = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.0}
         made.append((kind(groups, **options), weights))
     return made

@@ -18,9 +18,10 @@ Counting convention of `step_flops`, for a model-FLOP utilisation of `step_flops
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from linearard.counting.products import step_products
+from linearard.counting.products import Product, step_products
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig
@@ -54,5 +55,9 @@ def step_flops(
     """
     shape = ModelShape.of(config, AdapterConfig() if adapter is None else adapter)
     native = native_window or int(config.get_text_config().max_position_embeddings)
-    found = step_products(shape, objective, tokens, batch, native_window=native)
-    return sum(product.flops for product in found if product.counted)
+    return counted_flops(step_products(shape, objective, tokens, batch, native_window=native))
+
+
+def counted_flops(products: Iterable[Product]) -> int:
+    """Operations of those products that count."""
+    return sum(product.flops for product in products if product.counted)

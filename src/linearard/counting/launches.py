@@ -1,18 +1,20 @@
-"""Which batches are worth recording beside others."""
+"""Which batches are worth recording as CUDA graphs."""
 
-#: Operations a layer. Launching a layer, forward and backward, takes a host some 5 ms; a large GPU needs as
-#: long for these.
-_FLOPS = 2e12
+#: Operations a layer. Launching a layer of both passes takes a host some 8 ms; a large GPU needs as long for
+#: these.
+_FLOPS = 4e12
 
 
-def worth_recording(flops: int, layers: int) -> bool:
-    """Whether a batch waits for the launches of its kernels, so that a recording of them saves time.
+def worth_recording(flops: int, layers: int, kinds: int) -> bool:
+    """Whether a batch is to be recorded, on a GPU and with a model that allow it.
 
-    The memory that a recording works in is lost to every other step: a batch that computes for long is
-    launched as fast as it runs, and would only hold it.
+    The memory that a recording works in is lost to every other kind of batch. So beside others only those are
+    recorded that wait for the launches of their kernels: a batch that computes for longer is launched as fast
+    as it runs, and would hold the most.
 
     Args:
         flops: that the batch needs (`step_flops`); 0: not known.
         layers: of the model.
+        kinds: of batches in the stage.
     """
-    return flops < _FLOPS * layers
+    return kinds == 1 or flops < _FLOPS * layers

@@ -14,6 +14,7 @@ from linearard.errors import ModelError
 from linearard.model import AdapterConfig
 from linearard.model.adapters import Adapter, TwoViewLinear
 from linearard.model.fused import fuse_layers
+from linearard.rope import depends_on_length
 
 _ROLES = {
     "q_proj": "q",
@@ -87,7 +88,8 @@ class ModelShape:
         rank, dropout: of LoRA; 0 in direct training.
         fused: which of `norm`, `attention` and `mlp` has a fused form (`model.fused`), which runs on GPUs in
             half precision.
-        unmasked: whether whole windows are read without an attention mask.
+        steady: whether batches of whole windows are the same kernels every time: no mask is made for them,
+            and no RoPE depends on their length.
     """
 
     layers: tuple[LayerShape, ...]
@@ -102,7 +104,7 @@ class ModelShape:
     rank: int
     dropout: float
     fused: frozenset[str]
-    unmasked: bool
+    steady: bool
 
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
@@ -140,7 +142,7 @@ class ModelShape:
             rank=adapter.r if lora else 0,
             dropout=adapter.dropout if lora else 0.0,
             fused=_fused(model),
-            unmasked=needs_no_mask(model),
+            steady=needs_no_mask(model) and not depends_on_length(config),
         )
 
 

@@ -1,7 +1,7 @@
 """Loading a model, its three views, and restored models on disk."""
 
 from linearard.model.adapters import Adapter, AdapterConfig
-from linearard.model.bus import Arriving, pinned_like, to_device, to_host
+from linearard.model.bus import Moving, pinned_like, to_device, to_host
 from linearard.model.causal_lm import LOGIT_ELEMENTS, ChunkedCausalLM, Views
 from linearard.model.checkpoint import (
     METADATA_FILE,
@@ -29,9 +29,9 @@ __all__ = [
     "METADATA_FILE",
     "Adapter",
     "AdapterConfig",
-    "Arriving",
     "ChunkedCausalLM",
     "ModelConfig",
+    "Moving",
     "RestorableModel",
     "Views",
     "check_tokenizer",

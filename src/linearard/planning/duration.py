@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from linearard.counting.flops import counted_flops
 from linearard.counting.passes import NOTHING, passes, related_layers
 from linearard.counting.products import step_products
 from linearard.counting.shapes import ModelShape
@@ -72,7 +73,7 @@ def batch_duration(
         seconds=busy + waiting,
         parts=dict(parts),
         waiting=waiting,
-        flops=sum(product.flops for product in products if product.counted),
+        flops=counted_flops(products),
     )
 
 

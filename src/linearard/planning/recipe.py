@@ -105,6 +105,7 @@ def planned_recipe(
             mixed=dtype != torch.float32,
             fused=not on_cpu,
             rates=rates,
+            records=not on_cpu and dtype != torch.float16,
         )
 
     plan, advice = build({}), None

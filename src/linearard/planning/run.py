@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from linearard.counting.flops import counted_flops
 from linearard.counting.launches import worth_recording
 from linearard.counting.passes import learning
 from linearard.counting.products import step_products
@@ -41,6 +42,7 @@ class PartPlan:
         memory: the fullest moment.
         duration: of one batch; None: the device's rates are not known.
         recorded: whether its steps are replayed as a CUDA graph.
+        working: bytes that come and go with a step of this part alone.
     """
 
     name: str
@@ -51,6 +53,7 @@ class PartPlan:
     memory: Memory
     duration: Duration | None
     recorded: bool
+    working: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class StagePlan:
         seconds, tokens: of the stage, where known.
         checkpoint: bytes of one checkpoint; as many as `kept` stay.
         kept: checkpoints on disk at the end; None: all.
+        room: bytes that PyTorch takes of a GPU: beside what a step holds, the memory that recordings of other
+            parts work in.
     """
 
     name: str
@@ -75,21 +80,12 @@ class StagePlan:
     tokens: int | None
     checkpoint: float
     kept: int | None
+    room: float
 
     @property
     def peak(self) -> float:
         """Most bytes held at any moment."""
         return max(part.memory.peak for part in self.parts)
-
-    @property
-    def room(self) -> float:
-        """Bytes that PyTorch takes of a GPU: a recording keeps what it works in from all other steps."""
-
-        def beside(part: PartPlan) -> float:
-            others = [o.memory.working for o in self.parts if o is not part and o.recorded]
-            return max(others, default=0.0)
-
-        return max(part.memory.peak + beside(part) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -152,6 +148,7 @@ def plan_run(
     mixed: bool,
     fused: bool,
     rates: Rates | None,
+    records: bool | None = None,
 ) -> RunPlan:
     """What every stage of a run needs, on one device.
 
@@ -162,7 +159,9 @@ def plan_run(
         mixed: half precision; else float32.
         fused: whether on a GPU, where layers that `linearard.model.fused` knows run so.
         rates: of the device; None: no times.
+        records: whether precision and device let steps be recorded; default: as `fused`.
     """
+    records = fused if records is None else records
     plans = []
     for number, (name, stage) in enumerate(stages.items()):
         parts, waiting = stage.all_parts, stage.gradient_accumulation_steps > 1
@@ -176,7 +175,7 @@ def plan_run(
             state=0.0 if stage.offload_optimizer else state,
             update=0.0 if stage.offload_optimizer else update,
             accumulated=waiting,
-            graphs=fused and shape.unmasked and stage.records_graphs,
+            graphs=records and shape.steady and stage.records_graphs,
             offload_teacher=stage.offload_teacher,
             remembered=number,
         )
@@ -184,7 +183,7 @@ def plan_run(
             part_name
             for part_name, part in parts.items()
             if setting.graphs
-            and (len(parts) == 1 or _is_worth_recording(shape, part, native_window))
+            and worth_recording(_flops(shape, part, native_window), len(shape.layers), len(parts))
         }
         planned = [
             _plan_part(
@@ -200,16 +199,33 @@ def plan_run(
             )
             for part_name, part in parts.items()
         ]
-        plans.append(_plan_stage(shape, name, stage, planned, state, rates))
+        plans.append(_plan_stage(shape, name, stage, planned, rates))
     final = float(_FLOAT32 * shape.trained_parameters)
     return RunPlan(shape, "mixed" if mixed else "float32", plans, final)
 
 
-def _is_worth_recording(shape: ModelShape, part: PartConfig, native_window: int) -> bool:
+def _flops(shape: ModelShape, part: PartConfig, native_window: int) -> int:
     sizes = (shape, part.objective, part.window, part.batch_size)
-    products = step_products(*sizes, native_window=native_window)
-    flops = sum(product.flops for product in products if product.counted)
-    return worth_recording(flops, len(shape.layers))
+    return counted_flops(step_products(*sizes, native_window=native_window))
+
+
+def _room(parts: list[PartPlan], apart: float, update: float) -> float:
+    """See `StagePlan.room`.
+
+    Args:
+        parts: of the stage.
+        apart: bytes of gradients that lie beside all recordings, not within one.
+        update: bytes that the optimizer needs for a moment.
+    """
+    peak = max(part.memory.peak for part in parts)
+    recorded = [part for part in parts if part.recorded]
+    if not recorded:
+        return peak
+    lasting = parts[0].memory.peak - parts[0].memory.working
+    pairs = [(part, other) for part in parts for other in recorded if part is not other]
+    beside = [part.working + other.working for part, other in pairs]
+    beside += [other.working + update for other in recorded]
+    return max(peak, lasting + apart + max(beside))
 
 
 def _plan_part(
@@ -224,7 +240,10 @@ def _plan_part(
     rates: Rates | None,
 ) -> PartPlan:
     sizes = (shape, part.objective, part.window, part.batch_size)
-    memory = step_memory(*sizes, setting, native_window=native_window, learned=learned)
+    options = {"native_window": native_window, "learned": learned}
+    memory = step_memory(*sizes, setting, **options)
+    alone = replace(setting, recorded_elsewhere=False, accumulated=False)
+    working = step_memory(*sizes, alone, **options).working
     duration = None
     if rates is not None:
         duration = batch_duration(
@@ -251,7 +270,17 @@ def _plan_part(
             tokens = batches * part.batch_size * part.window
         else:
             batches = tokens = None
-    return PartPlan(name, part.window, part.batch_size, batches, tokens, memory, duration, recorded)
+    return PartPlan(
+        name=name,
+        window=part.window,
+        batch=part.batch_size,
+        batches=batches,
+        tokens=tokens,
+        memory=memory,
+        duration=duration,
+        recorded=recorded,
+        working=working,
+    )
 
 
 def _plan_stage(
@@ -259,10 +288,10 @@ def _plan_stage(
     name: str,
     stage: RestorationConfig,
     parts: list[PartPlan],
-    state: float,
     rates: Rates | None,
 ) -> StagePlan:
-    accumulation = stage.gradient_accumulation_steps
+    accumulation, trained = stage.gradient_accumulation_steps, shape.trained_parameters
+    state, needed = optimizer_bytes(stage.optimizer_name)
     batches = _sum([part.batches for part in parts])
     steps = None if batches is None else max(1, math.ceil(batches / accumulation))
     step_seconds = seconds = None
@@ -270,7 +299,7 @@ def _plan_stage(
         counts = [part.batches or 1 for part in parts]
         update = optimizer_seconds(shape, rates)
         if stage.offload_optimizer:  # the moments come while others go
-            update += transfer_seconds(state * shape.trained_parameters, rates)
+            update += transfer_seconds(state * trained, rates)
         spent = sum(p.duration.seconds * n for p, n in zip(parts, counts, strict=True))
         step_seconds = spent / sum(counts) * accumulation + update
         seconds = None if steps is None else spent + steps * update
@@ -281,8 +310,13 @@ def _plan_stage(
         step_seconds=step_seconds,
         seconds=seconds,
         tokens=_sum([part.tokens for part in parts]),
-        checkpoint=(_FLOAT32 + state) * shape.trained_parameters,
+        checkpoint=(_FLOAT32 + state) * trained,
         kept=stage.save_total_limit,
+        room=_room(
+            parts,
+            apart=_FLOAT32 * trained * (accumulation > 1),
+            update=0.0 if stage.offload_optimizer else needed * trained,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from linearard.rope.scaling import (
     RopeTable,
     check_scaling,
     compute_table,
+    depends_on_length,
     native_window,
     target_window,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "RopeViews",
     "check_scaling",
     "compute_table",
+    "depends_on_length",
     "native_window",
     "target_window",
 ]

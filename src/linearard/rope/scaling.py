@@ -73,6 +73,17 @@ def native_parameters(config: Any) -> dict[str, Any]:
     return dict(parameters.get("full_attention", parameters))
 
 
+def depends_on_length(config: Any) -> bool:
+    """Whether a native table changes as the text grows, so that its module reads the length on the host.
+
+    Args:
+        config: the model's text configuration, untouched.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    found = [parameters, *(own for own in parameters.values() if isinstance(own, dict))]
+    return any(own.get("rope_type") in ("dynamic", "longrope") for own in found)
+
+
 def native_window(config: Any, scaling: dict[str, Any] | None = None) -> int:
     """Tokens the model was trained to read: `max_position_embeddings` before any stretch.
 

@@ -19,6 +19,7 @@ from linearard.rope.scaling import (
     RopeTable,
     check_scaling,
     compute_table,
+    depends_on_length,
     native_window,
     target_window,
 )
@@ -66,6 +67,7 @@ class RopeViews:
         self.scaling = check_scaling(scaling, config)
         self.native_window = native_window(config, self.scaling)
         self.target_window = target_window(self.scaling, config)
+        self.depends_on_length = depends_on_length(config)
         self._model = model
         self._slots = _find_slots(model)
         table = compute_table(self.scaling, config)
@@ -111,13 +113,6 @@ class RopeViews:
                 # "dynamic" and "longrope" modules rewrite their own table as the text grows: the
                 # stretched view has one table, so it presents itself as "default".
                 module.rope_type = native_type if view == "native" else _frozen_type(native_type)
-
-    @property
-    def depends_on_length(self) -> bool:
-        """Whether a native table changes as the text grows; its module reads the length on the host."""
-        return any(
-            kind in str(native) for native in self._rope_types for kind in ("dynamic", "longrope")
-        )
 
     @contextlib.contextmanager
     def reordered(self, order: Tensor | None) -> Iterator[None]:

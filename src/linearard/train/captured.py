@@ -197,18 +197,18 @@ class CapturedSteps:
         return self._run(**inputs)
 
     def _record(self, kind: _Kind, inputs: dict[str, Any], alone: bool) -> None:
-        kind.inputs = {
-            name: value.clone() if isinstance(value, Tensor) else value
-            for name, value in inputs.items()
-        }
         fresh = {p for p in kind.trained if alone and p.grad is None and p not in self._buffers}
-        # recording runs nothing: the values stay
-        self._buffers.adopt(p for p in kind.trained if p not in fresh)
         # The first step compiles kernels, and exceptions caught there keep its frames, with all their
         # tensors, until the garbage collector comes.
         gc.collect()
         outer = torch.cuda.current_stream() if torch.cuda.is_available() else None
         try:
+            kind.inputs = {
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in inputs.items()
+            }
+            # recording runs nothing: the values stay
+            self._buffers.adopt(p for p in kind.trained if p not in fresh)
             graph = torch.cuda.CUDAGraph()
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()

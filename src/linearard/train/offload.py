@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from linearard.model import Arriving, pinned_like, to_device, to_host
+from linearard.model import Moving, pinned_like, to_device, to_host
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -18,8 +18,7 @@ class OffloadedAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` with both moments in pinned host memory, 8 bytes a trained weight.
 
     A step brings them over one parameter at a time, computes on the GPU and takes them back, the next ones
-    coming while these go: 8 bytes a weight over the bus each way, an eighth of a second for the paper's LoRA
-    on LLaMA2-7B.
+    coming while these go: 8 bytes a weight over the bus, each way.
 
     Args:
         parameters, options: as `torch.optim.AdamW`, without `amsgrad`, `fused` and `foreach`.
@@ -39,14 +38,16 @@ class OffloadedAdamW(torch.optim.AdamW):
             if parameter.grad is not None
         ]
         coming = self._bring(due[0][0]) if due else None
+        going: Moving | None = None
         for index, (parameter, group) in enumerate(due):
             moments = coming.wait()
             if index + 1 < len(due):
                 coming = self._bring(due[index + 1][0])
             self._update(parameter, group, moments)
+            if going is not None:
+                going.wait()
             if parameter.is_cuda:  # else they are the same memory
-                for name, moment in zip(_MOMENTS, moments, strict=True):
-                    to_host(moment, self.state[parameter][name])
+                going = to_host(moments, self._moments(parameter))
 
     def state_dict(self) -> dict[str, Any]:
         """As of any optimizer, once the moments have arrived in host memory."""
@@ -62,13 +63,16 @@ class OffloadedAdamW(torch.optim.AdamW):
                 state[name] = pinned_like(parameter).copy_(state[name])
             state["step"] = state["step"].cpu()
 
-    def _bring(self, parameter: Tensor) -> Arriving:
+    def _moments(self, parameter: Tensor) -> list[Tensor]:
+        return [self.state[parameter][name] for name in _MOMENTS]
+
+    def _bring(self, parameter: Tensor) -> Moving:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
             for name in _MOMENTS:
                 state[name] = pinned_like(parameter).zero_()
-        return to_device([state[name] for name in _MOMENTS], parameter.device)
+        return to_device(self._moments(parameter), parameter.device)
 
     def _update(self, parameter: Tensor, group: dict[str, Any], moments: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]

@@ -184,11 +184,8 @@ class RestorationTrainer(Trainer):
         return {name: output.detach() for name, output in outputs.items()}
 
     def _is_worth_recording(self, inputs: dict[str, Any]) -> bool:
-        """Of one kind of batches, always: nothing else needs the memory."""
-        if len(self.args.all_parts) == 1:
-            return True
-        flops = self._speed.flops_of(inputs)
-        return worth_recording(flops, self.restorable.tap.num_layers)
+        kinds, layers = len(self.args.all_parts), self.restorable.tap.num_layers
+        return worth_recording(self._speed.flops_of(inputs), layers, kinds)
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         if self._captured is None:
