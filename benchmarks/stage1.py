@@ -15,7 +15,7 @@ Stage 1: Q/Q + K/K + V/V; stage 2: the next token. LoRA of rank 1024 on q, k and
 8, random tokens. A step is a sequence: forward of teacher and student, backward, clipping, AdamW,
 the refusal of bad steps and a log. The first steps (kernels are compiled, the step is recorded) are not
 counted. The file it writes, by
-NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
+NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing (.keptN: but the last N layers) or .naive:
 
     runs: NAME ->
         device, torch, triton, transformers, python, commit, date    where and when
@@ -35,7 +35,7 @@ NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing or .naive:
                               products, copies and the rest; and span, from first begin to last end
         passes                ms of teacher, student and backward with clipping, in the last step that was
                               launched kernel by kernel
-        relation_share        of the relation KL: its ms over those of all kernels
+        relation_share        of the relation KL: its ms over the span
         top                   the kernels with most time: name, ms, calls
     ratios: SHAPE -> time and memory of NAME.naive over NAME, where the file holds both
 
@@ -222,7 +222,9 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("stage1 measures an NVIDIA GPU; there is none")
     kinds = ("small", "naive", "checkpointing")
     stage = ["stage2", f"{options.tokens // 1024}k"] if options.stage2 else []
-    name = ".".join([options.model, *stage, *(kind for kind in kinds if getattr(options, kind))])
+    kept = [f"kept{options.kept_layers}"] if options.kept_layers else []
+    chosen = [kind for kind in kinds if getattr(options, kind)]
+    name = ".".join([options.model, *stage, *chosen, *kept])
     run = naive(options) if options.naive else measure(options)
     result: dict[str, Any] = {"runs": {}}
     if options.out.exists():

@@ -126,7 +126,7 @@ class Profile(transformers.TrainerCallback):
         longest = sorted(times, key=lambda name: -sum(times[name]))[:top]
         return {
             "kernels": {name: round(ms, 2) for name, ms in sums.items()},
-            "relation_share": round(sums.get("relation", 0.0) / total, 4),
+            "relation_share": round(sums.get("relation", 0.0) / sums["span"], 4),
             "passes": self._passes(),
             "top": [
                 {"name": name[:90], "ms": round(sum(times[name]), 3), "calls": len(times[name])}

@@ -1,8 +1,8 @@
 """Which batches are worth recording as CUDA graphs."""
 
-#: Operations a layer. Launching a layer of both passes takes a host some 8 ms; a large GPU needs as long for
+#: Operations a layer. Launching a layer of both passes takes a host some 6 ms; a large GPU needs as long for
 #: these.
-_FLOPS = 4e12
+_FLOPS = 3e12
 
 
 def worth_recording(flops: int, layers: int, kinds: int) -> bool:

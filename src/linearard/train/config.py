@@ -89,8 +89,9 @@ class RestorationConfig(TrainingArguments):
     )
     cuda_graphs: bool = described(
         True,
-        "On one GPU, record a step's kernels and replay them, which small models gain most from; "
-        "not with gradient_checkpointing, offload_teacher or skip_positions.",
+        "On one GPU, record a step's kernels and replay them, which small models gain most from; of several "
+        "parts, those that wait for launches. "
+        "Not with gradient_checkpointing, offload_teacher or skip_positions.",
     )
     logging_steps: float = described(1, "Log every this many steps.")
     save_steps: float = described(50, "Write a checkpoint every this many steps.")
