@@ -198,9 +198,7 @@ class CapturedSteps:
 
     def _record(self, kind: _Kind, inputs: dict[str, Any], alone: bool) -> None:
         fresh = {p for p in kind.trained if alone and p.grad is None and p not in self._buffers}
-        # The first step compiles kernels, and exceptions caught there keep its frames, with all their
-        # tensors, until the garbage collector comes.
-        gc.collect()
+        gc.collect()  # not while a graph is recorded
         outer = torch.cuda.current_stream() if torch.cuda.is_available() else None
         try:
             kind.inputs = {

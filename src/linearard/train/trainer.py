@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,6 @@ class RestorationTrainer(Trainer):
         self._norm: Tensor | None = None  # of this step's gradients, if clipping has found it
         self._random_state: RandomState | None = None
         self._beginning: Beginning | None = None
-        self._compiled = False
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
@@ -219,11 +217,6 @@ class RestorationTrainer(Trainer):
     def end_good_step(self) -> None:
         """Remember what a checkpoint of this step holds beyond weights, should the next be refused."""
         self._random_state = RandomState()
-        if not self._compiled:
-            # Triton compiles in the first step. Exceptions caught there keep its frames, and with them the
-            # teacher's q, k and v of every layer, until the garbage collector comes.
-            gc.collect()
-            self._compiled = True
 
     def refuse_bad_step(self) -> None:
         """Raise if a loss or a gradient of this step is not finite; called before the optimizer.
