@@ -4,6 +4,7 @@
     python -m benchmarks stage1 --model llama3-8b --out FILE.json            # 8,192 tokens
     python -m benchmarks stage1 --model mistral-7b --out FILE.json           # sliding window of 4,096
     python -m benchmarks stage1 --model llama2-7b --small --out FILE.json    # 24 GiB
+    python -m benchmarks stage1 --model llama2-7b --small --load-in-4bit --out FILE.json         # 12 GiB
     python -m benchmarks stage1 --model llama31-8b --small --warm-up 1 --steps 1 --no-profile \\
         --out FILE.json                                                      # windows of 131,072
     python -m benchmarks stage1 --model llama2-7b --naive --out FILE.json    # plain PyTorch
@@ -15,7 +16,8 @@ Stage 1: Q/Q + K/K + V/V; stage 2: the next token. LoRA of rank 1024 on q, k and
 8, random tokens. A step is a sequence: forward of teacher and student, backward, clipping, AdamW,
 the refusal of bad steps and a log. The first steps (kernels are compiled, the step is recorded) are not
 counted. The file it writes, by
-NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing (.keptN: but the last N layers) or .naive:
+NAME = MODEL or MODEL.stage2.TOKENS, and .small, .checkpointing (.keptN: but the last N layers), .4bit or
+.naive:
 
     runs: NAME ->
         device, torch, triton, transformers, python, commit, date    where and when
@@ -109,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.no_graphs:
         settings["cuda_graphs"] = False
     torch.cuda.reset_peak_memory_stats()
-    restorable = build(options.model, options.rank, "cuda", options.dropout)
+    restorable = build(options.model, options.rank, "cuda", options.dropout, options.load_in_4bit)
     tokens, startup = options.tokens, torch.cuda.memory_allocated()
     steps = options.warm_up + options.steps
     clock, profile = Clock(options.warm_up, steps), Profile(steps + 1)
@@ -150,6 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "dropout": options.dropout,
         "steps": options.steps,
         "options": settings,
+        **({"load_in_4bit": True} if options.load_in_4bit else {}),
         "ms": quantiles(times),
         "phases": clock.phases(),
         "seconds_per_sequence": round(seconds, 4),
@@ -208,6 +211,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--warm-up", type=int, default=6, help="steps that are not counted")
     parser.add_argument("--small", action="store_true", help=f"with {', '.join(SMALL)}")
+    parser.add_argument("--load-in-4bit", action="store_true", help="base weights by bitsandbytes")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing alone")
     parser.add_argument("--kept-layers", type=int, default=0, help="last layers not recomputed")
     parser.add_argument("--no-graphs", action="store_true", help="launch kernel by kernel")
@@ -224,6 +228,7 @@ def main(arguments: list[str]) -> None:
     stage = ["stage2", f"{options.tokens // 1024}k"] if options.stage2 else []
     kept = [f"kept{options.kept_layers}"] if options.kept_layers else []
     chosen = [kind for kind in kinds if getattr(options, kind)]
+    chosen += ["4bit"] if options.load_in_4bit else []
     name = ".".join([options.model, *stage, *chosen, *kept])
     run = naive(options) if options.naive else measure(options)
     result: dict[str, Any] = {"runs": {}}

@@ -123,13 +123,36 @@ def random_model(name: str, device: str) -> Any:
         return transformers.AutoModelForCausalLM.from_config(kind(**shape), dtype=torch.bfloat16)
 
 
-def build(name: str, rank: int, device: str, dropout: float = 0.0) -> RestorableModel:
+def pack(model: Any) -> None:
+    """Linear layers of the decoder in 4 bits, as `model.load_in_4bit` loads them."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    options = {"quant_type": "nf4", "compress_statistics": True}
+    for parent in list(model.get_decoder().layers.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear:
+                packed = Linear4bit(
+                    child.in_features, child.out_features, bias=False, device="meta"
+                )
+                packed.compute_dtype = child.weight.dtype
+                weight = Params4bit(child.weight.data, requires_grad=False, **options)
+                packed.weight = weight.to(child.weight.device)
+                setattr(parent, name, packed)
+    model.is_loaded_in_4bit = True  # which peft looks at
+
+
+def build(
+    name: str, rank: int, device: str, dropout: float = 0.0, packed: bool = False
+) -> RestorableModel:
     """A random model with its views and LoRA."""
     adapter = AdapterConfig(r=rank, alpha=2.0 * rank, dropout=dropout)
     native = MODELS[name].get("rope_scaling")
     scaling = {**native, "factor": 64.0} if native else {"rope_type": "linear", "factor": 8}
-    restorable = RestorableModel(random_model(name, device), None, scaling, adapter)
-    restorable.model.to(device)
+    model = random_model(name, device)
+    if packed:
+        pack(model)
+    restorable = RestorableModel(model, None, scaling, adapter)
+    restorable.adapter.model.to(device)
     return restorable
 
 

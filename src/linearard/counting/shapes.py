@@ -106,6 +106,12 @@ class ModelShape:
     fused: frozenset[str]
     steady: bool
 
+    @property
+    def packable(self) -> int:
+        """Base weights that `model.load_in_4bit` packs: of the decoder's linear layers."""
+        every = (projection for layer in self.layers for projection in layer.projections)
+        return sum(projection.inputs * projection.outputs for projection in every)
+
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
         """Read the sizes off a model on the `meta` device; takes no memory and a fraction of a second.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linearard.errors import CheckpointError, RecipeError
 from linearard.export.configuration import write_configuration, write_tokenizer
-from linearard.model import RestorableModel, write_json
+from linearard.model import RestorableModel, dense_state, names_gguf, write_json
 
 FORMATS = ("merged", "adapter")
 EXPORT_FILE = "linearard_export.json"
@@ -66,7 +66,7 @@ def check_output(
             got="--format adapter",
             fix="Export it merged.",
         )
-    if form == "adapter" and (base.startswith("package:") or base.endswith(".gguf")):
+    if form == "adapter" and names_gguf(base):
         raise RecipeError(
             expected="--format merged for a base model in a GGUF file, which peft cannot load",
             got="--format adapter",
@@ -176,7 +176,7 @@ def _reload(restorable: RestorableModel, folder: Path, form: str, dtype: torch.d
         base = AutoModelForCausalLM.from_config(config, dtype=dtype)
         weights = {
             name.replace("base_layer.", ""): tensor
-            for name, tensor in restorable.model.get_base_model().state_dict().items()
+            for name, tensor in dense_state(restorable.model.get_base_model()).items()
             if "lora_" not in name
         }
         base.load_state_dict(weights)

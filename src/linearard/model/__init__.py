@@ -19,10 +19,12 @@ from linearard.model.load import (
     load_config,
     load_model,
     load_tokenizer,
+    names_gguf,
     resolve_device,
     resolve_dtype,
 )
-from linearard.model.restorable import RestorableModel
+from linearard.model.packed import dense_state
+from linearard.model.restorable import RestorableModel, check_trainable
 
 __all__ = [
     "LOGIT_ELEMENTS",
@@ -35,11 +37,14 @@ __all__ = [
     "RestorableModel",
     "Views",
     "check_tokenizer",
+    "check_trainable",
+    "dense_state",
     "load_config",
     "load_model",
     "load_restored",
     "load_tokenizer",
     "load_weights",
+    "names_gguf",
     "pinned_like",
     "plain_generation",
     "read_metadata",

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from linearard.errors import CheckpointError, ModelError, RecipeError
 from linearard.fields import described
+from linearard.model.load import forget_quantization
+from linearard.model.packed import has_packed, unpack, unpacked
 
 #: Names of the projections that make queries, keys and values, by convention of the architecture.
 _QKV_NAMES = (
@@ -210,7 +212,12 @@ class Adapter:
                     parameter.copy_(stored[key])
 
     def merge(self) -> Any:
-        """Fold the trained weights into the base model and return it; the adapter is used up."""
+        """Fold the trained weights into the base model and return it; the adapter is used up.
+
+        A base in 4 bits is unpacked first: to fold them into 4 bits would round them away.
+        """
+        if has_packed(self.model):
+            return self._unpacked()
         if self.config.kind == "lora":
             return self.model.merge_and_unload(safe_merge=True)
         for parent, name, module in list(_named_linears(self.model, TwoViewLinear)):
@@ -223,6 +230,20 @@ class Adapter:
                 plain.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
             setattr(parent, name, plain)
         return self.model
+
+    def _unpacked(self) -> Any:
+        lora = _lora_layer_type()
+        for parent in list(self.model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, lora):
+                    dense = unpacked(child.get_base_layer())
+                    for adapter in child.active_adapters:
+                        dense.weight.data += child.get_delta_weight(adapter).to(dense.weight.dtype)
+                    setattr(parent, name, dense)
+        base = self.model.get_base_model()
+        unpack(base)
+        forget_quantization(base)
+        return base
 
     def _lora_state(self) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict

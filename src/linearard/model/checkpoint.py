@@ -39,7 +39,11 @@ def save_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> 
     rope = restorable.rope
     metadata = {
         "format": _FORMAT,
-        "base_model": {"name": restorable.name, "fingerprint": restorable.fingerprint},
+        "base_model": {
+            "name": restorable.name,
+            "fingerprint": restorable.fingerprint,
+            "load_in_4bit": restorable.packed,
+        },
         "rope": {
             "scaling": rope.scaling,
             "native_window": rope.native_window,
@@ -98,6 +102,13 @@ def load_weights(restorable: RestorableModel, folder: Path) -> dict[str, Any]:
     """
     metadata = read_metadata(folder)
     stored = metadata["base_model"]
+    packed = stored.get("load_in_4bit", False)
+    if packed != restorable.packed:
+        raise CheckpointError(
+            expected=f"a base model with model.load_in_4bit {str(packed).lower()}, as in training",
+            got=str(restorable.packed).lower(),
+            fix="Set model.load_in_4bit so.",
+        )
     if stored["fingerprint"] != restorable.fingerprint:
         raise CheckpointError(
             expected=f"a checkpoint of {restorable.name or 'this model'}",
@@ -135,7 +146,9 @@ def load_restored(
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
-    model = model or ModelConfig(name=metadata["base_model"]["name"], **model_overrides)
+    base = metadata["base_model"]
+    remembered = {"name": base["name"], "load_in_4bit": base.get("load_in_4bit", False)}
+    model = model or ModelConfig(**(remembered | model_overrides))
     restorable = RestorableModel.load(
         model,
         metadata["rope"]["scaling"],

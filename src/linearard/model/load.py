@@ -12,6 +12,7 @@ import torch
 
 from linearard.errors import DeviceError, ModelError, RecipeError
 from linearard.fields import described
+from linearard.model.packed import keep_layout, packing
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -32,6 +33,11 @@ class ModelConfig:
         "bfloat16, float16, float32, or auto: bfloat16 where the hardware computes it natively, "
         "float32 elsewhere.",
     )
+    load_in_4bit: bool = described(
+        False,
+        "Base weights in 4 bits (NF4, by the package bitsandbytes), the same for teacher and student: a "
+        "quarter of their memory, for slower steps. For LoRA; not from a GGUF.",
+    )
     device: str = described("auto", "cuda, cuda:N, cpu, or auto: CUDA if there is one.")
     attn_implementation: str | None = described(
         None, "Attention of transformers to wrap; null lets transformers choose (sdpa)."
@@ -51,6 +57,17 @@ class ModelConfig:
                 got=repr(self.dtype),
                 fix="Set model.dtype.",
             )
+        if self.load_in_4bit and (self.gguf_file or names_gguf(self.name)):
+            raise RecipeError(
+                expected="a model folder or a hub id for model.load_in_4bit",
+                got=f"{self.name!r}, a GGUF, whose weights were quantised in another way",
+                fix="Leave model.load_in_4bit out, or save the model as a folder first.",
+            )
+
+
+def names_gguf(name: str) -> bool:
+    """Whether `model.name` is that of a GGUF file, or of a package with one."""
+    return name.startswith("package:") or name.endswith(".gguf")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -127,15 +144,19 @@ def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
 
     Raises:
         ModelError: it cannot be found or read, lacks weights, or is no causal language model.
+        RecipeError: 4 bits were asked for without bitsandbytes.
         DeviceError: see `resolve_device`, `resolve_dtype`.
     """
     from transformers import AutoModelForCausalLM
 
     device = resolve_device(config.device)
-    kwargs: dict[str, Any] = {"dtype": resolve_dtype(config.dtype, device)}
+    dtype = resolve_dtype(config.dtype, device)
+    kwargs: dict[str, Any] = {"dtype": dtype}
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
     is_gguf = _locate(config)[1] is not None
+    if config.load_in_4bit:
+        kwargs |= packing(dtype, device)
     if tokenizer is None:
         tokenizer = load_tokenizer(config)
     if is_gguf:
@@ -143,8 +164,12 @@ def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
     model, info = _from_pretrained(AutoModelForCausalLM, config, **kwargs, output_loading_info=True)
     _check_complete(info["missing_keys"], config.name)
     if is_gguf:
-        _forget_quantization(model)
-    model.to(device).eval()
+        forget_quantization(model)
+    if config.load_in_4bit:  # and put where they belong
+        keep_layout(model)
+    else:
+        model.to(device)
+    model.eval()
     check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, config.name)
     return model, tokenizer
 
@@ -232,12 +257,14 @@ def _unpacked_gguf() -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _forget_quantization(model: Any) -> None:
+def forget_quantization(model: Any) -> None:
+    """Take away the marks of weights that are dense again; they forbid saving."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for name, empty in (
         ("hf_quantizer", None),
         ("is_quantized", False),
+        ("is_loaded_in_4bit", False),
         ("quantization_method", None),
     ):
         if hasattr(model, name):

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from linearard.capture import AttentionTap, LayerTap
-from linearard.errors import ModelError
+from linearard.errors import ModelError, RecipeError
 from linearard.model.adapters import Adapter, AdapterConfig
 from linearard.model.fused import fuse_layers
 from linearard.model.load import ModelConfig, load_model
+from linearard.model.packed import has_packed, is_packed
 from linearard.model.pairs import move_pairs
 from linearard.rope import RopeViews
 
@@ -45,6 +46,7 @@ class RestorableModel:
         model: the model to call; it behaves as the current view.
         rope, adapter: its RoPE views and its trainable part.
         tap, layers: what its attention and its layers compute.
+        packed: whether base weights are in 4 bits.
 
     Raises:
         ModelError, RopeError: the model or the scaling cannot work, found before any training.
@@ -63,7 +65,7 @@ class RestorableModel:
         self.name = name
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint, self.packed = _fingerprint(model), has_packed(model)
         self.rope = RopeViews(model, scaling)
         self.tap, self.layers = AttentionTap(model), LayerTap(model)
         self.adapter = Adapter(model, adapter, trainable=trainable)
@@ -86,6 +88,7 @@ class RestorableModel:
         trainable: bool = True,
     ) -> RestorableModel:
         """Load the base model a recipe names and make its views."""
+        check_trainable(config, adapter)
         model, tokenizer = load_model(config, tokenizer)
         return cls(model, tokenizer, scaling, adapter, name=config.name, trainable=trainable)
 
@@ -145,10 +148,25 @@ class RestorableModel:
             parameter.data = data
 
 
+def check_trainable(config: ModelConfig, adapter: AdapterConfig) -> None:
+    """Refuse an adapter that this model cannot have, before it is loaded.
+
+    Raises:
+        RecipeError: direct training of weights in 4 bits.
+    """
+    if config.load_in_4bit and adapter.kind != "lora":
+        raise RecipeError(
+            expected="adapter.kind lora with model.load_in_4bit",
+            got=repr(adapter.kind),
+            fix="Train LoRA, or leave model.load_in_4bit out: direct training changes the base weights.",
+        )
+
+
 def _fingerprint(model: Any) -> str:
     """Hash of the architecture and a sample of the weights, the same in every precision.
 
-    Every weight is rounded to bfloat16 first: loading in float32 or bfloat16 gives one fingerprint.
+    Every weight is rounded to bfloat16 first: loading in float32 or bfloat16 gives one fingerprint. Of those
+    in 4 bits no sample is taken: they may be packed in more than one way.
     """
     config = model.config.get_text_config()
     digest = hashlib.sha256()
@@ -160,7 +178,11 @@ def _fingerprint(model: Any) -> str:
         "vocab_size",
     ):
         digest.update(f"{key}={getattr(config, key, None)};".encode())
+    packed = {id(module.weight) for module in model.modules() if is_packed(module)}
     for name, parameter in model.named_parameters():
+        if id(parameter) in packed:
+            digest.update(f"{name}: 4 bits;".encode())
+            continue
         sample = parameter.detach().flatten()[:64].to(torch.bfloat16).view(torch.int16).cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
     return digest.hexdigest()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from linearard.errors import UserError
+from linearard.model import names_gguf
 from linearard.planning.run import RunPlan
 
 if TYPE_CHECKING:
-    from linearard.train import RestorationConfig
+    from linearard.train import Recipe, RestorationConfig
 
 Overrides = dict[str, str]
 
@@ -48,7 +49,7 @@ class Advice:
 def advise(
     plan: RunPlan,
     stages: Mapping[str, RestorationConfig],
-    adapter: Any,
+    recipe: Recipe,
     needed: float,
     rebuild: Callable[[Overrides], RunPlan],
 ) -> Advice:
@@ -59,11 +60,12 @@ def advise(
 
     Args:
         plan: of the recipe as it is.
-        stages, adapter: its checked arguments.
+        stages: its checked arguments.
+        recipe: it.
         needed: bytes of the GPU.
         rebuild: the plan with some recipe fields changed; may raise UserError.
     """
-    fields = _candidates(plan, stages, adapter)
+    fields = _candidates(plan, stages, recipe)
     single = []
     for overrides, effect in fields:
         found = _joined([overrides], rebuild)
@@ -117,7 +119,7 @@ def _joined(
 
 
 def _candidates(
-    plan: RunPlan, stages: Mapping[str, RestorationConfig], adapter: Any
+    plan: RunPlan, stages: Mapping[str, RestorationConfig], recipe: Recipe
 ) -> list[tuple[Overrides, str]]:
     """Changes worth a try, those that leave the result as it is first."""
     found: list[tuple[Overrides, str]] = []
@@ -166,13 +168,21 @@ def _candidates(
     }
     if states:
         found.append((states, "optimizer states in 8 bits; needs the package bitsandbytes"))
+    model = recipe.model
+    if plan.shape.rank and not (model.load_in_4bit or model.gguf_file or names_gguf(model.name)):
+        found.append(
+            (
+                {"model.load_in_4bit": "true"},
+                "base weights in 4 bits; needs the package bitsandbytes",
+            )
+        )
     if plan.shape.dropout:
         found.append(({"adapter.dropout": "0"}, "no dropout"))
     if plan.shape.rank > 16:
         for divisor in (2, 4, 8):
             smaller = {
                 "adapter.r": str(plan.shape.rank // divisor),
-                "adapter.alpha": f"{adapter.alpha / divisor:g}",
+                "adapter.alpha": f"{recipe.adapter.alpha / divisor:g}",
             }
             found.append((smaller, f"rank {plan.shape.rank // divisor}"))
     for divisor in (2, 4):

@@ -44,6 +44,7 @@ def batch_duration(
     recompute: bool = False,
     kept_layers: int = 0,
     graphs: bool = False,
+    packed: bool = False,
 ) -> Duration:
     """Time of one batch without the optimizer.
 
@@ -54,11 +55,12 @@ def batch_duration(
         rates: of the device.
         graphs: whether steps are recorded and replayed, so that nothing waits for the host.
         fused: whether layers that `linearard.model.fused` knows run so.
+        packed: whether base weights are in 4 bits.
     """
     sizes = (shape, objective, tokens, batch)
     how = {"native_window": native_window, "recompute": recompute, "kept_layers": kept_layers}
     products = step_products(*sizes, **how, fused=fused)
-    traffic = step_traffic(*sizes, **how, fused=fused)
+    traffic = step_traffic(*sizes, **how, fused=fused, packed=packed)
     parts: Counter[str] = Counter()
     for product in products:
         parts[product.kind] += rates.seconds(product)

@@ -17,6 +17,7 @@ from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
 from linearard.model import LOGIT_ELEMENTS
 from linearard.planning.kept import Kept
+from linearard.planning.traffic import PACKED
 
 #: cuBLAS keeps one workspace for the thread of forward passes and one for that of backward passes.
 _LIBRARIES = 2 * 32 * 2**20
@@ -37,6 +38,7 @@ class Setting:
     Attributes:
         element: bytes of a weight and of an activation: 2 in mixed precision, 4 in float32.
         fused: whether layers that `linearard.model.fused` knows run so: on a GPU in half precision.
+        packed: whether base weights are in 4 bits.
         recompute: gradient checkpointing.
         kept_layers: how many of the last layers it leaves alone.
         state: bytes that the optimizer keeps for each trained weight that learns.
@@ -52,6 +54,7 @@ class Setting:
 
     element: int = 2
     fused: bool = True
+    packed: bool = False
     recompute: bool = False
     kept_layers: int = 0
     state: float = 8.0
@@ -110,14 +113,15 @@ def step_memory(
     return max(step.moments(), key=lambda memory: memory.peak)
 
 
-def weight_bytes(shape: ModelShape, element: int) -> dict[str, float]:
+def weight_bytes(shape: ModelShape, element: int, packed: bool = False) -> dict[str, float]:
     """Bytes of the model before anything is trained: `weights` and `adapter`."""
     copies = (
         shape.frozen_copies
     )  # direct training: the original in `element`, the master in float32
     base = shape.base_parameters - copies
+    saved = (element - PACKED) * shape.packable if packed else 0.0
     return {
-        "weights": float(element * (base + copies)),
+        "weights": element * (base + copies) - saved,
         "adapter": float(_FLOAT32 * shape.trained_parameters),
     }
 
@@ -245,10 +249,13 @@ class _Step:
         return waiting + done if self.setting.graphs else max(waiting, done)
 
     def _memory(self, moment: str, **parts: float) -> Memory:
-        static = weight_bytes(self.shape, self.setting.element)
+        static = weight_bytes(self.shape, self.setting.element, self.setting.packed)
         static["earlier stages"] = self.setting.remembered * static["adapter"]
         static["optimizer"] = self.setting.state * self.stateful
         parts["workspace"] = parts.get("workspace", 0.0) + _LIBRARIES
+        if self.setting.packed:  # a product unpacks its matrix
+            matrix = self.shape.hidden * self.shape.intermediate
+            parts["workspace"] += self.setting.element * matrix
         return Memory(moment, {name: x for name, x in (static | parts).items() if x})
 
     def _weights(self, index: int, among: set[tuple[int, int]]) -> int:

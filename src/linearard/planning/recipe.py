@@ -106,11 +106,12 @@ def planned_recipe(
             fused=not on_cpu,
             rates=rates,
             records=not on_cpu and dtype != torch.float16,
+            packed=changed.model.load_in_4bit,
         )
 
     plan, advice = build({}), None
     if limit is not None and plan.needed > limit:
-        advice = advise(plan, checked({})[1], recipe.adapter, limit, build)
+        advice = advise(plan, checked({})[1], recipe, limit, build)
     return PlannedRecipe(plan, rates, limit, advice)
 
 

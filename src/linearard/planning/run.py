@@ -149,6 +149,7 @@ def plan_run(
     fused: bool,
     rates: Rates | None,
     records: bool | None = None,
+    packed: bool = False,
 ) -> RunPlan:
     """What every stage of a run needs, on one device.
 
@@ -160,8 +161,11 @@ def plan_run(
         fused: whether on a GPU, where layers that `linearard.model.fused` knows run so.
         rates: of the device; None: no times.
         records: whether precision and device let steps be recorded; default: as `fused`.
+        packed: base weights in 4 bits.
     """
     records = fused if records is None else records
+    if packed:  # no others have a fused form then
+        shape = replace(shape, fused=shape.fused & {"norm"})
     plans = []
     for number, (name, stage) in enumerate(stages.items()):
         parts, waiting = stage.all_parts, stage.gradient_accumulation_steps > 1
@@ -170,6 +174,7 @@ def plan_run(
         setting = Setting(
             element=2 if mixed else _FLOAT32,
             fused=fused and mixed,
+            packed=packed,
             recompute=stage.recompute,
             kept_layers=stage.kept_layers,
             state=0.0 if stage.offload_optimizer else state,
@@ -254,6 +259,7 @@ def _plan_part(
             recompute=setting.recompute,
             kept_layers=setting.kept_layers,
             graphs=recorded,
+            packed=setting.packed,
         )
     batches = tokens = None
     if part.sequences is not None:

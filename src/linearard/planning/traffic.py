@@ -20,6 +20,9 @@ _LOGITS = {"logit_kl": (90, 10), "cross_entropy": (36, 6)}
 #: twice and write it once.
 _OPTIMIZER = 40
 _CAST = 6
+#: Bytes of a weight in 4 bits: half a byte, a byte of scale for 64 of them, 4 more for 256 such bytes.
+PACKED = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+_UNPACKED = 2
 
 
 def step_traffic(
@@ -32,12 +35,14 @@ def step_traffic(
     fused: bool,
     recompute: bool = False,
     kept_layers: int = 0,
+    packed: bool = False,
 ) -> dict[str, float]:
     """Bytes of one batch by phase: `teacher`, `student`, `backward`, `recompute`.
 
     Args:
         shape, objective, tokens, batch, native_window, recompute, kept_layers: see `step_products`.
         fused: whether layers that `linearard.model.fused` knows run so: on a GPU in half precision.
+        packed: whether base weights are in 4 bits, and unpacked in every pass.
     """
     rows = tokens * batch
     windows, window = teacher_reads(objective, tokens, native_window)
@@ -67,6 +72,17 @@ def step_traffic(
             found["backward"] += rows * (_rotation(layer, back) + _adapters(shape, layer, back))
     found["student"] += _CAST * shape.trained_parameters
     found["backward"] += _CAST * shape.trained_parameters
+    if packed:
+        a_layer = (PACKED + _UNPACKED) * shape.packable / len(shape.layers)
+        again = len(shape.layers) - kept_layers if recompute else 0
+        layers = len(shape.layers)
+        counts = {
+            "teacher": layers * (windows > 0),
+            "student": layers * own,
+            "backward": layers * own,
+        }
+        for phase, count in (counts | {"recompute": again * own}).items():
+            found[phase] += count * a_layer
     if objective.logit_weight:
         counted = min(objective.logit_positions or tokens, tokens) * batch
         found["student"] += _LOGITS["logit_kl"][fused] * counted * shape.vocab

@@ -18,7 +18,7 @@ from linearard.data import DataConfig
 from linearard.data.config import SELF
 from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError
-from linearard.model import AdapterConfig, ModelConfig
+from linearard.model import AdapterConfig, ModelConfig, check_trainable
 from linearard.train.config import PartConfig, RestorationConfig
 from linearard.train.yaml_text import parse_yaml, unshared
 
@@ -140,6 +140,7 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
     sections = {
         name: build_section(kind, source.get(name) or {}, name) for name, kind in _SECTIONS.items()
     }
+    check_trainable(sections["model"], sections["adapter"])
     data = sections["data"]
     if data.train == SELF and data.validation is None:
         raise RecipeError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from linearard.model.adapters import TwoViewLinear
 from linearard.model.fused.layers import gated_mlp, norm
 from linearard.model.fused.projections import LowRank, Projection, base_outputs, project
+from linearard.model.packed import has_packed
 from linearard.ops import pointwise
 
 _LOGGER = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def _fused_forward(module: nn.Module) -> Callable[..., Any] | None:
         return None
     if name in _NORMS:
         return _norm_forward
+    if has_packed(module):
+        return None
     if name in _MLPS and module.config.hidden_act in ("silu", "swish"):
         return _mlp_forward
     readable = name in _WINDOWS and _read_projections(module) is not None

@@ -1,0 +1,85 @@
+"""Base weights in 4 bits: NF4 in blocks of 64 by bitsandbytes, their scales in 8 bits.
+
+Linear layers of the decoder are packed; embeddings, norms and the head stay as they are. A product unpacks
+its matrix for the moment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linearard.errors import RecipeError
+
+
+def packing(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to pack weights as it reads them, for products in `dtype`.
+
+    Raises:
+        RecipeError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            expected="the package bitsandbytes for model.load_in_4bit",
+            got="no such package",
+            fix="Install it (pip install bitsandbytes), or set model.load_in_4bit to false.",
+        )
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Leave packed weights as they are: on some CPUs bitsandbytes lays them out anew, for inference alone."""
+    for module in filter(is_packed, model.modules()):
+        module.support_avx512bf16_for_cpu = False
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether this is a linear layer whose weight is packed."""
+    return isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+
+
+def has_packed(model: nn.Module) -> bool:
+    """Whether any layer is packed."""
+    return any(map(is_packed, model.modules()))
+
+
+def unpacked(linear: nn.Linear) -> nn.Linear:
+    """A dense layer of the same numbers as this packed one, with a bias of its own."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    dense = nn.Linear(linear.in_features, linear.out_features, device="meta", bias=False)
+    weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    if linear.bias is not None:
+        dense.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+    return dense
+
+
+def unpack(model: nn.Module) -> None:
+    """Replace every packed layer by a dense one, in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if is_packed(child):
+                setattr(parent, name, unpacked(child))
+
+
+def dense_state(model: nn.Module) -> dict[str, Tensor]:
+    """`model.state_dict()`, packed weights unpacked."""
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if is_packed(module):
+            key = f"{name}.weight"
+            state = {k: x for k, x in state.items() if not k.startswith(f"{key}.")}
+            state[key] = unpacked(module).weight.data
+    return state
