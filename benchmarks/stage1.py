@@ -113,6 +113,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     restorable = build(options.model, options.rank, "cuda", options.dropout, options.load_in_4bit)
     tokens, startup = options.tokens, torch.cuda.memory_allocated()
+    if options.load_in_4bit:  # weights that are read from files are never all dense
+        torch.cuda.reset_peak_memory_stats()
     steps = options.warm_up + options.steps
     clock, profile = Clock(options.warm_up, steps), Profile(steps + 1)
     trained = steps if options.no_profile else steps + 1

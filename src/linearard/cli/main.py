@@ -7,6 +7,7 @@ errors into one message and exit code 2.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -116,9 +117,11 @@ def _complain(message: str) -> None:
 
 def _silence_libraries() -> None:
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # `datasets` is imported when needed
-    from transformers.utils import logging
+    # Where it is installed peft imports it, and on some CPUs it names a package that it would like.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()  # and those of huggingface_hub
+    disable_progress_bar()  # and those of huggingface_hub
 
 
 if __name__ == "__main__":
