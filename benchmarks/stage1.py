@@ -114,6 +114,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     restorable = build(options.model, options.rank, "cuda", options.dropout, options.load_in_4bit)
     tokens, startup = options.tokens, torch.cuda.memory_allocated()
     if options.load_in_4bit:  # weights that are read from files are never all dense
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     steps = options.warm_up + options.steps
     clock, profile = Clock(options.warm_up, steps), Profile(steps + 1)

@@ -127,7 +127,7 @@ def pack(model: Any) -> None:
     """Linear layers of the decoder in 4 bits, as `model.load_in_4bit` loads them."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    options = {"quant_type": "nf4", "compress_statistics": True}
+    options = {"quant_type": "nf4", "compress_statistics": False}
     for parent in list(model.get_decoder().layers.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:

@@ -46,6 +46,27 @@ def test_gradients_move_into_buffers():
     assert [p.grad.data_ptr() for p in (first, second)] == addresses
 
 
+def test_gradients_stay_where_memory_ends_while_buffers_are_made(monkeypatch):
+    first, second, third = parameters = [nn.Parameter(torch.randn(3)) for _ in range(3)]
+    second.grad = torch.ones(3)
+    make, made = torch.empty_like, []
+
+    def run_out(x):
+        if made:
+            raise torch.OutOfMemoryError("no room")
+        made.append(x)
+        return torch.full_like(x, 777.0)
+
+    buffers = GradientBuffers()
+    monkeypatch.setattr(torch, "empty_like", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        buffers.adopt(parameters)
+    assert first.grad is None and third.grad is None and second.grad.tolist() == [1, 1, 1]
+    monkeypatch.setattr(torch, "empty_like", make)
+    buffers.adopt(parameters)
+    assert [p.grad.tolist() for p in parameters] == [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
 def test_gradients_are_found_as_backward_finds_them():
     """Also where two get one tensor, where the tensor lies otherwise, and where there are some already."""
     a, b, c, d = parameters = [nn.Parameter(torch.randn(3, 5)) for _ in range(4)]

@@ -12,7 +12,8 @@ examples:
   linearard export runs/llama2-7b-32k adapter/ --format adapter   LoRA beside a stretched config.json
   linearard export runs/x exported/ --model.name /models/base --model.dtype float32
 
-The checkpoint remembers its recipe. Fields of its section model can be given anew;
+A model trained over a base in 4 bits is exported dense; where the GPU has no room for that, give
+--model.device cpu. The checkpoint remembers its recipe. Fields of its section model can be given anew;
 `linearard train --help` lists them.
 """
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         args.format,
         recipe.adapter.kind,
         base=recipe.model.name,
+        packed=recipe.model.load_in_4bit,
         overwrite=args.overwrite,
     )
     if note := share_not_kept(folder, recipe):

@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     # Other libraries' deprecations are ours to handle, not the user's to read.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # Where it is installed peft imports it, and on some CPUs it names a package that it would like.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Read when torch is imported, which is later. Threads that wait busily for cores which another
     # program uses make a step on the CPU many times slower; threads that sleep cost a few per cent.
@@ -117,8 +119,6 @@ def _complain(message: str) -> None:
 
 def _silence_libraries() -> None:
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # `datasets` is imported when needed
-    # Where it is installed peft imports it, and on some CPUs it names a package that it would like.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # and those of huggingface_hub

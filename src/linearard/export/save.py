@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linearard.errors import CheckpointError, RecipeError
 from linearard.export.configuration import write_configuration, write_tokenizer
-from linearard.model import RestorableModel, dense_state, names_gguf, write_json
+from linearard.model import RestorableModel, names_gguf, write_json
 
 FORMATS = ("merged", "adapter")
 EXPORT_FILE = "linearard_export.json"
@@ -40,7 +40,13 @@ _PROMPTS = (
 
 
 def check_output(
-    folder: Path, form: str, adapter_kind: str, *, base: str = "", overwrite: bool
+    folder: Path,
+    form: str,
+    adapter_kind: str,
+    *,
+    base: str = "",
+    packed: bool = False,
+    overwrite: bool,
 ) -> None:
     """Refuse what cannot be exported, before anything is loaded.
 
@@ -49,11 +55,12 @@ def check_output(
         form: `merged` or `adapter`.
         adapter_kind: of the trained model.
         base: how the user named the base model.
+        packed: whether it was loaded in 4 bits.
         overwrite: whether an earlier export may be replaced.
 
     Raises:
         RecipeError: unknown form, or the adapter form where nobody could read it: of a directly trained
-            model, or over a GGUF base.
+            model, or over a base in a GGUF or in 4 bits.
         CheckpointError: the folder is not empty and `overwrite` is off, or is no earlier export.
     """
     if form not in FORMATS:
@@ -70,6 +77,12 @@ def check_output(
         raise RecipeError(
             expected="--format merged for a base model in a GGUF file, which peft cannot load",
             got="--format adapter",
+            fix="Export it merged.",
+        )
+    if form == "adapter" and packed:
+        raise RecipeError(
+            expected="--format merged for a base model in 4 bits",
+            got="--format adapter, which others would read over the dense weights that it was not trained on",
             fix="Export it merged.",
         )
     content = list(folder.iterdir()) if folder.is_dir() else []
@@ -112,7 +125,8 @@ def export_model(
     """
     folder = Path(folder)
     kind = restorable.adapter.config.kind
-    check_output(folder, form, kind, base=restorable.name, overwrite=overwrite)
+    options = {"base": restorable.name, "packed": restorable.packed, "overwrite": overwrite}
+    check_output(folder, form, kind, **options)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"form": form, "base_model": restorable.name, "rope": restorable.rope.scaling}
     write_json(folder / EXPORT_FILE, about)
@@ -176,7 +190,7 @@ def _reload(restorable: RestorableModel, folder: Path, form: str, dtype: torch.d
         base = AutoModelForCausalLM.from_config(config, dtype=dtype)
         weights = {
             name.replace("base_layer.", ""): tensor
-            for name, tensor in dense_state(restorable.model.get_base_model()).items()
+            for name, tensor in restorable.model.get_base_model().state_dict().items()
             if "lora_" not in name
         }
         base.load_state_dict(weights)

@@ -23,7 +23,7 @@ from linearard.model.load import (
     resolve_device,
     resolve_dtype,
 )
-from linearard.model.packed import dense_state
+from linearard.model.packed import check_packing, is_packed
 from linearard.model.restorable import RestorableModel, check_trainable
 
 __all__ = [
@@ -36,9 +36,10 @@ __all__ = [
     "Moving",
     "RestorableModel",
     "Views",
+    "check_packing",
     "check_tokenizer",
     "check_trainable",
-    "dense_state",
+    "is_packed",
     "load_config",
     "load_model",
     "load_restored",

@@ -19,7 +19,7 @@ from torch.nn import functional
 from linearard.errors import CheckpointError, ModelError, RecipeError
 from linearard.fields import described
 from linearard.model.load import forget_quantization
-from linearard.model.packed import has_packed, unpack, unpacked
+from linearard.model.packed import has_packed, is_packed, unpack, unpacked
 
 #: Names of the projections that make queries, keys and values, by convention of the architecture.
 _QKV_NAMES = (
@@ -236,7 +236,8 @@ class Adapter:
         for parent in list(self.model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, lora):
-                    dense = unpacked(child.get_base_layer())
+                    base_layer = child.get_base_layer()
+                    dense = unpacked(base_layer) if is_packed(base_layer) else base_layer
                     for adapter in child.active_adapters:
                         dense.weight.data += child.get_delta_weight(adapter).to(dense.weight.dtype)
                     setattr(parent, name, dense)

@@ -12,7 +12,7 @@ import torch
 
 from linearard.errors import DeviceError, ModelError, RecipeError
 from linearard.fields import described
-from linearard.model.packed import keep_layout, packing
+from linearard.model.packed import check_packing, keep_layout, packing
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -144,7 +144,7 @@ def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
 
     Raises:
         ModelError: it cannot be found or read, lacks weights, or is no causal language model.
-        RecipeError: 4 bits were asked for without bitsandbytes.
+        RecipeError: 4 bits were asked for without bitsandbytes, or with an old one.
         DeviceError: see `resolve_device`, `resolve_dtype`.
     """
     from transformers import AutoModelForCausalLM
@@ -156,7 +156,10 @@ def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
         kwargs["attn_implementation"] = config.attn_implementation
     is_gguf = _locate(config)[1] is not None
     if config.load_in_4bit:
+        check_packing()
         kwargs |= packing(dtype, device)
+    if not is_gguf:
+        load_config(config)  # which refuses what was packed by others
     if tokenizer is None:
         tokenizer = load_tokenizer(config)
     if is_gguf:
@@ -189,11 +192,20 @@ def load_config(config: ModelConfig) -> Any:
     """The text configuration alone: what can be checked before weights are read.
 
     Raises:
-        ModelError: it cannot be found or read.
+        ModelError: it cannot be found or read, or is of weights that bitsandbytes has packed.
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, config).get_text_config()
+    whole = _from_pretrained(AutoConfig, config)
+    packed = getattr(whole, "quantization_config", None) or {}
+    method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
+    if getattr(method, "value", method) == "bitsandbytes":
+        raise ModelError(
+            expected="a base model with dense weights",
+            got=f"{config.name!r}, saved as bitsandbytes has packed them",
+            fix="Name the model that it was made from; model.load_in_4bit packs it.",
+        )
+    return whole.get_text_config()
 
 
 def _from_pretrained(kind: Any, config: ModelConfig, **kwargs: Any) -> Any:
@@ -207,7 +219,11 @@ def _from_pretrained(kind: Any, config: ModelConfig, **kwargs: Any) -> Any:
             trust_remote_code=config.trust_remote_code,
             **kwargs,
         )
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # a broken file makes its parser raise anything
+        if config.load_in_4bit and isinstance(error, ImportError):
+            raise _unusable(error) from error
         raise _unreadable(config.name, error) from error
 
 
@@ -298,6 +314,14 @@ def _check_complete(missing: Iterable[str], name: str) -> None:
             got=f"files without {len(missing)} of them, first {missing[0]!r}",
             fix="Download the model again, or use the folder it was saved in completely.",
         )
+
+
+def _unusable(error: ImportError) -> RecipeError:
+    return RecipeError(
+        expected="a bitsandbytes that transformers can use, for model.load_in_4bit",
+        got=str(error).strip().splitlines()[0].rstrip("."),
+        fix="Update it (pip install -U bitsandbytes), or set model.load_in_4bit to false.",
+    )
 
 
 def _unreadable(name: str, error: Exception) -> ModelError:

@@ -1,4 +1,4 @@
-"""Base weights in 4 bits: NF4 in blocks of 64 by bitsandbytes, their scales in 8 bits.
+"""Base weights in 4 bits: NF4 by bitsandbytes, in blocks of 64 with a float32 scale each.
 
 Linear layers of the decoder are packed; embeddings, norms and the head stay as they are. A product unpacks
 its matrix for the moment.
@@ -10,13 +10,15 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from linearard.errors import RecipeError
+from linearard.errors import DeviceError, RecipeError
+
+BLOCK = 64  # weights with one scale
 
 
-def packing(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` needs to pack weights as it reads them, for products in `dtype`.
+def check_packing() -> None:
+    """Refuse where weights cannot be packed.
 
     Raises:
         RecipeError: bitsandbytes is not installed.
@@ -27,21 +29,36 @@ def packing(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
             got="no such package",
             fix="Install it (pip install bitsandbytes), or set model.load_in_4bit to false.",
         )
+
+
+def packing(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to pack weights as it reads them, for products in `dtype`."""
     from transformers import BitsAndBytesConfig
 
+    # Scales stay as they are: they say which weights were packed, the same on every device.
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=False,
         bnb_4bit_compute_dtype=dtype,
     )
     return {"quantization_config": config, "device_map": {"": device}}
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Leave packed weights as they are: on some CPUs bitsandbytes lays them out anew, for inference alone."""
+    """Leave packed weights as they are: on some CPUs bitsandbytes lays them out anew, for inference alone.
+
+    Raises:
+        DeviceError: on a CPU, rows that bitsandbytes would unpack wrongly there.
+    """
     for module in filter(is_packed, model.modules()):
         module.support_avx512bf16_for_cpu = False
+        if module.weight.device.type == "cpu" and module.in_features % BLOCK:
+            raise DeviceError(
+                expected=f"a GPU, or rows of whole blocks of {BLOCK}, for model.load_in_4bit",
+                got=f"a CPU, and rows of {module.in_features}",
+                fix="Set model.device to cuda, or leave model.load_in_4bit out.",
+            )
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -72,14 +89,3 @@ def unpack(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if is_packed(child):
                 setattr(parent, name, unpacked(child))
-
-
-def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """`model.state_dict()`, packed weights unpacked."""
-    state = model.state_dict()
-    for name, module in model.named_modules():
-        if is_packed(module):
-            key = f"{name}.weight"
-            state = {k: x for k, x in state.items() if not k.startswith(f"{key}.")}
-            state[key] = unpacked(module).weight.data
-    return state

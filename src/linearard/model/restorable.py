@@ -166,7 +166,7 @@ def _fingerprint(model: Any) -> str:
     """Hash of the architecture and a sample of the weights, the same in every precision.
 
     Every weight is rounded to bfloat16 first: loading in float32 or bfloat16 gives one fingerprint. Of those
-    in 4 bits no sample is taken: they may be packed in more than one way.
+    in 4 bits the scales are taken, which are the same wherever they were packed.
     """
     config = model.config.get_text_config()
     digest = hashlib.sha256()
@@ -178,11 +178,9 @@ def _fingerprint(model: Any) -> str:
         "vocab_size",
     ):
         digest.update(f"{key}={getattr(config, key, None)};".encode())
-    packed = {id(module.weight) for module in model.modules() if is_packed(module)}
+    packed = {id(m.weight): m.weight.quant_state.absmax for m in model.modules() if is_packed(m)}
     for name, parameter in model.named_parameters():
-        if id(parameter) in packed:
-            digest.update(f"{name}: 4 bits;".encode())
-            continue
-        sample = parameter.detach().flatten()[:64].to(torch.bfloat16).view(torch.int16).cpu()
+        weights = packed.get(id(parameter), parameter.detach())
+        sample = weights.flatten()[:64].to(torch.bfloat16).view(torch.int16).cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
     return digest.hexdigest()

@@ -247,7 +247,7 @@ def _plan_part(
     sizes = (shape, part.objective, part.window, part.batch_size)
     options = {"native_window": native_window, "learned": learned}
     memory = step_memory(*sizes, setting, **options)
-    alone = replace(setting, recorded_elsewhere=False, accumulated=False)
+    alone = replace(setting, recorded_elsewhere=False, accumulated=False, update=0.0)
     working = step_memory(*sizes, alone, **options).working
     duration = None
     if rates is not None:

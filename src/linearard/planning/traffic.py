@@ -20,8 +20,8 @@ _LOGITS = {"logit_kl": (90, 10), "cross_entropy": (36, 6)}
 #: twice and write it once.
 _OPTIMIZER = 40
 _CAST = 6
-#: Bytes of a weight in 4 bits: half a byte, a byte of scale for 64 of them, 4 more for 256 such bytes.
-PACKED = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+#: Bytes of a weight in 4 bits: half a byte, and a float32 scale for 64 of them.
+PACKED = 1 / 2 + 4 / 64
 _UNPACKED = 2
 
 

@@ -78,10 +78,11 @@ class GradientBuffers:
 
     def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make the buffers the parameters' gradients, with the same values; None becomes zeros."""
-        absent = []
-        for parameter in parameters:
+        parameters, absent = list(parameters), []
+        for parameter in parameters:  # all of them before any is in use: memory may end here
             if parameter not in self._buffers:
                 self._buffers[parameter] = torch.empty_like(parameter)
+        for parameter in parameters:
             buffer = self._buffers[parameter]
             if parameter.grad is None:
                 absent.append(buffer)
@@ -242,8 +243,9 @@ class CapturedSteps:
         device = torch.cuda.current_device()
         generator = torch.cuda.default_generators[device]
         generator.graphsafe_set_state(generator.clone_state())  # a clone is not recording
-        with contextlib.suppress(RuntimeError):  # already ended
-            torch._C._cuda_endAllocateToPool(device, pool)
+        if pool is not None:
+            with contextlib.suppress(RuntimeError):  # already ended
+                torch._C._cuda_endAllocateToPool(device, pool)
         torch.cuda.empty_cache()
 
 

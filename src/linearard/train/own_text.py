@@ -17,7 +17,7 @@ from linearard.data import BlockDataset, DataConfig, token_blocks
 from linearard.data.cache import cached_documents
 from linearard.data.tokens import beginning, tokenizer_hash
 from linearard.errors import DataError
-from linearard.model import RestorableModel
+from linearard.model import RestorableModel, is_packed
 from linearard.train.writing import Assignment, write_documents
 
 _FORMAT = 2  # raise it when the same model would write in another way
@@ -143,6 +143,8 @@ def _original_hash(restorable: RestorableModel) -> str:
         if not name.endswith("inv_freq"):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    for module in filter(is_packed, restorable.model.modules()):
+        digest.update(module.weight.quant_state.absmax.cpu().numpy())
     return digest.hexdigest()
 
 

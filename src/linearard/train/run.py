@@ -20,6 +20,7 @@ from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import (
     METADATA_FILE,
     RestorableModel,
+    check_packing,
     check_tokenizer,
     load_config,
     load_tokenizer,
@@ -181,6 +182,8 @@ def prepare_run(
     device = resolve_device(recipe.model.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
     config = load_config(recipe.model) if config is None else config
+    if recipe.model.load_in_4bit:
+        check_packing()
     stages = stage_arguments(recipe, config, device, dtype, progress)
     tokenizer = load_tokenizer(recipe.model) if tokenizer is None else tokenizer
     check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
