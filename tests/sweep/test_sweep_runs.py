@@ -330,7 +330,9 @@ def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
             found = result(tmp_path / "out", job.arm, job.seed)
             assert found["views"] == result(out, job.arm, job.seed)["views"]
     assert not multiprocessing.active_children()
-    assert capfd.readouterr().err == ""  # the others end without a word
+    # The others end without a word, but for what bitsandbytes says while transformers imports it.
+    words = capfd.readouterr().err.splitlines()
+    assert not [line for line in words if "gemm_4bit_forward" not in line]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -116,7 +115,6 @@ def _serve(line: Any, folder: Path, keep_checkpoints: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in every command
     import transformers.trainer  # noqa: F401  seconds, while the first process checks
 
     from linearard.sweep.bench import Bench
