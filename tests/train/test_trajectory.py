@@ -109,7 +109,8 @@ def test_two_processes_are_twice_the_batch(tmp_path, base_folder):
         assert_same_run(*runs, stage=f"stage{index}-{name}", steps=3)
         # One process speaks for both, and nobody else says a word.
         assert result.stderr.count(f"stage {name}: 3 steps, 576 tokens") == 1
-    assert len(result.stderr.splitlines()) == 4 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 4, result.stderr
+    assert result.stdout == ""
     metadata = json.loads((runs[1] / "stage3-lm/checkpoint-3/linearard.json").read_text())
     assert metadata["processes"] == 2
 
