@@ -75,23 +75,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768,
         "sliding_window": 4096,
     },
-    "llama31-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    },
     "tiny": {
         "vocab_size": 1000,
         "hidden_size": 64,
@@ -100,6 +83,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
+    },
+}
+MODELS["llama31-8b"] = MODELS["llama3-8b"] | {
+    "max_position_embeddings": 131072,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
     },
 }
 SELF = {"q": 1.0, "k": 1.0, "v": 1.0}
@@ -152,7 +145,7 @@ def build(
     if packed:
         pack(model)
     restorable = RestorableModel(model, None, scaling, adapter)
-    restorable.adapter.model.to(device)
+    restorable.model.to(device)
     return restorable
 
 

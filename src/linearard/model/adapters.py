@@ -19,7 +19,7 @@ from torch.nn import functional
 from linearard.errors import CheckpointError, ModelError, RecipeError
 from linearard.fields import described
 from linearard.model.load import forget_quantization
-from linearard.model.packed import has_packed, is_packed, unpack, unpacked
+from linearard.model.packed import has_packed, is_packed, unpacked
 
 #: Names of the projections that make queries, keys and values, by convention of the architecture.
 _QKV_NAMES = (
@@ -232,17 +232,16 @@ class Adapter:
         return self.model
 
     def _unpacked(self) -> Any:
-        lora = _lora_layer_type()
-        for parent in list(self.model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, lora):
-                    base_layer = child.get_base_layer()
-                    dense = unpacked(base_layer) if is_packed(base_layer) else base_layer
-                    for adapter in child.active_adapters:
-                        dense.weight.data += child.get_delta_weight(adapter).to(dense.weight.dtype)
-                    setattr(parent, name, dense)
+        for parent, name, layer in list(_named_linears(self.model, _lora_layer_type())):
+            dense = layer.get_base_layer()
+            dense = unpacked(dense) if is_packed(dense) else dense
+            for adapter in layer.active_adapters:
+                dense.weight.data += layer.get_delta_weight(adapter).to(dense.weight.dtype)
+            setattr(parent, name, dense)
         base = self.model.get_base_model()
-        unpack(base)
+        for parent, name, layer in list(_named_linears(base, nn.Linear)):
+            if is_packed(layer):
+                setattr(parent, name, unpacked(layer))
         forget_quantization(base)
         return base
 
@@ -292,7 +291,7 @@ def _with_lora(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
     return get_peft_model(model, lora)  # adapter weights become float32 masters
 
 
-def _named_linears(model: nn.Module, kind: type[nn.Linear]) -> Iterator[tuple[nn.Module, str, Any]]:
+def _named_linears(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, kind):

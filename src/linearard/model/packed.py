@@ -81,11 +81,3 @@ def unpacked(linear: nn.Linear) -> nn.Linear:
     if linear.bias is not None:
         dense.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
     return dense
-
-
-def unpack(model: nn.Module) -> None:
-    """Replace every packed layer by a dense one, in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if is_packed(child):
-                setattr(parent, name, unpacked(child))

@@ -23,12 +23,8 @@ from linearard.planning.traffic import PACKED
 _LIBRARIES = 2 * 32 * 2**20
 _FLOAT32 = 4
 _ON_THE_WAY = 2  # layers whose teacher is on the device: the one in use, and one on its way
-_LASTING = (
-    "weights",
-    "adapter",
-    "optimizer",
-    "earlier stages",
-)  # parts that stay from step to step
+#: Parts that stay from step to step.
+_LASTING = ("weights", "adapter", "optimizer", "earlier stages")
 
 
 @dataclass(frozen=True)
@@ -115,9 +111,7 @@ def step_memory(
 
 def weight_bytes(shape: ModelShape, element: int, packed: bool = False) -> dict[str, float]:
     """Bytes of the model before anything is trained: `weights` and `adapter`."""
-    copies = (
-        shape.frozen_copies
-    )  # direct training: the original in `element`, the master in float32
+    copies = shape.frozen_copies  # of direct training, in `element`; the masters are in float32
     base = shape.base_parameters - copies
     saved = (element - PACKED) * shape.packable if packed else 0.0
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from linearard.counting.passes import NOTHING, WHOLE, passes, related_layers, teacher_reads
 from linearard.counting.shapes import LayerShape, ModelShape
 from linearard.distill import ObjectiveConfig
+from linearard.model.packed import BLOCK
 
 #: Bytes an element, of layers of `transformers` in mixed precision, and of fused ones.
 #: Norm and rotation: each pass over the float32 copy counts; activation: silu and product.
@@ -20,8 +21,8 @@ _LOGITS = {"logit_kl": (90, 10), "cross_entropy": (36, 6)}
 #: twice and write it once.
 _OPTIMIZER = 40
 _CAST = 6
-#: Bytes of a weight in 4 bits: half a byte, and a float32 scale for 64 of them.
-PACKED = 1 / 2 + 4 / 64
+#: Bytes of a weight in 4 bits: half a byte, and a float32 scale for a block of them.
+PACKED = 1 / 2 + 4 / BLOCK
 _UNPACKED = 2
 
 
