@@ -18,7 +18,8 @@ LEVELS = [
     {"distill", "data"},
     {"counting"},
     {"train", "evaluation", "export"},
-    {"sweep", "planning"},
+    {"sweep", "planning", "pipeline"},
+    {"restore"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train the demo recipe on the model and text the user named."""
-    from linearard.cli.pipeline import say, train_and_report
+    from linearard.pipeline import say, train_and_report
     from linearard.train import load_recipe
 
     named = {"output_dir": args.output_dir, "model.name": args.model, "data.train": args.text}

@@ -36,12 +36,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load, measure, report."""
-    from linearard.cli.pipeline import check_evaluation, measure, say
     from linearard.errors import CheckpointError
-    from linearard.evaluation import EvaluationConfig, prepare_inputs, read_texts
+    from linearard.evaluation import (
+        EvaluationConfig,
+        held_out_documents,
+        prepare_inputs,
+        read_texts,
+    )
     from linearard.model import RestorableModel, load_tokenizer, load_weights
     from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
-    from linearard.sweep import validation_documents
+    from linearard.pipeline import check_evaluation, measure, say
     from linearard.train import RESULT_FILE, open_checkpoint, share_not_kept
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         say(note)
     config = check_evaluation(recipe) or EvaluationConfig()
     tokenizer = load_tokenizer(recipe.model)
-    documents = validation_documents(recipe.data, tokenizer, config)
+    documents = held_out_documents(recipe.data, tokenizer, config)
     texts = read_texts(config, recipe.data, tokenizer, progress=not args.quiet)
     inputs = prepare_inputs(tokenizer, (ORIGINAL, STRETCHED, RESTORED), documents, config, texts)
     restorable = RestorableModel.load(

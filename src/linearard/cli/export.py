@@ -37,9 +37,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load, export, compare."""
-    from linearard.cli.pipeline import say
     from linearard.export import check_output, export_model
     from linearard.model import RestorableModel, load_weights
+    from linearard.pipeline import say
     from linearard.train import open_checkpoint, share_not_kept
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)

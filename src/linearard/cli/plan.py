@@ -41,8 +41,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Calibrate, plan, advise, print."""
-    from linearard.cli.pipeline import say
     from linearard.errors import RecipeError
+    from linearard.pipeline import say
     from linearard.planning import calibrate, plan_text, planned_recipe, store
     from linearard.planning.sizes import parse_bytes
     from linearard.train import load_recipe

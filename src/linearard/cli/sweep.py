@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Check, train, evaluate, tabulate."""
-    from linearard.cli.pipeline import say
+    from linearard.pipeline import say
     from linearard.sweep import failures, load_sweep, run_sweep, table, write_results
 
     named = (

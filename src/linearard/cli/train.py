@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train, evaluate, report."""
-    from linearard.cli.pipeline import train_and_report
+    from linearard.pipeline import train_and_report
     from linearard.train import load_recipe
 
     named = (

@@ -2,6 +2,7 @@
 
 from linearard.evaluation.compare import evaluate, prepare_inputs
 from linearard.evaluation.config import EvaluationConfig
+from linearard.evaluation.documents import held_out_documents
 from linearard.evaluation.inputs import EvaluationInputs
 from linearard.evaluation.report import render_report, write_report
 from linearard.evaluation.summary import Row, summarise
@@ -14,6 +15,7 @@ __all__ = [
     "Row",
     "comparison_table",
     "evaluate",
+    "held_out_documents",
     "prepare_inputs",
     "read_texts",
     "render_report",

@@ -1,6 +1,5 @@
 """Sweeps: many arms over one loaded model, each with its evaluation."""
 
-from linearard.sweep.inputs import validation_documents
 from linearard.sweep.plan import Job, Sweep, SweepFile, load_sweep
 from linearard.sweep.results import Results, failures, read_results, table
 from linearard.sweep.run import run_sweep, write_results
@@ -15,6 +14,5 @@ __all__ = [
     "read_results",
     "run_sweep",
     "table",
-    "validation_documents",
     "write_results",
 ]

@@ -22,6 +22,7 @@ from linearard.errors import CheckpointError, RecipeError, UserError
 from linearard.evaluation import (
     EvaluationConfig,
     EvaluationInputs,
+    held_out_documents,
     prepare_inputs,
     read_texts,
 )
@@ -37,7 +38,6 @@ from linearard.model import (
 )
 from linearard.rope import check_scaling
 from linearard.sweep.folder import VIEWS, Task
-from linearard.sweep.inputs import validation_documents
 from linearard.sweep.plan import Job, naming_arm
 from linearard.sweep.views import measure_views
 from linearard.train import RESULT_FILE, Recipe, build_section, prepare_run
@@ -222,7 +222,7 @@ class Bench:
         key = json.dumps(list(map(dataclasses.asdict, sections)))
         if key not in self._prepared:
             tokenizer = self._source(recipe.model)["tokenizer"]
-            documents = validation_documents(recipe.data, tokenizer, config)
+            documents = held_out_documents(recipe.data, tokenizer, config)
             bare = dataclasses.replace(config, views=[])
             texts = read_texts(config, recipe.data, tokenizer)
             inputs = prepare_inputs(tokenizer, _UNTRAINED, documents, bare, texts)

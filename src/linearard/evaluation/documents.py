@@ -1,4 +1,4 @@
-"""The held-out text of an evaluation: what a single run and a sweep read alike."""
+"""The held-out documents of an evaluation: what a single run and a sweep read alike."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from linearard.data import DataConfig, token_documents
-from linearard.evaluation import EvaluationConfig
+from linearard.evaluation.config import EvaluationConfig
 
 
-def validation_documents(
-    data: DataConfig, tokenizer: Any, config: EvaluationConfig
-) -> list[Tensor]:
+def held_out_documents(data: DataConfig, tokenizer: Any, config: EvaluationConfig) -> list[Tensor]:
     """Held-out documents, token ids int64 `[tokens]` each, long enough for the shortest window.
 
     Raises:

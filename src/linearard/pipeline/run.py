@@ -1,4 +1,4 @@
-"""What several subcommands do in a row: measure a restored model and write the result down."""
+"""Train a recipe, measure original, stretched and restored, and write the result down."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from linearard.evaluation import (
     EvaluationInputs,
     comparison_table,
     evaluate,
+    held_out_documents,
     prepare_inputs,
     read_texts,
     write_report,
 )
 from linearard.model import RestorableModel, write_json
-from linearard.sweep import validation_documents
 from linearard.train import (
     REPORT_FILE,
     RESULT_FILE,
@@ -47,7 +47,7 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
         documents, inputs = None, None
         if config is not None and is_main_process():
             # Read before training, so that missing text is not found out after it.
-            documents = validation_documents(recipe.data, run.tokenizer, config)
+            documents = held_out_documents(recipe.data, run.tokenizer, config)
             texts = read_texts(config, recipe.data, run.tokenizer, progress=progress)
             inputs = prepare_inputs(run.tokenizer, run.views, documents, config, texts)
         if resume and progress:
