@@ -21,14 +21,14 @@ from transformers import (
 from linearard.capture import needs_no_mask
 from linearard.counting import worth_recording
 from linearard.distill import RestorationModule
-from linearard.errors import DataError, NonFiniteLossError, RecipeError
+from linearard.errors import DataError, NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
 from linearard.train.config import RestorationConfig
 from linearard.train.keeping import Beginning
-from linearard.train.offload import OffloadedAdamW
+from linearard.train.optimizers import own_optimizer
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
 from linearard.train.windows import InterleavedParts, StageWindows, the_only_item
@@ -51,7 +51,6 @@ class RestorationTrainer(Trainer):
     Raises:
         DataError: the data sets are not of the kind that `args.parts` asks for, or windows of one part,
             by their first, are not of `args.window` tokens.
-        RecipeError: `args.muon` with trained weights that are no matrices.
     """
 
     def __init__(
@@ -68,8 +67,6 @@ class RestorationTrainer(Trainer):
         _check_datasets(bool(args.parts), train_dataset, eval_dataset)
         if not args.parts:
             _check_window(args.window, train_dataset)
-        if args.muon:
-            _check_matrices(restorable)
         parts = {name: part.objective for name, part in args.all_parts.items()}
         module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
         if args.recompute:
@@ -88,7 +85,7 @@ class RestorationTrainer(Trainer):
             eval_dataset=None if eval_dataset is None else _numbered(eval_dataset),
             data_collator=the_only_item if args.parts else default_data_collator,
             callbacks=[_RefuseBadStep(self), *(callbacks or [])],
-            optimizer_cls_and_kwargs=_own_optimizer(args),
+            optimizer_cls_and_kwargs=own_optimizer(args),
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -304,27 +301,6 @@ class RestorationTrainer(Trainer):
         stored = load_weights(self.restorable, Path(resume_from_checkpoint))
         self._seconds_before = stored.get("seconds", 0.0)
         checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
-
-
-def _own_optimizer(args: RestorationConfig) -> tuple[type, dict[str, Any]] | None:
-    if args.muon:
-        return torch.optim.Muon, {"lr": args.learning_rate, "adjust_lr_fn": "match_rms_adamw"}
-    if not args.offload_optimizer:
-        return None
-    betas = (args.adam_beta1, args.adam_beta2)
-    return OffloadedAdamW, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
-
-
-def _check_matrices(restorable: RestorableModel) -> None:
-    """Muon is defined for matrices alone; refuse anything else before a first step."""
-    names = {id(p): name for name, p in restorable.model.named_parameters()}
-    others = [names[id(p)] for p in restorable.adapter.parameters() if p.ndim != 2]
-    if others:
-        raise RecipeError(
-            expected="matrices to train with muon",
-            got=f"{len(others)} trained vectors ({others[0]}, …)",
-            fix="Train this model without muon, or with adapter.kind: lora.",
-        )
 
 
 def _can_be_captured(args: RestorationConfig) -> bool:
