@@ -34,6 +34,11 @@ def test_weights_end_on_the_line_between_begin_and_end(kind, tmp_path, base_fold
     (path,) = base_folder.glob("*.safetensors")
     base = load_file(path)
     for name, end in whole.items():
+        if (
+            "lora_A" in name
+        ):  # the other factor began at zero and is scaled alone: the product is on the line
+            assert torch.equal(quarter[name], end) and torch.equal(half[name], end)
+            continue
         change = (end.double() - quarter[name].double()) / 0.75
         assert change.abs().max() > 1e-3
         expected = end.double() - change / 2

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError
 from linearard.fields import described
+from linearard.train.held_out_config import HeldOutConfig
 
 
 @dataclass
@@ -70,14 +71,18 @@ class RestorationConfig(TrainingArguments):
     )
     muon: bool = described(
         False,
-        "Muon instead of `optim`: momentum whose singular values are made equal, in steps of AdamW's size. "
-        "Measured with adapter.kind direct.",
+        "Muon instead of `optim`, for matrices: momentum whose singular values are made equal, in steps of "
+        "AdamW's size; vectors (biases) are trained by AdamW. Measured with adapter.kind direct.",
     )
     keep: float = described(
         1.0,
         "Share of what the stage changes in the trained weights that is kept at its end: below 1, they end "
         "between where it began and where it arrived. The stage's own checkpoints hold all of it. "
         "Measured with adapter.kind direct.",
+    )
+    held_out: HeldOutConfig = described(
+        lambda: HeldOutConfig(sequences=0),
+        "Held-out windows that the stage is watched by, and what they decide; see its own fields.",
     )
     offload_optimizer: bool = described(
         False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."
@@ -106,6 +111,8 @@ class RestorationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.objective, dict):
             self.objective = ObjectiveConfig(**self.objective)
+        if isinstance(self.held_out, dict):
+            self.held_out = HeldOutConfig(**self.held_out)
         self.parts = {
             name: part if isinstance(part, PartConfig) else PartConfig(**part)
             for name, part in self.parts.items()
@@ -188,7 +195,12 @@ class RestorationConfig(TrainingArguments):
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values; loggers write them down."""
         parts = {name: asdict(part) for name, part in self.parts.items()}
-        return super().to_dict() | {"objective": asdict(self.objective), "parts": parts}
+        ours = {
+            "objective": asdict(self.objective),
+            "held_out": asdict(self.held_out),
+            "parts": parts,
+        }
+        return super().to_dict() | ours
 
 
 def own_fields() -> list[Any]:

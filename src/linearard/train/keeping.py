@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from linearard.model import Adapter
+from linearard.train.held_out import Look
+
+#: What a nat of the passages that come back counts beside one of KL to the original.
+_RECALL_WEIGHT = 0.1
 
 
 class Beginning:
@@ -12,21 +19,75 @@ class Beginning:
 
     A model on the straight line between two ends of one training is often better on what the training
     did not show it than the later end, and nearly as good on what it did (WiSE-FT, arXiv 2109.01903).
+    For LoRA that is new in this stage, one factor of every product begins at zero: that factor alone is
+    scaled, so that the product is on the line. Of LoRA that was trained before, every factor is on its own.
 
     Args:
         adapter: what the stage will train.
-        keep: share of the change that is kept; 1: all, and nothing is remembered.
+        needed: false where all of the change will be kept; nothing is remembered then.
     """
 
-    def __init__(self, adapter: Adapter, keep: float) -> None:
-        self._adapter, self._keep = adapter, keep
-        parameters = adapter.parameters() if keep < 1 else []
-        self._weights = [p.detach().to("cpu", copy=True) for p in parameters]
+    def __init__(self, adapter: Adapter, needed: bool = True) -> None:
+        self._parameters = adapter.parameters() if needed else []
+        self._begun = _on_host(self._parameters)
+        new = [not weights.any() for weights in self._begun]
+        scaled = adapter.config.kind == "lora" and any(new)
+        self._moved = new if scaled else [True] * len(new)
 
     @torch.no_grad()
-    def blend(self) -> None:
-        """Leave of the change since then the share that is kept."""
-        if not self._weights:
-            return
-        for parameter, begun in zip(self._adapter.parameters(), self._weights, strict=True):
-            parameter.lerp_(begun.to(parameter.device), 1 - self._keep)
+    def restore(self) -> None:
+        """Put every weight back."""
+        for parameter, begun in zip(self._parameters, self._begun, strict=True):
+            parameter.copy_(begun)
+
+    def blend(self, share: float) -> None:
+        """Leave of the change since then this share."""
+        if share < 1:
+            self._blend(_on_host(self._parameters), share)
+
+    @torch.no_grad()
+    def _blend(self, reached: list[Tensor], share: float) -> None:
+        for parameter, begun, end, moved in zip(
+            self._parameters, self._begun, reached, self._moved, strict=True
+        ):
+            parameter.copy_(torch.lerp(begun, end, share) if moved else end)
+
+    def best_share(
+        self, shares: list[float], look: Callable[[], Look]
+    ) -> tuple[float, dict[float, Look]]:
+        """Leave the share of the change that is best by what `look` measures.
+
+        Args:
+            shares: to choose from.
+            look: measures the model as it is.
+
+        Returns:
+            The share, and the look at each.
+        """
+        reached = _on_host(self._parameters)
+        found: dict[float, Look] = {}
+        for share in sorted(shares, reverse=True):
+            self._blend(reached, share)
+            found[share] = look()
+        best = _best(found)
+        self._blend(reached, best)
+        return best, found
+
+
+def _best(found: dict[float, Look]) -> float:
+    """The share of least KL, where what the long window lost beside the best share counts as much."""
+    finite = {share: look for share, look in found.items() if look.finite} or found
+    long = min((look.long for look in finite.values() if look.long is not None), default=0.0)
+    recall = min((look.recall for look in finite.values() if look.recall is not None), default=0.0)
+
+    def cost(share: float) -> float:
+        look = finite[share]
+        lost = 0.0 if look.long is None else look.long - long
+        forgotten = 0.0 if look.recall is None else look.recall - recall
+        return look.kl + lost + _RECALL_WEIGHT * forgotten
+
+    return min(finite, key=cost)
+
+
+def _on_host(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().to("cpu", copy=True) for parameter in parameters]

@@ -20,6 +20,7 @@ from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
 from linearard.train.config import PartConfig, RestorationConfig
+from linearard.train.held_out_config import HeldOutConfig
 from linearard.train.yaml_text import parse_yaml, unshared
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
@@ -249,10 +250,13 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
 
 
 def _check_nested(values: dict[str, Any], where: str, data: DataConfig) -> None:
-    """Check the sections `objective` and `data` of a stage or a part, and complete them."""
+    """Check the sections `objective`, `held_out` and `data` of a stage or a part, and complete them."""
     if "objective" in values:
         objective = build_section(ObjectiveConfig, values["objective"] or {}, f"{where}.objective")
         values["objective"] = dataclasses.asdict(objective)
+    if "held_out" in values:
+        watched = build_section(HeldOutConfig, values["held_out"] or {}, f"{where}.held_out")
+        values["held_out"] = dataclasses.asdict(watched)
     if "data" in values:
         changes = _coerced(DataConfig, values["data"] or {}, f"{where}.data")
         for key in _HELD_OUT & changes.keys():

@@ -33,6 +33,7 @@ from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
 from linearard.train.folder import FINAL, RECIPE_FILE, Claim, claim_folder
+from linearard.train.held_out import HeldOutText, held_out_text
 from linearard.train.own_text import OwnBlocks
 from linearard.train.recipe import Recipe, recipe_from_dict
 from linearard.train.stages import stage_arguments
@@ -70,6 +71,7 @@ class PreparedRun:
         recipe, tokenizer: what it was made from.
         stages, blocks: arguments and text of each stage.
         own: by stage, what of the text the model is still to write.
+        held_out: by stage, the windows that it is watched by; None: it is not.
         claim: keeps other processes out of the output folder; use it as a context manager. An earlier
             run that is to be replaced stays until `train` has the model.
     """
@@ -79,6 +81,7 @@ class PreparedRun:
     stages: dict[str, RestorationConfig]
     blocks: dict[str, StageWindows | InterleavedParts]
     own: dict[str, list[OwnBlocks]]
+    held_out: dict[str, HeldOutText | None]
     claim: Claim
 
     @property
@@ -125,7 +128,7 @@ class PreparedRun:
                 restorable.remember(_after(list(summaries)[-1]))
             with _enough_memory(f"stage {name!r}"):
                 histories[name], summaries[name] = _run_stage(
-                    restorable, name, stage, self.blocks[name], recipe.source
+                    restorable, name, stage, self.blocks[name], recipe.source, self.held_out[name]
                 )
         final = Path(recipe.output_dir) / FINAL
         if is_main_process():
@@ -193,17 +196,18 @@ def prepare_run(
             folder = Path(recipe.output_dir)
             claim = claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
     with claim:  # closed by whatever is refused here, handed on otherwise
-        blocks, own, before = {}, {}, 0
+        blocks, own, held_out, before = {}, {}, {}, 0
         native = native_window(config, recipe.rope)
         bars = progress and is_main_process()
         for name, stage in stages.items():
             parts = _part_blocks(recipe, stage, before, tokenizer, native, bars)
             blocks[name] = _stage_windows(stage, parts)
+            held_out[name] = held_out_text(stage.held_out, recipe.data, tokenizer, progress=bars)
             own[name] = [found for found in parts.values() if isinstance(found, OwnBlocks)]
             if resume and not own[name]:
                 _check_resumable(stage, blocks[name])
             before += len(parts)
-        return PreparedRun(recipe, tokenizer, stages, blocks, own, claim.pop_all())
+        return PreparedRun(recipe, tokenizer, stages, blocks, own, held_out, claim.pop_all())
 
 
 def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Path, Recipe]:
@@ -339,6 +343,7 @@ def _run_stage(
     stage: RestorationConfig,
     blocks: StageWindows | InterleavedParts,
     recipe: dict[str, Any],
+    held_out: HeldOutText | None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     # Imported here: Trainer pulls in most of transformers, and a refused recipe never gets this far.
     from linearard.train.trainer import RestorationTrainer
@@ -348,6 +353,7 @@ def _run_stage(
         stage,
         blocks,
         stage=name,
+        held_out=held_out,
         metadata={"recipe": recipe} | _circumstances(stage, blocks),
     )
     latest = checkpoints.latest_complete(Path(stage.output_dir))
@@ -383,4 +389,5 @@ def _tokens_read(
 
 def _is_finished(checkpoint: Path) -> bool:
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return state["global_step"] >= state["max_steps"]
+    stopped = read_metadata(checkpoint).get("guard", {}).get("stopped", False)
+    return stopped or state["global_step"] >= state["max_steps"]

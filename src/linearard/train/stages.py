@@ -13,6 +13,7 @@ from linearard.data.config import SELF
 from linearard.errors import RecipeError, UserError
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.config import PartConfig, RestorationConfig
+from linearard.train.held_out_config import HeldOutConfig
 from linearard.train.recipe import Recipe, naming_stage
 
 
@@ -44,6 +45,7 @@ def stage_arguments(
         }
         stages[name] = _stage_arguments(name, values | decided)
         with naming_stage(name):
+            _check_held_out(f"stages.{name}", stages[name].held_out, native, target)
             for part, config_of_part in stages[name].all_parts.items():
                 where = f"stages.{name}.parts.{part}" if part else f"stages.{name}"
                 _check_part(where, config_of_part, native, target, config.num_hidden_layers)
@@ -55,6 +57,18 @@ def stage_arguments(
                         fix="Set model.dtype to bfloat16 or float32, or inputs to own.",
                     )
     return stages
+
+
+def _check_held_out(where: str, held_out: HeldOutConfig, native: int, target: int) -> None:
+    """Whether the windows that a stage is watched by fit the model."""
+    for field, limit, kind in (("window", native, "native"), ("long_window", target, "stretched")):
+        window = getattr(held_out, field)
+        if held_out.sequences and window is not None and window > limit:
+            raise RecipeError(
+                expected=f"{where}.held_out.{field} of at most {limit}, the model's {kind} window",
+                got=str(window),
+                fix="Lower it.",
+            )
 
 
 def _check_part(where: str, part: PartConfig, native: int, target: int, num_layers: int) -> None:

@@ -21,17 +21,19 @@ from transformers import (
 from linearard.capture import needs_no_mask
 from linearard.counting import worth_recording
 from linearard.distill import RestorationModule
-from linearard.errors import DataError, NonFiniteLossError
+from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, save_checkpoint
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
 from linearard.train.config import RestorationConfig
+from linearard.train.held_out import HeldOutText
 from linearard.train.keeping import Beginning
 from linearard.train.optimizers import own_optimizer
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
-from linearard.train.windows import InterleavedParts, StageWindows, the_only_item
+from linearard.train.watched import WatchedStage
+from linearard.train.windows import check_datasets, check_window, numbered, the_only_item
 
 
 class RestorationTrainer(Trainer):
@@ -44,6 +46,7 @@ class RestorationTrainer(Trainer):
             `args.parts` names some.
         eval_dataset: windows, for `eval_strategy`; not with parts.
         stage: the stage's name, written into checkpoints.
+        held_out: windows that the stage is watched by, as `args.held_out` says; None: it is not.
         metadata: further JSON-able entries for checkpoints; where `data` is among them, a resume
             from a checkpoint with other `data` is refused.
         callbacks: further `TrainerCallback`s.
@@ -61,13 +64,15 @@ class RestorationTrainer(Trainer):
         eval_dataset: Dataset | None = None,
         *,
         stage: str = "restoration",
+        held_out: HeldOutText | None = None,
         metadata: dict[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        _check_datasets(bool(args.parts), train_dataset, eval_dataset)
+        check_datasets(bool(args.parts), train_dataset, eval_dataset)
         if not args.parts:
-            _check_window(args.window, train_dataset)
+            check_window(args.window, train_dataset)
         parts = {name: part.objective for name, part in args.all_parts.items()}
+        self._beginning: Beginning | None = None
         module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
         if args.recompute:
             module.gradient_checkpointing_enable(args.kept_layers)
@@ -81,8 +86,8 @@ class RestorationTrainer(Trainer):
         super().__init__(
             model=module,
             args=args,
-            train_dataset=_numbered(train_dataset),
-            eval_dataset=None if eval_dataset is None else _numbered(eval_dataset),
+            train_dataset=numbered(train_dataset),
+            eval_dataset=None if eval_dataset is None else numbered(eval_dataset),
             data_collator=the_only_item if args.parts else default_data_collator,
             callbacks=[_RefuseBadStep(self), *(callbacks or [])],
             optimizer_cls_and_kwargs=own_optimizer(args),
@@ -96,7 +101,6 @@ class RestorationTrainer(Trainer):
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
         self._norm: Tensor | None = None  # of this step's gradients, if clipping has found it
         self._random_state: RandomState | None = None
-        self._beginning: Beginning | None = None
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
@@ -107,17 +111,22 @@ class RestorationTrainer(Trainer):
         if steady and _can_be_captured(self.args):
             parameters = restorable.adapter.parameters()
             self._captured = CapturedSteps(self._run_batch, parameters, self._is_worth_recording)
+        self._watched = None if held_out is None else WatchedStage(self, held_out)
+        if self._watched is not None and args.recompute:  # looking has switched it off
+            module.gradient_checkpointing_enable(args.kept_layers)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; recorded graphs end with it, and of the change `args.keep` is left."""
         beginning = self._begin()
+        if self._watched is not None:
+            self._watched.prepare()
         self._speed.start()
         try:
             result = super().train(*args, **kwargs)
         finally:
             if self._captured is not None:
                 self._captured.release()
-        beginning.blend()
+        self._end(beginning)
         return result
 
     def take_finished(self, checkpoint: Path) -> float:
@@ -125,14 +134,30 @@ class RestorationTrainer(Trainer):
         beginning = self._begin()
         self.state = self.state.load_from_json(str(checkpoint / "trainer_state.json"))
         stored = load_weights(self.restorable, checkpoint)
-        beginning.blend()
+        if self._watched is not None:
+            self._watched.guard.load(checkpoint, stored["guard"])
+        self._end(beginning)
         return stored.get("seconds", 0.0)
 
     def _begin(self) -> Beginning:
         """Where the stage began, also when it is called again after a failure."""
         if self._beginning is None:
-            self._beginning = Beginning(self.restorable.adapter, self.args.keep)
+            watched = self._watched is not None
+            self._beginning = Beginning(self.restorable.adapter, self.args.keep < 1 and not watched)
         return self._beginning
+
+    def _end(self, beginning: Beginning) -> None:
+        """Leave the share of the change that is to be kept."""
+        if self._watched is None:
+            beginning.blend(self.args.keep)
+        else:
+            self._watched.finish(self.state.global_step)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The peak rate of the optimizer that training makes."""
+        self.args.learning_rate = rate
+        if self.optimizer_cls_and_kwargs is not None:
+            self.optimizer_cls_and_kwargs[1]["lr"] = rate
 
     def compute_loss(
         self,
@@ -232,6 +257,8 @@ class RestorationTrainer(Trainer):
         micro_steps, self._micro_steps = self._micro_steps, []
         if self.accelerator.gather(good.float().reshape(1)).all():
             return
+        if self._watched is not None and self._go_back():
+            return
         named = self._name_blocks(losses, [blocks for _, blocks in micro_steps])
         losses = self.accelerator.gather(losses)
         step = self.state.global_step
@@ -249,6 +276,16 @@ class RestorationTrainer(Trainer):
             + "If the cause has passed, go on with --resume; otherwise lower learning_rate, set "
             "model.dtype to float32 or mend that text, and start again with --overwrite.",
         )
+
+    def _go_back(self) -> bool:
+        """Undo the step's damage by the last good weights at a lower rate; false: not any more."""
+        options = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        reason = "a loss or a gradient is not finite"
+        if not self._watched.guard.go_back(self.state.global_step, reason, **options):
+            return False
+        for parameter in self.restorable.adapter.parameters():
+            parameter.grad = None  # the optimizer leaves weights without a gradient alone
+        return True
 
     def _name_blocks(self, losses: Tensor, blocks: list[Tensor]) -> str:
         """The blocks of this step, of all processes, whose loss is not finite; all if every one is."""
@@ -286,8 +323,11 @@ class RestorationTrainer(Trainer):
             stage=self.stage,
             step=self.state.global_step,
             seconds=round(self.seconds, 3),
+            **({} if self._watched is None else {"guard": self._watched.guard.state()}),
             **self._metadata,
         )
+        if self._watched is not None:
+            self._watched.guard.save(folder, self.state.global_step)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -301,36 +341,13 @@ class RestorationTrainer(Trainer):
         stored = load_weights(self.restorable, Path(resume_from_checkpoint))
         self._seconds_before = stored.get("seconds", 0.0)
         checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
+        if self._watched is not None:
+            self._watched.guard.load(Path(resume_from_checkpoint), stored["guard"])
 
 
 def _can_be_captured(args: RestorationConfig) -> bool:
     """Whether batches can be recorded, and here."""
     return args.records_graphs and args.device.type == "cuda" and args.world_size == 1
-
-
-def _check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> None:
-    if parts != isinstance(train, InterleavedParts) or (parts and evaluation is not None):
-        also = "" if evaluation is None else " and an eval_dataset"
-        raise DataError(
-            expected="InterleavedParts alone for args.parts" if parts else "windows of one part",
-            got=f"a train_dataset of {type(train).__name__}{also}",
-            fix="Let args.parts and the data sets fit together.",
-        )
-
-
-def _check_window(window: int, dataset: Dataset) -> None:
-    length = len(dataset[0]["input_ids"]) if len(dataset) else window
-    if length != window:
-        raise DataError(
-            expected=f"windows of {window} tokens, as args.window says",
-            got=f"a train_dataset whose first has {length}",
-            fix=f"Give RestorationConfig(window={length}, …), or cut the text into windows of {window}.",
-        )
-
-
-def _numbered(dataset: Dataset) -> StageWindows | InterleavedParts:
-    done = isinstance(dataset, StageWindows | InterleavedParts)
-    return dataset if done else StageWindows(dataset)
 
 
 class _RefuseBadStep(TrainerCallback):

@@ -122,3 +122,31 @@ def the_only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Collate batches that are whole already."""
     (item,) = items
     return item
+
+
+def check_datasets(parts: bool, train: Dataset, evaluation: Dataset | None) -> None:
+    """Refuse data sets of another kind than `args.parts` asks for."""
+    if parts != isinstance(train, InterleavedParts) or (parts and evaluation is not None):
+        also = "" if evaluation is None else " and an eval_dataset"
+        raise DataError(
+            expected="InterleavedParts alone for args.parts" if parts else "windows of one part",
+            got=f"a train_dataset of {type(train).__name__}{also}",
+            fix="Let args.parts and the data sets fit together.",
+        )
+
+
+def check_window(window: int, dataset: Dataset) -> None:
+    """Refuse windows, by their first, that are not of this many tokens."""
+    length = len(dataset[0]["input_ids"]) if len(dataset) else window
+    if length != window:
+        raise DataError(
+            expected=f"windows of {window} tokens, as args.window says",
+            got=f"a train_dataset whose first has {length}",
+            fix=f"Give RestorationConfig(window={length}, …), or cut the text into windows of {window}.",
+        )
+
+
+def numbered(dataset: Dataset) -> StageWindows | InterleavedParts:
+    """The data set with numbered windows, so that a bad batch can be named."""
+    done = isinstance(dataset, StageWindows | InterleavedParts)
+    return dataset if done else StageWindows(dataset)

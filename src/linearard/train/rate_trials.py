@@ -1,0 +1,71 @@
+"""Which learning rate a stage trains at: a few short trials from the same weights, judged by held-out KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from linearard.train.held_out import Look
+
+#: A rate twice as high has to be this much better to be taken: in a few steps fast is better than in many.
+_BETTER = 0.9
+#: A trial that ends above this many times the KL that it began with is at too high a rate.
+_HARMFUL = 1.02
+#: Halvings beyond the trials asked for, as long as every rate tried made the model worse.
+_MORE_HALVINGS = 4
+
+
+@dataclass
+class RateTrials:
+    """What was tried.
+
+    Attributes:
+        begun: before any step.
+        found: by factor of the rate asked for, where the trial ended.
+        factor: what was chosen.
+    """
+
+    begun: Look
+    found: dict[float, Look] = field(default_factory=dict)
+    factor: float = 1.0
+
+    def kl(self, factor: float) -> float:
+        """Held-out KL after the trial, nats; infinite where it diverged."""
+        look = self.found[factor]
+        return look.kl if look.finite else math.inf
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the chosen rate, too, made the model worse."""
+        return self.kl(self.factor) > _HARMFUL * self.begun.kl
+
+
+def choose_rate(begun: Look, attempt: Callable[[float], Look], trials: int) -> RateTrials:
+    """Climb by factors of two from the rate that was asked for.
+
+    Args:
+        begun: a look before any step.
+        attempt: trains a few steps at the rate times this factor, looks, and puts the weights back.
+        trials: most attempts; some more where all of them make the model worse.
+    """
+    tried = RateTrials(begun)
+
+    def run(factor: float) -> float:
+        tried.found[factor] = attempt(factor)
+        return tried.kl(factor)
+
+    run(1.0)
+    while len(tried.found) < trials and not tried.harmful:
+        higher = 2 * tried.factor
+        if run(higher) > _BETTER * tried.kl(tried.factor):
+            break
+        tried.factor = higher
+    while tried.factor <= 1.0 and (
+        len(tried.found) < trials or (tried.harmful and len(tried.found) < trials + _MORE_HALVINGS)
+    ):
+        lower = tried.factor / 2
+        if run(lower) >= tried.kl(tried.factor) and not math.isinf(tried.kl(tried.factor)):
+            break
+        tried.factor = lower
+    return tried

@@ -1,0 +1,99 @@
+"""A stage that is watched: its learning rate tried out before, its divergence undone, its share chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from linearard.train.guard import Guard, read_decisions, write_decisions
+from linearard.train.held_out import HeldOut, HeldOutText, Look
+from linearard.train.keeping import Beginning
+from linearard.train.random_state import RandomState
+from linearard.train.rate_trials import RateTrials, choose_rate
+from linearard.train.trial_steps import TrialSteps
+
+if TYPE_CHECKING:
+    from linearard.train.trainer import RestorationTrainer
+
+
+class WatchedStage:
+    """What held-out windows decide in one stage.
+
+    Every decision is written into the stage's folder, so that a resumed stage keeps to it.
+
+    Args:
+        trainer: of the stage, before it trains.
+        text: the held-out windows.
+    """
+
+    def __init__(self, trainer: RestorationTrainer, text: HeldOutText) -> None:
+        args, restorable = trainer.args, trainer.restorable
+        self._trainer, self._config = trainer, args.held_out
+        self._folder = Path(args.output_dir)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self._held_out = HeldOut(restorable, text, dtype)
+        self._beginning = Beginning(restorable.adapter)
+        self.guard = Guard(restorable.adapter, self._held_out, self._config)
+        trainer.add_callback(self.guard)
+        self._steps = TrialSteps(trainer)
+
+    def prepare(self) -> None:
+        """Before the first step: look, and find the learning rate, unless an earlier start has."""
+        args, decided = self._trainer.args, read_decisions(self._folder)
+        if "learning_rate" not in decided:
+            random_state = RandomState()
+            self.guard.begin()
+            decided = {"learning_rate": args.learning_rate, "begun": self.guard.looks[0]}
+            if self._config.rate_trials:
+                decided |= self._find_rate(Look(**_without_step(self.guard.looks[0])))
+            random_state.restore()
+            if args.should_save:
+                write_decisions(self._folder, decided)
+        else:
+            self.guard.begin_with(Look(**_without_step(decided["begun"])))
+        self._trainer.set_learning_rate(decided["learning_rate"])
+
+    def finish(self, step: int) -> None:
+        """After the last step: undo what diverged, and leave the share of the change that is best."""
+        decided = read_decisions(self._folder)
+        if "share" in decided:
+            self._beginning.blend(decided["share"])
+            return
+        look = self.guard.finish(step)
+        share, found = self._trainer.args.keep, {}
+        if self._config.shares:
+            share, found = self._beginning.best_share(self._config.shares, self._held_out.look)
+        else:
+            self._beginning.blend(share)
+        if self._trainer.args.should_save:
+            ended = {
+                "share": share,
+                "shares": {f"{tried:g}": look.values for tried, look in found.items()},
+                "ended": look.values,
+                "looks": self.guard.looks,
+                "returns": self.guard.returns,
+            }
+            write_decisions(self._folder, ended)
+
+    def _find_rate(self, begun: Look) -> dict[str, Any]:
+        asked = self._trainer.args.learning_rate
+        found: RateTrials = choose_rate(begun, self._attempt, self._config.rate_trials)
+        return {
+            "learning_rate": asked * found.factor,
+            "trials": {f"{asked * f:g}": look.values for f, look in found.found.items()},
+            "trial_tokens": len(found.found) * self._steps.tokens(self._config.rate_steps),
+            "harmful": found.harmful,
+        }
+
+    def _attempt(self, factor: float) -> Look:
+        """Train a few steps at a rate, look, and put every weight back."""
+        self._steps.run(factor, self._config.rate_steps)
+        look = self._held_out.look()
+        self._beginning.restore()
+        return look
+
+
+def _without_step(look: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in look.items() if name != "step"}

@@ -1,0 +1,155 @@
+"""Held-out windows that watch a stage: rates tried out, divergence undone, the share chosen, and resumed."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+import small_run
+from linearard.cli.main import main
+from linearard.errors import RecipeError
+from linearard.train.guard import Guard
+from linearard.train.held_out import Look
+from linearard.train.held_out_config import HeldOutConfig
+from linearard.train.keeping import Beginning
+from linearard.train.rate_trials import choose_rate
+
+WATCH = {"window": 24, "sequences": 2, "long_window": 56, "every": 2}
+
+
+def recipe(folder, base, kind="lora", rate=1e-2, **held_out):
+    made = small_run.one_stage(folder, base, sequences=16, save_steps=3, learning_rate=rate)
+    (stage,) = made["stages"].values()
+    stage["objective"] = {"relations": {}, "logit_weight": 1, "logit_positions": None}
+    stage["held_out"] = WATCH | held_out
+    if kind == "direct":
+        made["adapter"] = {"kind": "direct"}
+    return made
+
+
+def decisions(run):
+    return json.loads((run / "stage1-only" / "held_out.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("kls", "trials", "chosen", "tried"),
+    [
+        ({1: 0.5, 2: 0.6, 0.5: 0.55}, 3, 1, [1, 2, 0.5]),
+        ({1: 0.5, 2: 0.3, 4: 0.2, 8: 0.25}, 4, 4, [1, 2, 4, 8]),
+        ({1: 0.5, 2: 0.49, 0.5: 0.45, 0.25: 0.44}, 4, 0.25, [1, 2, 0.5, 0.25]),
+        # Every rate makes it worse: halved beyond the trials that were asked for.
+        ({1: 3.0, 0.5: 2.0, 0.25: 1.5, 0.125: 0.9}, 2, 0.125, [1, 0.5, 0.25, 0.125]),
+        ({1: math.nan, 0.5: math.nan, 0.25: 0.8}, 3, 0.25, [1, 0.5, 0.25]),
+    ],
+)
+def test_the_rate_that_is_chosen(kls, trials, chosen, tried):
+    found = choose_rate(Look(1.0), lambda factor: Look(kls[factor]), trials)
+    assert found.factor == chosen
+    assert list(found.found) == tried
+    assert not found.harmful
+
+
+def test_no_rate_helps():
+    found = choose_rate(Look(1.0), lambda factor: Look(2.0 + factor), 2)
+    assert found.harmful
+    assert len(found.found) == 6
+
+
+@pytest.mark.parametrize("kind", ["lora", "direct"])
+def test_trials_leave_nothing_behind(kind, tmp_path, base_folder):
+    """A stage whose trials chose the rate that was asked for ends like one without trials."""
+    once = small_run.final_bytes(small_run.train(recipe(tmp_path / "a", base_folder, kind)))
+    tried = recipe(tmp_path / "b", base_folder, kind, rate_trials=2, rate_steps=2)
+    run = small_run.train(tried)
+    found = decisions(run)
+    assert len(found["trials"]) >= 2
+    if found["learning_rate"] != 1e-2:
+        again = recipe(tmp_path / "c", base_folder, kind, rate=found["learning_rate"])
+        once = small_run.final_bytes(small_run.train(again))
+    assert small_run.final_bytes(run) == once
+
+
+def test_a_rate_far_too_high_is_undone(tmp_path, base_folder):
+    """A rate at which the model breaks within two steps: the run ends no worse than it began."""
+    run = small_run.train(recipe(tmp_path, base_folder, "direct", rate=30.0))
+    found = decisions(run)
+    assert found["returns"]
+    assert found["ended"]["kl"] <= 1.5 * found["begun"]["kl"] + 0.01
+
+
+def test_a_watched_run_that_was_cut_off_ends_the_same(tmp_path, base_folder):
+    made = recipe(tmp_path, base_folder, rate=0.3, shares=[0.5, 1.0], rate_trials=2, rate_steps=1)
+    run = small_run.train(made)
+    once, decided = small_run.final_bytes(run), decisions(run)
+    shutil.rmtree(run / "final")
+    stage = run / "stage1-only"
+    latest = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(latest)
+    early = {name: decided[name] for name in ("learning_rate", "begun", "trials")}
+    (stage / "held_out.json").write_text(json.dumps(early))
+    assert small_run.final_bytes(small_run.train(made, "--resume")) == once
+    assert decisions(run)["looks"] == decided["looks"]
+
+
+def test_a_share_is_chosen_by_what_is_looked_at():
+    class Adapter:
+        config = type("Config", (), {"kind": "direct"})
+
+        def __init__(self):
+            self.weight = torch.nn.Parameter(torch.zeros(3))
+
+        def parameters(self):
+            return [self.weight]
+
+    adapter = Adapter()
+    beginning = Beginning(adapter)
+    with torch.no_grad():
+        adapter.weight += 1.0
+
+    def look():  # KL is least at a share of .6; the long window wants all of the change, a little
+        value = float(adapter.weight.detach()[0])
+        return Look((value - 0.6) ** 2, 1.0 - 0.05 * value, 1.0)
+
+    share, found = beginning.best_share([0.2, 0.6, 1.0], look)
+    assert share == 0.6
+    assert sorted(found) == [0.2, 0.6, 1.0]
+    torch.testing.assert_close(adapter.weight.detach(), torch.full((3,), 0.6))
+
+
+def test_returns_end_in_the_last_good_weights():
+    class Adapter:
+        def __init__(self):
+            self.weight = torch.nn.Parameter(torch.zeros(2))
+
+        def parameters(self):
+            return [self.weight]
+
+    class HeldOut:
+        look = staticmethod(lambda: Look(float(adapter.weight.detach().abs().max()) + 0.01))
+
+    adapter = Adapter()
+    guard = Guard(adapter, HeldOut, HeldOutConfig(every=1))
+    guard.begin()
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    state = type("State", (), {"global_step": 1, "max_steps": 100})
+    control = type("Control", (), {"should_training_stop": False, "should_save": False})
+    for times in range(1, 6):
+        with torch.no_grad():
+            adapter.weight += 5.0
+        guard.on_step_end(None, state, control, optimizer=optimizer, lr_scheduler=schedule)
+        assert not adapter.weight.detach().any()
+        assert len(guard.returns) == times
+        assert control.should_training_stop == (times == 5)
+    assert optimizer.param_groups[0]["lr"] == schedule.base_lrs[0] == 0.5**4
+
+
+def test_what_cannot_be_watched(tmp_path, base_folder, capsys):
+    with pytest.raises(RecipeError, match="held_out.shares to be a list of shares"):
+        HeldOutConfig(shares=[0.5, 1.5])
+    made = recipe(tmp_path, base_folder, long_window=4096)
+    path = small_run.write_recipe(made, tmp_path / "r.yaml")
+    assert main(["train", str(path), "--quiet"]) == 2
+    assert "held_out.long_window of at most" in capsys.readouterr().err
