@@ -147,7 +147,7 @@ def test_returns_end_in_the_last_good_weights():
 
 
 def test_what_cannot_be_watched(tmp_path, base_folder, capsys):
-    with pytest.raises(RecipeError, match="held_out.shares to be a list of shares"):
+    with pytest.raises(RecipeError, match=r"held_out\.shares to be a list"):
         HeldOutConfig(shares=[0.5, 1.5])
     made = recipe(tmp_path, base_folder, long_window=4096)
     path = small_run.write_recipe(made, tmp_path / "r.yaml")

@@ -1,4 +1,4 @@
-"""The command line: `linearard demo | plan | train | evaluate | export | sweep`.
+"""The command line: `linearard restore | demo | plan | train | evaluate | export | sweep`.
 
 Every subcommand lives in its own file with `add_parser(subparsers)`; this one dispatches and turns user
 errors into one message and exit code 2.
@@ -13,12 +13,13 @@ import sys
 import time
 import warnings
 
-from linearard.cli import demo, evaluate, export, plan, sweep, train
+from linearard.cli import demo, evaluate, export, plan, restore, sweep, train
 from linearard.errors import RecipeError, UserError
 
 _DESCRIPTION = """\
 Stretch a language model's context with RoPE scaling, and get its short-text ability back.
 
+  linearard restore MODEL --window 131072     your model, start to verdict
   linearard demo                              a real model on this CPU, start to report, in minutes
   linearard plan llama2-7b-32k --gpu-memory 24GiB   memory and time of a recipe, before it is run
   linearard train smollm2-135m-64k            a recipe: by name, or your own YAML file
@@ -28,6 +29,8 @@ Stretch a language model's context with RoPE scaling, and get its short-text abi
 """
 #: Parts of a recipe that can be replaced whole; all other overrides have a dot in their name.
 _WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed")
+#: These have options of their own under such names.
+_OWN_OPTIONS = {"restore": ("data", "adapter", "seed")}
 #: How long a process that is not the first waits before it prints an error. A launcher ends it sooner
 #: where the first process met the same error and printed it.
 _PATIENCE_SECONDS = 5.0
@@ -41,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, plan, train, evaluate, export, sweep):
+    for command in (restore, demo, plan, train, evaluate, export, sweep):
         subparser = command.add_parser(subparsers)
         subparser.add_argument("--quiet", action="store_true", help="no progress bars")
         subparser.add_argument(
@@ -54,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 1 where runs of a sweep failed, or 2 for anything the user can mend.
+        The exit code: 0, 1 where runs of a sweep failed, 2 for anything the user can mend, or 3 where a
+        restored model is not better than before.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # Other libraries' deprecations are ours to handle, not the user's to read.
@@ -78,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         _complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        resumable = argv[:1] in (["train"], ["demo"], ["sweep"])
+        resumable = argv[:1] in (["restore"], ["train"], ["demo"], ["sweep"])
         _complain("interrupted" + ("; go on with --resume" if resumable else ""))
         return 130
 
@@ -88,10 +92,12 @@ def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     rest: list[str] = []
     overrides: dict[str, str] = {}
     remaining = list(argv)
+    own = _OWN_OPTIONS.get(argv[0] if argv else "", ())
+    whole = [name for name in _WHOLE if name not in own]
     while remaining:
         word = remaining.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or ("." not in name and name not in _WHOLE):
+        if not word.startswith("--") or ("." not in name and name not in whole):
             rest.append(word)
             continue
         if not equals:

@@ -127,6 +127,10 @@ def _filtered(source: Source, config: DataConfig, held_out: str | None) -> Sourc
 
 
 def _side(text: str, fraction: float) -> str:
+    return "validation" if held_out_below(text) < fraction else "train"
+
+
+def held_out_below(text: str) -> float:
+    """The share of documents, 0 to 1, above which `validation_fraction` holds this document out."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    share = int.from_bytes(digest[:8]) / 2**64
-    return "validation" if share < fraction else "train"
+    return int.from_bytes(digest[:8]) / 2**64

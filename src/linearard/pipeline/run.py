@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ from linearard.train import (
 _PROFILE_WINDOWS = 4
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        restorable: the restored model in memory.
+        result: of the evaluation; None: the recipe asks for none, or another process speaks for the run.
+    """
+
+    restorable: RestorableModel
+    result: dict[str, Any] | None
+
+
 def check_evaluation(recipe: Recipe) -> EvaluationConfig | None:
     """The recipe's evaluation section, checked; None if it has none."""
     if not recipe.evaluation:
@@ -39,7 +53,7 @@ def check_evaluation(recipe: Recipe) -> EvaluationConfig | None:
     return build_section(EvaluationConfig, recipe.evaluation, "evaluation")
 
 
-def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress: bool) -> None:
+def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress: bool) -> Outcome:
     """Train all stages of a recipe, then evaluate and report as it asks."""
     config = check_evaluation(recipe)
     run = prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress)
@@ -60,8 +74,9 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
                 f"{summary['seconds']:.1f} s"
             )
         say(f"checkpoint: {result.final}")
+        measured = None
         if documents is not None:
-            measure(
+            measured = measure(
                 result.restorable,
                 documents,
                 config,
@@ -72,6 +87,7 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
                 inputs=inputs,
                 progress=progress,
             )
+        return Outcome(result.restorable, measured)
 
 
 def measure(
@@ -85,8 +101,8 @@ def measure(
     summaries: dict[str, Any] | None = None,
     inputs: EvaluationInputs | None = None,
     progress: bool = True,
-) -> None:
-    """Evaluate all views, print the table, write `evaluation.json` and `report.html`."""
+) -> dict[str, Any]:
+    """Evaluate all views, print the table, write `evaluation.json` and `report.html`; the result."""
     result = evaluate(
         restorable.model,
         restorable.tokenizer,
@@ -104,6 +120,7 @@ def measure(
     write_report(result, folder / REPORT_FILE, recipe=recipe)
     print(comparison_table(result))
     say(f"report: {folder / REPORT_FILE}")
+    return result
 
 
 def say(message: str) -> None:

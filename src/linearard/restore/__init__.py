@@ -1,1 +1,23 @@
 """From a model and a window to a recipe, and from that to a restored model with a verdict."""
+
+from linearard.restore.request import RestoreRequest, parse_tokens
+from linearard.restore.run import (
+    RestorePlan,
+    describe,
+    plan_restoration,
+    restore,
+    write_recipe,
+)
+from linearard.restore.verdict import Verdict, judge
+
+__all__ = [
+    "RestorePlan",
+    "RestoreRequest",
+    "Verdict",
+    "describe",
+    "judge",
+    "parse_tokens",
+    "plan_restoration",
+    "restore",
+    "write_recipe",
+]

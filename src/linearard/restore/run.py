@@ -1,0 +1,165 @@
+"""From a request to a verdict: facts, choices, plan, training, evaluation, export."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from linearard.errors import DeviceError
+from linearard.export import check_output, export_model
+from linearard.model import ModelConfig, resolve_device, write_json
+from linearard.pipeline import Outcome, say, train_and_report
+from linearard.planning import PlannedRecipe, planned_recipe
+from linearard.restore.choice import Choice
+from linearard.restore.compose import Composed, compose
+from linearard.restore.facts import gather_facts
+from linearard.restore.request import RestoreRequest
+from linearard.restore.verdict import Verdict, judge
+from linearard.train import RECIPE_FILE, Recipe, recipe_from_dict
+from linearard.train.stages import stage_arguments
+
+EXPORT_FOLDER, VERDICT_FILE = "exported", "verdict.json"
+#: Room for what a plan may be short of.
+_MARGIN = 0.9
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """All that is decided before anything expensive.
+
+    Attributes:
+        recipe: complete and checked.
+        choices: every decision with its reason.
+        planned: memory and time.
+    """
+
+    recipe: Recipe
+    choices: list[Choice]
+    planned: PlannedRecipe
+
+
+def plan_restoration(
+    request: RestoreRequest,
+    model: ModelConfig,
+    *,
+    gpu_memory: float | None = None,
+    tasks: str | None = None,
+    overrides: dict[str, str] | None = None,
+) -> RestorePlan:
+    """Decide the recipe, make it fit the GPU, and check every stage of it.
+
+    Args:
+        request: what was asked for.
+        model: how to load it.
+        gpu_memory: bytes that the run may take; None: those of the GPU here, if there is one.
+        tasks: folder of task files for the evaluation, or None.
+        overrides: recipe fields by dotted name, as on the command line; they have the last word.
+
+    Raises:
+        UserError: anything that can be mended, among them a run that cannot fit.
+    """
+    on_cpu = resolve_device(model.device).type == "cpu" and gpu_memory is None
+    if on_cpu:
+        model = dataclasses.replace(model, device="cpu")
+    facts = gather_facts(request, model, on_cpu=on_cpu)
+    section = {
+        key: value
+        for key, value in dataclasses.asdict(model).items()
+        if key == "name" or value != getattr(ModelConfig(name="default"), key)
+    }
+    composed: Composed = compose(request, facts, section, tasks)
+
+    def load(changes: dict[str, str]) -> Recipe:
+        return recipe_from_dict(composed.source, (overrides or {}) | changes)
+
+    limit = None if gpu_memory is None else _MARGIN * gpu_memory
+    planned = planned_recipe(load, stage_arguments, limit)
+    choices, changes = list(composed.choices), {}
+    if planned.fits is False:
+        if planned.advice is None or planned.advice.together is None:
+            raise DeviceError(
+                expected=f"a run within {planned.limit / 2**30:.1f} GiB of the GPU",
+                got=f"{planned.plan.needed / 2**30:.1f} GiB, whatever is recomputed or moved to the host",
+                fix="Lower --window, give --adapter lora, or take a larger GPU.",
+            )
+        together = planned.advice.together
+        changes = together.overrides
+        shown = ", ".join(f"{name} {value}" for name, value in changes.items())
+        reason = f"without, it needs {planned.plan.needed / 2**30:.1f} GiB"
+        choices.append(Choice("to fit the GPU", shown, reason))
+        planned = planned_recipe(lambda more: load(changes | more), stage_arguments, limit)
+    return RestorePlan(load(changes), choices, planned)
+
+
+def write_recipe(plan: RestorePlan) -> Path:
+    """Write the recipe into its output folder, if nothing else is there.
+
+    Raises:
+        CheckpointError: the folder holds something else.
+    """
+    from linearard.train.folder import claim_folder
+
+    folder = Path(plan.recipe.output_dir)
+    with claim_folder(folder, plan.recipe, resume=False, overwrite=False) as claim:
+        claim.take()
+    return folder / RECIPE_FILE
+
+
+def restore(
+    plan: RestorePlan, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> Verdict:
+    """Train, evaluate, export and judge.
+
+    Args:
+        plan: of `plan_restoration`.
+        resume, overwrite: as of `linearard train`.
+        progress: show progress bars.
+
+    Returns:
+        The verdict, which also stands in `verdict.json` of the run's folder.
+
+    Raises:
+        UserError: anything that can be mended.
+    """
+    folder = Path(plan.recipe.output_dir)
+    exported = folder / EXPORT_FOLDER
+    check_output(
+        exported,
+        "merged",
+        plan.recipe.adapter.kind,
+        base=plan.recipe.model.name,
+        packed=plan.recipe.model.load_in_4bit,
+        overwrite=resume or overwrite,
+    )
+    outcome: Outcome = train_and_report(
+        plan.recipe, resume=resume, overwrite=overwrite, progress=progress
+    )
+    if outcome.result is None:  # not the process that speaks for the run
+        return Verdict([], ["-"], [])
+    verdict = judge(outcome.result)
+    write_json(
+        folder / VERDICT_FILE,
+        {
+            "good": verdict.good,
+            "better": verdict.better,
+            "worse": verdict.worse,
+            "choices": [dataclasses.asdict(choice) for choice in plan.choices],
+            "planned_bytes": plan.planned.plan.needed,
+        },
+    )
+    comparison = export_model(outcome.restorable, exported, overwrite=resume or overwrite)
+    say(f"exported to {exported}: reloaded, logits within {comparison['relative_error']:.2g}")
+    return verdict
+
+
+def describe(plan: RestorePlan) -> list[str]:
+    """The plan in lines: what, and why."""
+    lines = [str(choice) for choice in plan.choices]
+    planned = plan.planned.plan
+    memory = f"{planned.needed / 2**30:.1f} GiB of the GPU"
+    if plan.planned.limit is not None:
+        memory += f" (of {plan.planned.limit / 2**30:.1f} GiB that it may take)"
+    time = "" if planned.seconds is None else f", {planned.seconds / 60:.1f} minutes of training"
+    lines.append(f"planned: {memory}{time}, {planned.tokens:,} tokens")
+    return lines
