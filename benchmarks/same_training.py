@@ -37,7 +37,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
 from benchmarks.record import add_arguments, circumstances, write
-from linearard.capture import attention, sdpa
+from linearard.capture import sdpa
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig, ModelConfig, RestorableModel, load_model
 from linearard.ops.pointwise import api, plain
@@ -73,7 +73,7 @@ def the_plain_way() -> Iterator[None]:
     others = lambda query, mask: sdpa._OTHERS  # noqa: E731
     with (
         mock.patch.object(api, "_kernels", lambda x: plain),
-        mock.patch.object(attention, "preferred_backends", others),
+        mock.patch.object(sdpa, "preferred_backends", others),
     ):
         yield
 

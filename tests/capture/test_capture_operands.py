@@ -119,18 +119,23 @@ def test_capture_does_not_change_logits(architecture, chosen):
     model = tiny.tiny_model(architecture, **chosen)
     plain, masked = logits(model, ids), logits(model, ids, attention_mask=mask)
     seen, observed = captured(model, ids)
-    assert torch.equal(observed, plain)
     assert len(seen) == model.config.num_hidden_layers == 3
-    assert torch.equal(captured(model, ids, attention_mask=mask)[1], masked)
-    assert torch.equal(logits(model, ids), plain)  # and nobody observing
+    assert torch.equal(logits(model, ids), observed)  # and nobody observing
+    padded = captured(model, ids, attention_mask=mask)[1]
+    if chosen and architecture != "gemma2":
+        assert torch.equal(observed, plain) and torch.equal(padded, masked)
+        return
+    # Other kernels round in another way; what stands on padding means nothing.
+    torch.testing.assert_close(observed, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(padded[mask.bool()], masked[mask.bool()], rtol=1e-5, atol=1e-5)
 
 
 def test_soft_capping_is_never_dropped():
-    """PyTorch's scaled-dot-product attention cannot cap scores: such a model is wrapped with eager."""
+    """PyTorch's scaled-dot-product attention cannot cap scores, so such a model's are computed in blocks."""
     model, ids = tiny.tiny_model("gemma2", attn_logit_softcapping=0.5), tiny.tokens()
     expected = logits(model, ids)
     model.config._attn_implementation_internal = "sdpa"  # as some versions of transformers leave it
-    assert torch.equal(captured(model, ids)[1], expected)
+    torch.testing.assert_close(captured(model, ids)[1], expected, rtol=1e-5, atol=1e-5)
     uncapped = logits(tiny.tiny_model("gemma2", attn_logit_softcapping=None), ids)
     assert not torch.allclose(expected, uncapped, atol=1e-3)
 

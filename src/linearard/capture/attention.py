@@ -14,20 +14,30 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linearard.capture.sdpa import (
-    preferred_backends,
-    windowed_attention,
-    with_contiguous_gradient,
-)
+from linearard.capture.blocks import Scores, attention_in_blocks
+from linearard.capture.masks import UnwrittenMask, compact_mask
+from linearard.capture.sdpa import causal_attention
 from linearard.errors import ModelError
 
 _PREFIX = "linearard_"
-_UNMASKED = _PREFIX + "sdpa_unmasked"
+#: This package's own choice of kernels, for models that would run `sdpa`; under the second name, without
+#: masks. (`transformers` refuses names with "sdpa" in them for models whose own code has none.)
+_KERNELS, _UNMASKED = "kernels", _PREFIX + "kernels_unmasked"
 #: Models whose attention is causal within the `sliding_window` that it is given, and nothing else.
-_NO_OTHER_MASKS = {"llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "phi3"}
+_NO_OTHER_MASKS = {
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "olmo2",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+}
 _TAP = "_linearard_tap"
 
 
@@ -139,7 +149,7 @@ def needs_no_mask(model: nn.Module) -> bool:
     """Whether whole windows are read without a mask: see `unpadded`."""
     config = model.config.get_text_config()
     known = config.model_type in _NO_OTHER_MASKS
-    return known and config._attn_implementation in (_PREFIX + "sdpa", _UNMASKED)
+    return known and config._attn_implementation in (_PREFIX + _KERNELS, _UNMASKED)
 
 
 @contextlib.contextmanager
@@ -163,19 +173,25 @@ def unpadded(model: nn.Module) -> Iterator[None]:
 def _base_implementation(model: nn.Module) -> str:
     config = model.config.get_text_config()
     base = (config._attn_implementation or "eager").removeprefix(_PREFIX)
-    if base == "sdpa" and getattr(config, "attn_logit_softcapping", None):
-        return "eager"  # PyTorch's scaled_dot_product_attention has no soft capping (Gemma 2)
-    return base
+    # transformers runs these eagerly and writes all scores down: its own kernels know neither caps nor sinks.
+    special = getattr(config, "attn_logit_softcapping", None) or any(
+        isinstance(getattr(module, "sinks", None), nn.Parameter) for module in model.modules()
+    )
+    return _KERNELS if base == "sdpa" or (base == "eager" and special) else base
 
 
 def _register(base: str) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+    if base == _KERNELS:
+        AttentionInterface.register(_PREFIX + base, _attention)
+        AttentionMaskInterface.register(_PREFIX + base, compact_mask)
+        # under a name without a mask function, no mask is made
+        AttentionInterface.register(_UNMASKED, _attention)
+        return
     AttentionInterface.register(_PREFIX + base, partial(_tapped_attention, base))
     AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    if base == "sdpa":  # under a name without a mask function, no mask is made
-        AttentionInterface.register(_UNMASKED, partial(_tapped_attention, base))
 
 
 def _tapped_attention(
@@ -184,29 +200,96 @@ def _tapped_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
     *args: Any,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    tap: AttentionTap | None = getattr(module, _TAP, None)
-    scores_scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = kwargs.get("sliding_window")
-    if tap is not None and tap._observer is not None:
-        tap._observer(LayerAttention(module.layer_idx, query, key, value, scores_scale, window))
+    _show(module, query, key, value, scaling, kwargs.get("sliding_window"))
     forward = _base_function(base, module)
-    if base != "sdpa":
-        return forward(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
-    if attention_mask is None and window is not None and window < query.shape[2]:
-        return windowed_attention(query, key, value, window, scores_scale), None
-    backends = preferred_backends(query, attention_mask)
-    with sdpa_kernel(backends, set_priority=True):
-        output, weights = forward(
-            module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs
-        )
-    if SDPBackend.CUDNN_ATTENTION in backends:
-        output = with_contiguous_gradient(output)
-    return output, weights
+    return forward(module, query, key, value, *args, scaling=scaling, **kwargs)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | UnwrittenMask | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention without a mask of all tokens by all tokens; see `AttentionInterface` of `transformers`.
+
+    Returns:
+        The output `[batch, tokens, heads, head_dim]`, and no weights.
+    """
+    scale = _show(module, query, key, value, scaling, sliding_window)
+    query, key, value = _in_one_precision(query, key, value)
+    if softcap is not None or s_aux is not None:
+        scores, seen = Scores(scale, softcap), attention_mask
+        if seen is None and query.shape[2] == 1:
+            seen = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=query.device)
+        if isinstance(seen, UnwrittenMask) and seen.causal and not seen.causal.documents:
+            sliding_window, seen = seen.causal.window, None
+        options = {"window": sliding_window, "mask": seen, "sinks": s_aux}
+        return attention_in_blocks(query, key, value, scores, **options), None
+    described = attention_mask is None or isinstance(attention_mask, UnwrittenMask)
+    usual = getattr(module, "is_causal", True) and kwargs.get("is_causal") is not False
+    usual = usual and not dropout and kwargs.get("position_bias") is None
+    if query.shape[2] == 1 or not described or not usual:
+        # A row, a mask of the caller's own, weights dropped at random: transformers' way, whatever it takes.
+        mask = _written(query, attention_mask, sliding_window)
+        forward = _base_function("sdpa", module)
+        return forward(module, query, key, value, mask, dropout=dropout, scaling=scale, **kwargs)
+    if attention_mask is None:
+        return causal_attention(query, key, value, scale, window=sliding_window), None
+    causal = attention_mask.causal
+    if causal is None:
+        return attention_in_blocks(query, key, value, Scores(scale), mask=attention_mask), None
+    options = {"window": causal.window, "documents": causal.documents}
+    return causal_attention(query, key, value, scale, **options), None
+
+
+def _show(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> float:
+    """Let the observer see the operands; the factor on the scores."""
+    tap: AttentionTap | None = getattr(module, _TAP, None)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if tap is not None and tap._observer is not None:
+        tap._observer(LayerAttention(module.layer_idx, query, key, value, scale, window))
+    return scale
+
+
+def _in_one_precision(*operands: Tensor) -> tuple[Tensor, ...]:
+    """As autocast would hand them to an attention kernel."""
+    kind = operands[0].device.type
+    if not torch.is_autocast_enabled(kind) or operands[0].dtype == torch.float64:
+        return operands
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x.to(dtype) for x in operands)
+
+
+def _written(
+    query: Tensor, mask: Tensor | UnwrittenMask | None, window: int | None
+) -> Tensor | None:
+    if isinstance(mask, UnwrittenMask):
+        return mask.whole()
+    tokens = query.shape[2]
+    if mask is not None or window is None or window >= tokens:
+        return mask
+    rows = torch.arange(tokens, device=query.device)
+    distance = rows[:, None] - rows
+    return ((distance >= 0) & (distance < window))[None, None]
 
 
 def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -4,21 +4,28 @@ cuDNN's attention takes about half of flash's time on Hopper, forward and backwa
 each shape and layout, and with PyTorch 2.11 looks that plan up without the strides of the output gradient:
 gradients in another layout than those of the first call came out wrong (docs/LOG.md). So every output
 gradient is handed to it in one layout.
+
+Sliding windows and packed documents go to flash attention, whose work falls with them, where it takes the
+operands. No kernel is given repeated keys and values, and none a mask of all tokens by all tokens.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from linearard.capture.blocks import Scores, attention_in_blocks
+from linearard.capture.masks import Documents
 
 _OTHERS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _WITH_CUDNN = [SDPBackend.CUDNN_ATTENTION, *_OTHERS]
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def preferred_backends(query: Tensor, attention_mask: Tensor | None) -> list[SDPBackend]:
@@ -31,7 +38,7 @@ def preferred_backends(query: Tensor, attention_mask: Tensor | None) -> list[SDP
     tokens, head_dim = query.shape[-2:]
     # A plan takes longer than most calls: only for the round lengths of windows, not for every prompt.
     fits = attention_mask is None and head_dim <= 128 and tokens >= 512 and tokens % 64 == 0
-    half = query.dtype in (torch.bfloat16, torch.float16)
+    half = query.dtype in _HALF
     if query.is_cuda and half and fits and _cudnn_is_faster(query.device):
         return _WITH_CUDNN
     return _OTHERS
@@ -66,64 +73,112 @@ class _ContiguousGradient(torch.autograd.Function):
         return gradient.as_strided(gradient.shape, strides)
 
 
-def windowed_attention(
-    query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    *,
+    window: int | None = None,
+    documents: Documents | None = None,
 ) -> Tensor:
-    """Causal attention that sees `window` tokens back, itself included; `[batch, tokens, heads, head_dim]`.
+    """Causal attention; `[batch, tokens, heads, head_dim]`.
 
     Args:
         query: `[batch, heads, tokens, head_dim]`.
         key, value: `[batch, kv_heads, tokens, head_dim]`.
-        window: at least 1.
         scaling: factor on the scores.
+        window: how many tokens back a query sees, itself included, at least 1; None: all.
+        documents: which keep to themselves; None: every sequence is one.
     """
-    batch, heads, tokens, width = query.shape
-    group = heads // key.shape[1]
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    options = _flash_options()
-    if not (query.is_cuda and half and width <= 256 and {"window_size", "scale"} <= options):
-        mask = _band(tokens, window, query.device)
-        if group > 1:  # grouped heads and a mask exclude each other in most kernels
-            key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-        output = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling
-        )
-        return output.transpose(1, 2).contiguous()
-    from torch.nn.attention.varlen import varlen_attn
+    tokens = query.shape[2]
+    if window is not None and window >= tokens:
+        window = None
+    if window is None and documents is None:
+        return _whole_attention(query, key, value, scaling)
+    if _flash_takes(query, key, value):
+        return _flash_attention(query, key, value, scaling, window, documents)
+    if documents is not None:
+        return _by_document(query, key, value, scaling, window, documents)
+    return attention_in_blocks(query, key, value, Scores(scaling), window=window)
 
-    grouped = {}
-    if group > 1:
-        if "enable_gqa" in options:
-            grouped = {"enable_gqa": True}
-        else:
-            key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-    packed = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    edges = torch.arange(0, (batch + 1) * tokens, tokens, dtype=torch.int32, device=query.device)
-    output = varlen_attn(
-        *packed, edges, edges, tokens, tokens, scale=scaling, window_size=(window - 1, 0), **grouped
+
+def _whole_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    heads, kv_heads = query.shape[1], key.shape[1]
+    backends = preferred_backends(query, None)
+    attend = functools.partial(
+        functional.scaled_dot_product_attention, is_causal=True, scale=scaling
     )
+    if query.is_cuda and heads != kv_heads and not _flash_takes(query, key, value):
+        # Kernels for float32 and for wide heads on small cards know no groups; PyTorch would write scores
+        # down. One head of every group at a time needs no repeated keys.
+        group = heads // kv_heads
+        with sdpa_kernel(_OTHERS, set_priority=True):
+            one_by_one = [attend(query[:, at::group], key, value) for at in range(group)]
+        output = torch.stack(one_by_one, dim=2).flatten(1, 2)
+        return output.transpose(1, 2).contiguous()
+    with sdpa_kernel(backends, set_priority=True):
+        output = attend(query, key, value, enable_gqa=heads != kv_heads)
+    output = output.transpose(1, 2).contiguous()
+    return with_contiguous_gradient(output) if backends is _WITH_CUDNN else output
+
+
+def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether flash attention runs on this card with these operands, in both directions."""
+    width = query.shape[-1]
+    fits = width <= 256 and width % 8 == 0 and value.shape[-1] == width
+    if not (query.is_cuda and query.dtype in _HALF and fits):
+        return False
+    grouped = query.shape[1] != key.shape[1]
+    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, grouped))
+
+
+def _flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    window: int | None,
+    documents: Documents | None,
+) -> Tensor:
+    """PyTorch's flash attention itself: `scaled_dot_product_attention` cannot tell it of windows."""
+    batch, heads, tokens, width = query.shape
+    operands = [x.transpose(1, 2) for x in (query, key, value)]
+    edges, longest = None, tokens
+    if documents is not None:
+        edges, longest = documents.edges(query.device), documents.longest
+        operands = [x.flatten(0, 1) for x in operands]
+    back = None if window is None else window - 1
+    output = torch.ops.aten._flash_attention_forward(
+        *operands,
+        edges,
+        edges,
+        longest,
+        longest,
+        0.0,  # dropout
+        window is None,  # causal without a window; with one, the window says so
+        False,
+        scale=scaling,
+        window_size_left=back,
+        window_size_right=None if window is None else 0,
+    )[0]
     return output.view(batch, tokens, heads, width)
 
 
-@functools.cache
-def _flash_options() -> frozenset[str]:
-    """What PyTorch's variable-length attention can be told, which grew from version to version."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(inspect.signature(varlen_attn).parameters)
-
-
-def _band(tokens: int, window: int, device: torch.device) -> Tensor:
-    # While a graph is recorded nothing is computed: what is made then may not outlive it in the cache.
-    recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return (_kept_band.__wrapped__ if recording else _kept_band)(tokens, window, device)
-
-
-@functools.lru_cache(maxsize=2)
-def _kept_band(tokens: int, window: int, device: torch.device) -> Tensor:
-    """Bool `[tokens, tokens]`: what a row sees."""
-    rows = torch.arange(tokens, device=device)
-    distance = rows[:, None] - rows
-    return (distance >= 0) & (distance < window)
+def _by_document(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    window: int | None,
+    documents: Documents,
+) -> Tensor:
+    rows = []
+    for at, lengths in enumerate(documents.lengths):
+        parts = [x[at : at + 1].split(lengths, dim=2) for x in (query, key, value)]
+        outputs = [
+            causal_attention(*operands, scaling, window=window)
+            for operands in zip(*parts, strict=True)
+        ]
+        rows.append(torch.cat(outputs, dim=1))
+    return torch.cat(rows)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from linearard.capture.sdpa import preferred_backends, windowed_attention
+from linearard.capture.sdpa import causal_attention, preferred_backends
 from linearard.counting.products import step_products, visible_pairs
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
@@ -156,7 +156,7 @@ def _pairs(
             return relation_kl(teacher, student)
 
         def look_back(*qkv: Tensor, window: int = window) -> Tensor:
-            return windowed_attention(*qkv, window, qkv[0].shape[-1] ** -0.5)
+            return causal_attention(*qkv, qkv[0].shape[-1] ** -0.5, window=window)
 
         pairs = 2 * heads * head_dim
         work = pairs * visible_pairs(tokens, None)
