@@ -51,7 +51,9 @@ def with_code(base_folder, tmp_path, ran):
     edit(folder / "config.json", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
     (folder / "own.py").write_text(
         f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n"
-        "from transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
+        "import transformers\n"
+        "class C(transformers.LlamaConfig): pass\n"
+        "class M(transformers.LlamaForCausalLM): config_class = C\n"
     )
     return folder
 
