@@ -5,7 +5,32 @@ The command line prints them without a traceback and exits with code 2.
 
 from __future__ import annotations
 
-from typing import Self
+import re
+from typing import Any, Self
+
+_LONGEST_SHOWN = 120
+#: Tokens of well-known services, and passwords within addresses.
+_SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[opsu]_[A-Za-z0-9]{20,}"
+    r"|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abp]-[\w-]{10,}|A(?:KIA|SIA)[A-Z0-9]{16}"
+    r"|wandb_v1_\w{20,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+)"
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text with `[hidden]` in the place of what looks like a token or a password in an address."""
+    return _SECRET.sub("[hidden]", text)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: in one line, shortened, without secrets."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        text = "a number of thousands of digits"
+    text = without_secrets(" ".join(text.split()))
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
 
 
 class UserError(ValueError):

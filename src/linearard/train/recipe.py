@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import re
-import types
-import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,11 +14,16 @@ from typing import Any
 from linearard.data import DataConfig
 from linearard.data.config import SELF
 from linearard.distill import ObjectiveConfig
-from linearard.errors import RecipeError
+from linearard.errors import RecipeError, shown
+from linearard.fields import user_path
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
 from linearard.train.config import PartConfig, RestorationConfig
 from linearard.train.held_out_config import HeldOutConfig
-from linearard.train.yaml_text import parse_yaml, unshared
+from linearard.train.permissions import check_permissions
+from linearard.train.plain_data import plain_data
+from linearard.train.secrets import hide_secrets, refuse_secrets
+from linearard.train.sections import build_section, check_names, coerce, coerced, meant
+from linearard.train.yaml_text import parse_yaml, read_yaml
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
 _AT_THE_TOP = "Set it at the top of the recipe."
@@ -94,54 +96,63 @@ class Recipe:
     source: dict[str, Any] = field(default_factory=dict)
 
 
-def load_recipe(path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: dict[str, str] | None = None,
+    *,
+    allowed: Mapping[str, Any] | None = None,
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: a YAML file, or the bare name of a recipe that comes with the package.
         overrides: values by dotted field name, as text in YAML: `{"stages.restoration.window": "2048"}`.
             `stages.NAME: null` removes a stage, `stages.NAME.parts.PART: null` a part of one.
+        allowed: see `recipe_from_dict`.
 
     Raises:
         RecipeError: the file is missing or no YAML mapping, or a field is unknown, misspelt, of the
-            wrong type or out of range.
+            wrong type or out of range, or asks for what only the command line may allow.
     """
+    known = _packaged()
     packaged = resources.files("linearard") / "recipes" / f"{path}.yaml"
-    try:
-        text = (packaged if packaged.is_file() else Path(path)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            expected="a recipe file in YAML",
-            got=f"{path}: {getattr(error, 'strerror', None) or error}",
-            fix=f"{_meant(path, _packaged())} Give a path, or a recipe that comes with linearard: "
-            f"{', '.join(_packaged())}.".lstrip(),
-        ) from None
-    source = parse_yaml(text, str(path))
+    source = read_yaml(
+        packaged if path in known else str(path),
+        "a recipe file in YAML",
+        f"{meant(path, known)} Give a path, or a recipe that comes with linearard: "
+        f"{', '.join(known)}.".lstrip(),
+    )
     if not isinstance(source, dict):
         raise RecipeError(
             expected="a recipe that is a mapping of sections (model, rope, data, stages, …)",
-            got="an empty file" if source is None else repr(source)[:60],
+            got="an empty file" if source is None else shown(source)[:60],
             fix=f"Correct {path}.",
         )
-    return recipe_from_dict(source, overrides)
+    return recipe_from_dict(source, overrides, allowed=allowed)
 
 
-def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = None) -> Recipe:
-    """Check a recipe given as plain data; see `load_recipe` for overrides and errors."""
-    source = unshared(source)
-    for name, value in (overrides or {}).items():
-        _override(source, name, parse_yaml(value, f"--{name}"))
-    known = [item.name for item in dataclasses.fields(Recipe) if item.name != "source"]
-    _check_names("", source, known)
-    for name in ("model", "rope", "data", "stages"):
-        if not source.get(name):
-            raise RecipeError(
-                expected=f"a section {name!r} in the recipe", got="none", fix=f"Add {name}: to it."
-            )
-    sections = {
-        name: build_section(kind, source.get(name) or {}, name) for name, kind in _SECTIONS.items()
-    }
-    check_trainable(sections["model"], sections["adapter"])
+def recipe_from_dict(
+    source: dict[str, Any],
+    overrides: dict[str, str] | None = None,
+    *,
+    allowed: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Check a recipe given as plain data.
+
+    Args:
+        source: as a recipe file has it.
+        overrides: see `load_recipe`.
+        allowed: the values by dotted name that the user gave on the command line, which may allow more
+            than a file (see `check_permissions`); default: all overrides.
+
+    Raises:
+        RecipeError: see `load_recipe`; or it asks for what only the command line may allow, or holds a
+            secret.
+    """
+    source, given = _merged(source, overrides, "the recipe")
+    refuse_secrets(source)
+    check_permissions(source, given if allowed is None else allowed)
+    sections = _sections(source)
     data = sections["data"]
     if data.train == SELF and data.validation is None:
         raise RecipeError(
@@ -149,35 +160,85 @@ def recipe_from_dict(source: dict[str, Any], overrides: dict[str, str] | None = 
             got="none",
             fix="Name held-out text: what the model writes is no measure of it.",
         )
+    stages = {
+        name: _check_stage(name, values or {}, data) for name, values in source["stages"].items()
+    }
+    return Recipe(**sections, stages=stages, source=source)
+
+
+def checkpoint_recipe(
+    source: Any, overrides: dict[str, str] | None = None, *, where: str
+) -> Recipe:
+    """The recipe that a checkpoint carries, for reading its weights.
+
+    Whoever made the checkpoint wrote it: it allows nothing that needs the command line, names no folder
+    to write to, and its secrets are hidden. Its stages are left as they are: nothing trains them again.
+
+    Args:
+        source: what the checkpoint holds.
+        overrides: from the command line, see `load_recipe`.
+        where: the checkpoint, for messages.
+
+    Raises:
+        RecipeError: see `recipe_from_dict`.
+    """
+    if not isinstance(source, dict):
+        raise RecipeError(
+            expected=f"a recipe in {where}", got=shown(source), fix="Use another checkpoint."
+        )
+    source = {name: value for name, value in source.items() if name != "output_dir"}
+    if isinstance(source.get("data"), dict):
+        source["data"] = {k: v for k, v in source["data"].items() if k != "cache_dir"}
+    source, given = _merged(source, overrides, where)
+    check_permissions({"model": source.get("model")}, given, where)
+    source = hide_secrets(source)
+    stages = {name: v for name, v in source["stages"].items() if isinstance(v, dict)}
+    return Recipe(**_sections(source), stages=stages, source=source)
+
+
+def _merged(
+    source: Any, overrides: dict[str, str] | None, where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A copy of the recipe with overrides and all its sections, and the overrides as values."""
+    source = plain_data(source, where)
+    given = {name: parse_yaml(value, f"--{name}") for name, value in (overrides or {}).items()}
+    for name, value in given.items():
+        _override(source, name, plain_data(value, f"--{name}"))
+    known = [item.name for item in dataclasses.fields(Recipe) if item.name != "source"]
+    check_names("", source, known)
+    for name in ("model", "rope", "data", "stages"):
+        if not source.get(name):
+            raise RecipeError(
+                expected=f"a section {name!r} in the recipe", got="none", fix=f"Add {name}: to it."
+            )
     for name in ("rope", "stages", "evaluation"):
         if not isinstance(source.get(name) or {}, dict):
             raise RecipeError(
                 expected=f"{name} to be a mapping",
-                got=repr(source[name]),
+                got=shown(source[name]),
                 fix=f"Correct the section {name}.",
             )
-    stages = {
-        name: _check_stage(name, values or {}, data) for name, values in source["stages"].items()
+    return source, given
+
+
+def _sections(source: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `Recipe` that do not depend on what is trained, checked."""
+    sections = {
+        name: build_section(kind, source.get(name) or {}, name) for name, kind in _SECTIONS.items()
     }
-    seed = _coerce(source.get("seed", 0), int, "seed")
+    check_trainable(sections["model"], sections["adapter"])
+    seed = coerce(source.get("seed", 0), int, "seed")
     if not 0 <= seed <= _LARGEST_SEED:
         raise RecipeError(
-            expected=f"seed from 0 to {_LARGEST_SEED}", got=str(seed), fix="Choose another seed."
+            expected=f"seed from 0 to {_LARGEST_SEED}", got=shown(seed), fix="Choose another seed."
         )
-    return Recipe(
-        **sections,
-        rope=source["rope"],
-        stages=stages,
-        evaluation=source.get("evaluation") or {},
-        output_dir=_coerce(source.get("output_dir", Recipe.output_dir), str, "output_dir"),
-        seed=seed,
-        source=source,
-    )
-
-
-def _meant(name: object, known: list[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"Did you mean {prefix}{close[0]}?" if close else ""
+    output_dir = coerce(source.get("output_dir", Recipe.output_dir), str, "output_dir")
+    return sections | {
+        "rope": source["rope"],
+        "evaluation": source.get("evaluation") or {},
+        "output_dir": user_path(output_dir, "output_dir"),
+        "seed": seed,
+    }
 
 
 def _packaged() -> list[str]:
@@ -191,17 +252,17 @@ def _override(source: dict[str, Any], name: str, value: Any) -> None:
     for depth, key in enumerate(parents):
         if key not in node or node[key] is None:
             if parents[:depth] == ["stages"]:
-                _check_names("stages", {key: None}, list(node))
+                check_names("stages", {key: None}, list(node))
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):
             raise RecipeError(
                 expected=f"{'.'.join(parents[: depth + 1])} to be a section",
-                got=repr(node),
+                got=shown(node),
                 fix=f"Check --{name}.",
             )
     if value is None and parents in (["stages"], ["stages", *parents[1:2], "parts"]):
-        _check_names(".".join(parents), {last: None}, list(node))
+        check_names(".".join(parents), {last: None}, list(node))
         del node[last]
     else:
         node[last] = value
@@ -210,12 +271,12 @@ def _override(source: dict[str, Any], name: str, value: Any) -> None:
 def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(
-            expected=f"stages.{name} to be a mapping", got=repr(values), fix="Correct the stage."
+            expected=f"stages.{name} to be a mapping", got=shown(values), fix="Correct the stage."
         )
     if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
         raise RecipeError(
             expected="stage names of letters, digits, - and _",
-            got=repr(name),
+            got=shown(name),
             fix="Rename the stage; its folder is named after it.",
         )
     where = f"stages.{name}"
@@ -226,7 +287,7 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
                 got=f"{key}: {values[key]!r}",
                 fix=_NOT_IN_A_STAGE[key],
             )
-    checked = _coerced(RestorationConfig, values, where)
+    checked = coerced(RestorationConfig, values, where)
     with naming_stage(name):
         _check_nested(checked, where, data)
         parts = checked.get("parts") or {}
@@ -241,10 +302,10 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
             if not isinstance(part, str) or not _STAGE_NAME.fullmatch(part):
                 raise RecipeError(
                     expected="part names of letters, digits, - and _",
-                    got=repr(part),
+                    got=shown(part),
                     fix=f"Rename the part of {where}.",
                 )
-            parts[part] = _coerced(PartConfig, inner or {}, f"{where}.parts.{part}")
+            parts[part] = coerced(PartConfig, inner or {}, f"{where}.parts.{part}")
             _check_nested(parts[part], f"{where}.parts.{part}", data)
     return checked
 
@@ -258,7 +319,7 @@ def _check_nested(values: dict[str, Any], where: str, data: DataConfig) -> None:
         watched = build_section(HeldOutConfig, values["held_out"] or {}, f"{where}.held_out")
         values["held_out"] = dataclasses.asdict(watched)
     if "data" in values:
-        changes = _coerced(DataConfig, values["data"] or {}, f"{where}.data")
+        changes = coerced(DataConfig, values["data"] or {}, f"{where}.data")
         for key in _HELD_OUT & changes.keys():
             raise RecipeError(
                 expected=f"{where}.data without {key!r}: one text is held out from all training",
@@ -278,93 +339,3 @@ def naming_stage(name: str) -> Iterator[None]:
         if f"stages.{name}" not in error.expected:
             error = error.reworded(expected=f"{error.expected} in stage {name!r}")
         raise error from None
-
-
-def build_section(kind: type, values: Any, where: str) -> Any:
-    """A configuration dataclass from plain data.
-
-    Raises:
-        RecipeError: a field is unknown, misspelt, of the wrong type or out of range.
-    """
-    return kind(**_coerced(kind, values, where))
-
-
-def _coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise RecipeError(
-            expected=f"{where} to be a mapping of fields",
-            got=repr(values),
-            fix=f"Correct the section {where}.",
-        )
-    hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind) if item.init]
-    _check_names(where, values, names)
-    return {name: _coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()}
-
-
-def _check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
-    """Refuse a name that is not known; `where` is the section's, empty at the top of the recipe."""
-    prefix = f"{where}." if where else ""
-    for name in values:
-        if name not in known:
-            ours = not where.startswith("stages.") or len(known) <= 20
-            shown = ", ".join(known) if ours else "ours, or of TrainingArguments"
-            raise RecipeError(
-                expected=f"a field of {where or 'the recipe'} ({shown})",
-                got=f"{prefix}{name}",
-                fix=_meant(name, known, prefix)
-                or "Remove it; `linearard train --help` lists every field.",
-            )
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Check a plain type; types this module does not know are left to the dataclass itself."""
-    try:
-        return _fit(value, hint)
-    except TypeError:
-        raise RecipeError(
-            expected=f"{where} to be {_described(hint)}", got=repr(value), fix=f"Correct {where}."
-        ) from None
-
-
-def _fit(value: Any, hint: Any) -> Any:
-    """The value as the hint asks for it (whole numbers where numbers are wanted), or TypeError."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        # The value's own type first: 1 stays a whole number where both kinds are allowed.
-        for option in sorted(inner, key=lambda option: option is not type(value)):
-            try:
-                return _fit(value, option)
-            except TypeError:
-                continue
-        raise TypeError
-    kind = origin or hint
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind in _PLAIN and type(value) is not kind:
-        raise TypeError
-    if kind is list and inner:
-        return [_fit(item, inner[0]) for item in value]
-    if kind is dict and inner:
-        return {_fit(key, inner[0]): _fit(item, inner[1]) for key, item in value.items()}
-    return value
-
-
-_PLAIN = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-}
-
-
-def _described(hint: Any) -> str:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_described, inner)))
-    name = _PLAIN.get(origin or hint, getattr(hint, "__name__", str(hint)))
-    listed = origin in (list, dict) and inner[-1] is not Any
-    return f"{name} (each {_described(inner[-1])})" if listed else name

@@ -32,10 +32,10 @@ from linearard.model import (
 from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.config import RestorationConfig
-from linearard.train.folder import FINAL, RECIPE_FILE, Claim, claim_folder
+from linearard.train.folder import FINAL, Claim, claim_folder
 from linearard.train.held_out import HeldOutText, held_out_text
 from linearard.train.own_text import OwnBlocks
-from linearard.train.recipe import Recipe, recipe_from_dict
+from linearard.train.recipe import Recipe
 from linearard.train.stages import stage_arguments
 from linearard.train.windows import InterleavedParts, StageWindows
 
@@ -208,53 +208,6 @@ def prepare_run(
                 _check_resumable(stage, blocks[name])
             before += len(parts)
         return PreparedRun(recipe, tokenizer, stages, blocks, own, held_out, claim.pop_all())
-
-
-def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Path, Recipe]:
-    """The checkpoint and the recipe behind a run's folder, or behind one of its checkpoints.
-
-    Raises:
-        CheckpointError: there is none, or an override contradicts what it was trained as.
-        RecipeError: an override is wrong.
-    """
-    folder = Path(folder)
-    if (folder / FINAL / METADATA_FILE).is_file():
-        folder = folder / FINAL
-    elif (folder / RECIPE_FILE).is_file():
-        raise CheckpointError(
-            expected="a finished run, or one of its checkpoints",
-            got=f"the unfinished run {folder}",
-            fix=f"Finish it with `linearard train {folder / RECIPE_FILE} --resume`, or name a folder "
-            f"{folder}/stage*/checkpoint-*.",
-        )
-    source = read_metadata(folder).get("recipe")
-    if source is None:
-        raise CheckpointError(
-            expected=f"a checkpoint of `linearard train`, with its recipe in {METADATA_FILE}",
-            got=f"none in {folder}",
-            fix="Open a checkpoint without a recipe with `linearard.model.load_restored`.",
-        )
-    trained, recipe = recipe_from_dict(source), recipe_from_dict(source, overrides)
-    for section in ("rope", "adapter"):
-        if getattr(trained, section) != getattr(recipe, section):
-            raise CheckpointError(
-                expected=f"the {section} that the checkpoint was trained with",
-                got=f"another ({', '.join(n for n in overrides if n.startswith(section))})",
-                fix=f"Leave --{section}.* out.",
-            )
-    return folder, recipe
-
-
-def share_not_kept(folder: Path, recipe: Recipe) -> str:
-    """What a checkpoint of a stage holds beyond what the stage keeps, in words; empty if nothing."""
-    stage = read_metadata(folder).get("stage")
-    keep = recipe.stages.get(stage, {}).get("keep", 1)
-    if keep == 1:
-        return ""
-    return (
-        f"{folder} holds all that stage {stage!r} changed; at its end {keep:g} of that is kept (stages."
-        f"{stage}.keep), in the run's {FINAL}."
-    )
 
 
 def is_main_process() -> bool:

