@@ -48,6 +48,13 @@ class DataConfig:
             "that stands between documents; at the latest after 640 tokens."
         },
     )
+    self_chat: bool = field(
+        default=False,
+        metadata={
+            "help": "Documents of `self` are conversations of one to three exchanges in the tokenizer's chat "
+            "template: the original writes both sides."
+        },
+    )
     validation: str | None = field(
         default=None,
         metadata={
@@ -124,9 +131,12 @@ class DataConfig:
         fix = f"Name other text, or ./{SELF} for a file or folder of that name."
         right = self.validation != SELF
         require(right, "validation", "text that a model did not write", self.validation, fix)
-        for name in ("streaming", "pack"):
+        for name in ("streaming", "pack", "self_chat"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, "true or false", value, "Write true or false.")
+        fix = "A chat template begins conversations; leave self_start or self_chat out."
+        right = not (self.self_chat and self.self_start)
+        require(right, "self_start", "absent with `self_chat`", self.self_start, fix)
         fraction = self.validation_fraction
         right = isinstance(fraction, int | float) and not isinstance(fraction, bool)
         require(

@@ -18,6 +18,7 @@ from linearard.data.cache import cached_documents
 from linearard.data.tokens import beginning, tokenizer_hash
 from linearard.errors import DataError
 from linearard.model import RestorableModel, is_packed
+from linearard.train.chat_template import chat_frame
 from linearard.train.writing import Assignment, write_documents
 
 _FORMAT = 2  # raise it when the same model would write in another way
@@ -48,8 +49,8 @@ class OwnBlocks(Dataset):
         native: the window that the original reads and writes in.
 
     Raises:
-        DataError: the tokenizer lacks the tokens that documents stand between, or the start has none or
-            leaves no room.
+        DataError: the tokenizer lacks the tokens that documents stand between or a chat template that
+            can be used, or the start has no token or leaves no room.
     """
 
     def __init__(
@@ -57,14 +58,18 @@ class OwnBlocks(Dataset):
     ) -> None:
         self._data, self._window, self._count = data, window, count
         start, end = _borders(data.self_start, tokenizer)
+        frame, asked = None, "self_start"
+        if data.self_chat:
+            frame, asked = chat_frame(tokenizer), "self_chat: a beginning"
+            start = frame.start
         if not 0 < len(start) < native:
             raise DataError(
-                expected=f"data.self_start of 1 to {native - 1} tokens, in the native window",
+                expected=f"data.{asked} of 1 to {native - 1} tokens, in the native window",
                 got=f"{len(start)} tokens",
                 fix="Give what stands before a document in the model's training text, such as one token.",
             )
         tokens = count * (window - len(beginning(tokenizer))) + 1
-        self._assignment = Assignment(start, end, tokens, data.seed)
+        self._assignment = Assignment(start, end, tokens, data.seed, frame)
         self._blocks: BlockDataset | None = None
 
     def write(self, restorable: RestorableModel, *, progress: bool) -> None:
@@ -100,7 +105,7 @@ class OwnBlocks(Dataset):
             _original_hash(restorable),
             [[str(kind), t.inv_freq.tolist(), t.attention_scaling] for kind, t in tables],
             tokenizer_hash(restorable.tokenizer),
-            dataclasses.astuple(assignment),
+            _decisive(assignment),
             assignment.length(restorable),
         ]
         digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
@@ -125,6 +130,15 @@ class OwnBlocks(Dataset):
     def tokens(self) -> int:
         """How many tokens all blocks hold together."""
         return self._count * self._window
+
+
+def _decisive(assignment: Assignment) -> list[Any]:
+    """What decides the text, as JSON holds it; without a frame it is what it was before there were any."""
+    decides = [assignment.start, assignment.end, assignment.tokens, assignment.seed]
+    if assignment.frame is None:
+        return decides
+    around = dataclasses.asdict(assignment.frame) | {"control": sorted(assignment.frame.control)}
+    return [*decides, around]
 
 
 def _original_hash(restorable: RestorableModel) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,11 @@ from torch import Tensor
 from linearard.data.tokens import encode_documents
 from linearard.errors import DataError
 from linearard.model import RestorableModel, plain_generation
+from linearard.train.chat_template import ChatFrame
+from linearard.train.conversations import ConversationWriter, written_texts
 
 _LENGTH = 640  # tokens of a document that does not end by itself before
+_CONVERSATION = 1536  # tokens of a conversation, which ends there at the latest
 _LARGEST_BATCH, _SMALLEST_BATCH = 2048, 8
 # A batch takes as long as its longest document, however many there are: rather too many than one batch more.
 _MARGIN = 1.125
@@ -34,16 +38,19 @@ class Assignment:
         end: the id that ends a document; neither it nor `start` is part of one.
         tokens: of all documents together, each with one more that will join it to the next.
         seed: of the sampling.
+        frame: of the conversations that are to be written, or None for documents.
     """
 
     start: tuple[int, ...]
     end: int
     tokens: int
     seed: int
+    frame: ChatFrame | None = None
 
     def length(self, restorable: RestorableModel) -> int:
         """Most tokens of a document: with its start it fits the native window."""
-        return min(_LENGTH, restorable.rope.native_window - len(self.start))
+        most = _LENGTH if self.frame is None else _CONVERSATION
+        return min(most, restorable.rope.native_window - len(self.start))
 
 
 def write_documents(
@@ -51,8 +58,9 @@ def write_documents(
 ) -> list[str]:
     """Sample documents from the original model at temperature 1, from all of its vocabulary.
 
-    Random numbers of the caller's are not touched, and nothing that was trained is used. On one
-    machine the same assignment gives the same documents.
+    Of conversations the chat template's own tokens are given, and no turn holds one of them. Random
+    numbers of the caller's are not touched, and nothing that was trained is used. On one machine the same
+    assignment gives the same documents.
 
     Args:
         restorable: the model, with its tokenizer.
@@ -71,6 +79,7 @@ def write_documents(
     most = _largest_batch(restorable, length + len(assignment.start))
     texts: list[str] = []
     tried = found = 0
+    chance = random.Random(assignment.seed)
     with (
         tqdm(
             desc="writing", total=wanted, unit="token", unit_scale=True, disable=not progress
@@ -80,11 +89,16 @@ def write_documents(
         while found < wanted:
             expected = found / tried if found else length / (1 + tried)
             count = max(math.ceil(_MARGIN * (wanted - found) / expected), _SMALLEST_BATCH)
-            rows = _sample(model, assignment, min(count, most), length, _Bar(bar))
-            new = [text for text in _decoded(restorable.tokenizer, rows) if text.strip()]
+            count = min(count, most)
+            options = (model, assignment, count, length, _Bar(bar))
+            if assignment.frame is None:
+                texts_now = _decoded(restorable.tokenizer, _sample(*options))
+            else:
+                texts_now = _converse(*options, chance, restorable.tokenizer)
+            new = [text for text in texts_now if text.strip()]
             # Counted as they will be read: what was sampled is often not how its text is encoded.
             encoded = encode_documents(restorable.tokenizer, new, progress=False, characters=None)
-            tried += len(rows)
+            tried += count
             for text, ids in zip(new, encoded, strict=True):
                 if found < wanted:
                     texts.append(text)
@@ -95,7 +109,9 @@ def write_documents(
                 raise DataError(
                     expected="a model that writes text of its own",
                     got=f"{tried} documents without any, after the tokens {list(assignment.start)}",
-                    fix="Set data.self_start to what stands before documents in its training text.",
+                    fix="Set data.self_start to what stands before documents in its training text."
+                    if assignment.frame is None
+                    else "Leave data.self_chat out for a model that asks and answers nothing.",
                 )
     return texts
 
@@ -137,13 +153,43 @@ def _writer(restorable: RestorableModel, seed: int) -> Iterator[Any]:
             torch.cuda.empty_cache()  # key-value caches of every length are of no use to training
 
 
-@torch.no_grad()
 def _sample(
     model: Any, assignment: Assignment, count: int, length: int, streamer: _Bar
 ) -> list[list[int]]:
     """Ids of `count` documents of at most `length` tokens."""
+    whole = _generate(model, assignment, count, length, streamer, eos_token_id=assignment.end)
+    rows = whole[:, len(assignment.start) :].tolist()
+    return [row[: row.index(assignment.end)] if assignment.end in row else row for row in rows]
+
+
+def _converse(
+    model: Any,
+    assignment: Assignment,
+    count: int,
+    length: int,
+    streamer: _Bar,
+    chance: random.Random,
+    tokenizer: Any,
+) -> list[str]:
+    """At most `count` conversations of at most `length` tokens; those without an answer are left out."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    writer = ConversationWriter(assignment.frame, count, length, chance)
+    steering = {
+        "logits_processor": LogitsProcessorList([writer]),
+        "stopping_criteria": StoppingCriteriaList([writer.ended]),
+    }
+    _generate(model, assignment, count, length, streamer, **steering)
+    return written_texts(writer.conversations, lambda ids: _decoded(tokenizer, [ids])[0])
+
+
+@torch.no_grad()
+def _generate(
+    model: Any, assignment: Assignment, count: int, length: int, streamer: _Bar, **options: Any
+) -> Tensor:
+    """What is sampled behind the start, with it: int64 `[count, tokens]`."""
     start = torch.tensor([assignment.start] * count, device=model.device)
-    whole = model.generate(
+    return model.generate(
         input_ids=start,
         attention_mask=torch.ones_like(start),
         max_new_tokens=length,
@@ -152,12 +198,10 @@ def _sample(
         top_k=0,
         top_p=1.0,
         use_cache=True,
-        eos_token_id=assignment.end,
         pad_token_id=assignment.end,
         streamer=streamer,
+        **options,
     )
-    rows = whole[:, start.shape[1] :].tolist()
-    return [row[: row.index(assignment.end)] if assignment.end in row else row for row in rows]
 
 
 def _decoded(tokenizer: Any, rows: list[list[int]]) -> list[str]:
