@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -145,11 +145,3 @@ class ConversationWriter:
                 allowed[cue[0]], first[cue[0]] = True, False
             masks += [allowed, first]
         return masks
-
-
-def written_texts(
-    conversations: Sequence[Conversation], decode: Callable[[list[int]], str]
-) -> list[str]:
-    """The conversations that have an answer, as text."""
-    texts = (conversation.text(decode) for conversation in conversations)
-    return [text for text in texts if text]

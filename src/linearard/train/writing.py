@@ -16,7 +16,7 @@ from linearard.data.tokens import encode_documents
 from linearard.errors import DataError
 from linearard.model import RestorableModel, plain_generation
 from linearard.train.chat_template import ChatFrame
-from linearard.train.conversations import ConversationWriter, written_texts
+from linearard.train.conversations import ConversationWriter
 
 _LENGTH = 640  # tokens of a document that does not end by itself before
 _CONVERSATION = 1536  # tokens of a conversation, which ends there at the latest
@@ -89,8 +89,7 @@ def write_documents(
         while found < wanted:
             expected = found / tried if found else length / (1 + tried)
             count = max(math.ceil(_MARGIN * (wanted - found) / expected), _SMALLEST_BATCH)
-            count = min(count, most)
-            options = (model, assignment, count, length, _Bar(bar))
+            options = (model, assignment, min(count, most), length, _Bar(bar))
             if assignment.frame is None:
                 texts_now = _decoded(restorable.tokenizer, _sample(*options))
             else:
@@ -98,7 +97,7 @@ def write_documents(
             new = [text for text in texts_now if text.strip()]
             # Counted as they will be read: what was sampled is often not how its text is encoded.
             encoded = encode_documents(restorable.tokenizer, new, progress=False, characters=None)
-            tried += count
+            tried += len(texts_now)
             for text, ids in zip(new, encoded, strict=True):
                 if found < wanted:
                     texts.append(text)
@@ -171,7 +170,7 @@ def _converse(
     chance: random.Random,
     tokenizer: Any,
 ) -> list[str]:
-    """At most `count` conversations of at most `length` tokens; those without an answer are left out."""
+    """`count` conversations of at most `length` tokens; one without an answer is empty."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     writer = ConversationWriter(assignment.frame, count, length, chance)
@@ -180,7 +179,7 @@ def _converse(
         "stopping_criteria": StoppingCriteriaList([writer.ended]),
     }
     _generate(model, assignment, count, length, streamer, **steering)
-    return written_texts(writer.conversations, lambda ids: _decoded(tokenizer, [ids])[0])
+    return [talk.text(lambda ids: _decoded(tokenizer, [ids])[0]) for talk in writer.conversations]
 
 
 @torch.no_grad()
