@@ -70,13 +70,14 @@ def run(args: argparse.Namespace) -> int:
         RestoreRequest,
         describe,
         parse_tokens,
+        parse_window,
         plan_restoration,
         restore,
         write_recipe,
     )
 
     model, overrides = _model(args)
-    window = parse_tokens(args.window)
+    window = parse_window(args.window)
     request = RestoreRequest(
         model=model.name,
         window=window,
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         data=args.data,
         validation=args.validation,
         tokens=None if args.tokens is None else parse_tokens(args.tokens),
-        native_window=None if args.native_window is None else parse_tokens(args.native_window),
+        native_window=None if args.native_window is None else parse_window(args.native_window),
         scaling=args.scaling,
         adapter=args.adapter,
         seed=args.seed,

@@ -1,6 +1,6 @@
 """From a model and a window to a recipe, and from that to a restored model with a verdict."""
 
-from linearard.restore.request import RestoreRequest, parse_tokens
+from linearard.restore.request import RestoreRequest, parse_tokens, parse_window
 from linearard.restore.run import (
     RestorePlan,
     describe,
@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "judge",
     "parse_tokens",
+    "parse_window",
     "plan_restoration",
     "restore",
     "write_recipe",

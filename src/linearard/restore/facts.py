@@ -8,11 +8,12 @@ from typing import Any
 
 from linearard.data import DataConfig
 from linearard.data.sources import Source, held_out_below, open_source
-from linearard.errors import ModelError, RecipeError
+from linearard.errors import DataError, ModelError, RecipeError
 from linearard.model import AdapterConfig, ModelConfig, load_config, load_tokenizer
 from linearard.restore.request import RestoreRequest
 from linearard.rope import native_window
 from linearard.rope.scaling import native_parameters
+from linearard.train.chat_template import chat_frame
 
 _SAMPLE = 20_000  # characters of a document that are tokenised to learn how long a token is
 _SAMPLED_DOCUMENTS = 4
@@ -55,7 +56,7 @@ class Facts:
         parameters: of the model.
         on_cpu: whether it will be trained on a CPU.
         self_start: what its own documents begin after; None: the tokenizer's own beginning.
-        chat: whether its tokenizer has a chat template.
+        chat: whether its tokenizer has a chat template in which it can write both sides.
         supply: text to train on; None: the model writes it.
         held_out: held-out text; None: the documentation of the installed Python.
         fraction: share of the documents that is held out; None: other text is.
@@ -117,7 +118,7 @@ def gather_facts(request: RestoreRequest, model: ModelConfig, *, on_cpu: bool) -
         parameters=shape.base_parameters,
         on_cpu=on_cpu,
         self_start=start if known and start != tokenizer.bos_token else None,
-        chat=bool(getattr(tokenizer, "chat_template", None)),
+        chat=_converses(tokenizer),
         supply=supply,
         held_out=held_out,
         fraction=fraction,
@@ -132,6 +133,16 @@ def _tokenizer(model: ModelConfig, data: str | None) -> Any:
         if data is not None:
             raise
         return None
+
+
+def _converses(tokenizer: Any) -> bool:
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    try:
+        chat_frame(tokenizer)
+    except DataError:
+        return False
+    return True
 
 
 def _supplies(

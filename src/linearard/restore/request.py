@@ -56,13 +56,25 @@ class RestoreRequest:
                 )
 
 
-def parse_tokens(text: str) -> int:
-    """Tokens of `4.2M`, `64k`, `131072` or `131_072`; k and M are thousands and millions.
+def parse_window(text: str) -> int:
+    """Tokens of a window: `131072`, or `128k`, where k is 1,024.
 
     Raises:
         RecipeError: it is no number of tokens.
     """
-    units = {"k": 1e3, "m": 1e6, "b": 1e9}
+    return _parse(text, {"k": 1024, "m": 1024**2})
+
+
+def parse_tokens(text: str) -> int:
+    """Tokens of `4.2M`, `64k` or `4_200_000`, where k and M are thousands and millions.
+
+    Raises:
+        RecipeError: it is no number of tokens.
+    """
+    return _parse(text, {"k": 1e3, "m": 1e6, "b": 1e9})
+
+
+def _parse(text: str, units: dict[str, float]) -> int:
     word = text.strip().lower().replace("_", "").replace(",", "")
     unit = units.get(word[-1:], 1.0)
     try:

@@ -87,8 +87,12 @@ def choose_sizes(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
     )
     rest = left - sizes.aligned * short - sizes.reads * sizes.read - sizes.longs * sizes.long
     half = _whole(rest / 2 / short, sizes.batch)
-    sizes = replace(sizes, books=half, own=half)
+    chat = half // 2 // sizes.batch * sizes.batch if facts.chat else 0
+    sizes = replace(sizes, books=half, own=half - chat, chat=chat)
     choices = []
+    if sizes.chat:
+        value = f"{sizes.chat * short:,} tokens of conversations, which the model writes"
+        choices.append(Choice("chat", value, "its tokenizer has a chat template"))
     if facts.supply is None:
         text = "text that the model writes itself, with passages that come back in it"
         choices.append(Choice("text", text, "no --data was given; books or documents are better"))
@@ -215,6 +219,13 @@ def _parts(facts: Facts, sizes: Sizes) -> dict[str, Any]:
             "sequences": sizes.own,
             "batch_size": sizes.batch,
             "data": {"train": SELF, **start},
+            "objective": near,
+        },
+        "chat": {
+            "window": sizes.short,
+            "sequences": sizes.chat,
+            "batch_size": sizes.batch,
+            "data": {"train": SELF, "self_chat": True, "self_start": None},
             "objective": near,
         },
         "read": {
