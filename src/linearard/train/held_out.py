@@ -17,6 +17,7 @@ from linearard.errors import DataError
 from linearard.model import RestorableModel
 from linearard.train.held_out_config import HeldOutConfig
 
+_RECALL_WEIGHT = 0.1
 _RECALL = 0.1  # share of a long window that repeats earlier passages of it
 _OBJECTIVES = {
     "short": ObjectiveConfig(relations={}, logit_weight=1.0, logit_positions=None),
@@ -37,6 +38,17 @@ class Look:
     kl: float
     long: float | None = None
     recall: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """Nats by which two states of one model are compared; infinite where something is not finite.
+
+        A nat of the long windows counts as one of KL to the original, and one of the passages that come
+        back in them, of which there are few, as a tenth.
+        """
+        if not self.finite:
+            return math.inf
+        return self.kl + (self.long or 0.0) + _RECALL_WEIGHT * (self.recall or 0.0)
 
     @property
     def finite(self) -> bool:

@@ -29,7 +29,8 @@ class HeldOutConfig:
     rate_trials: int = described(
         0,
         "Before the stage, try learning_rate and up to this many rates in all, by factors of two, for "
-        "rate_steps steps each from the same weights, and train at the best by held-out KL; 0: none.",
+        "rate_steps steps each from the same weights, and train at the one that gains most on the "
+        "held-out windows; 0: none.",
     )
     rate_steps: int = described(8, "Optimizer steps of one trial.")
     shares: list[float] = described(

@@ -10,9 +10,6 @@ from torch import Tensor
 from linearard.model import Adapter
 from linearard.train.held_out import Look
 
-#: What a nat of the passages that come back counts beside one of KL to the original.
-_RECALL_WEIGHT = 0.1
-
 
 class Beginning:
     """The trained weights of an adapter as a stage finds them, in host memory.
@@ -55,7 +52,7 @@ class Beginning:
     def best_share(
         self, shares: list[float], look: Callable[[], Look]
     ) -> tuple[float, dict[float, Look]]:
-        """Leave the share of the change that is best by what `look` measures.
+        """Leave the share of the change whose look costs least.
 
         Args:
             shares: to choose from.
@@ -69,24 +66,9 @@ class Beginning:
         for share in sorted(shares, reverse=True):
             self._blend(reached, share)
             found[share] = look()
-        best = _best(found)
+        best = min(found, key=lambda share: found[share].cost)
         self._blend(reached, best)
         return best, found
-
-
-def _best(found: dict[float, Look]) -> float:
-    """The share of least KL, where what the long window lost beside the best share counts as much."""
-    finite = {share: look for share, look in found.items() if look.finite} or found
-    long = min((look.long for look in finite.values() if look.long is not None), default=0.0)
-    recall = min((look.recall for look in finite.values() if look.recall is not None), default=0.0)
-
-    def cost(share: float) -> float:
-        look = finite[share]
-        lost = 0.0 if look.long is None else look.long - long
-        forgotten = 0.0 if look.recall is None else look.recall - recall
-        return look.kl + lost + _RECALL_WEIGHT * forgotten
-
-    return min(finite, key=cost)
 
 
 def _on_host(parameters: list[torch.nn.Parameter]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Which learning rate a stage trains at: a few short trials from the same weights, judged by held-out KL."""
+"""Which learning rate a stage trains at: a few short trials, judged by held-out windows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 
 from linearard.train.held_out import Look
 
-#: A rate twice as high has to be this much better to be taken: in a few steps fast is better than in many.
-_BETTER = 0.9
-#: A trial that ends above this many times the KL that it began with is at too high a rate.
-_HARMFUL = 1.02
+#: A rate twice as high has to gain this much more to be taken: in a few steps fast is better than in many.
+_BETTER = 1.1
 #: Halvings beyond the trials asked for, as long as every rate tried made the model worse.
 _MORE_HALVINGS = 4
 
@@ -30,15 +28,14 @@ class RateTrials:
     found: dict[float, Look] = field(default_factory=dict)
     factor: float = 1.0
 
-    def kl(self, factor: float) -> float:
-        """Held-out KL after the trial, nats; infinite where it diverged."""
-        look = self.found[factor]
-        return look.kl if look.finite else math.inf
+    def gain(self, factor: float) -> float:
+        """Nats of `Look.cost` that the trial gained; minus infinity where it diverged."""
+        return self.begun.cost - self.found[factor].cost
 
     @property
     def harmful(self) -> bool:
         """Whether the chosen rate, too, made the model worse."""
-        return self.kl(self.factor) > _HARMFUL * self.begun.kl
+        return self.gain(self.factor) < 0
 
 
 def choose_rate(begun: Look, attempt: Callable[[float], Look], trials: int) -> RateTrials:
@@ -53,19 +50,19 @@ def choose_rate(begun: Look, attempt: Callable[[float], Look], trials: int) -> R
 
     def run(factor: float) -> float:
         tried.found[factor] = attempt(factor)
-        return tried.kl(factor)
+        return tried.gain(factor)
 
     run(1.0)
     while len(tried.found) < trials and not tried.harmful:
         higher = 2 * tried.factor
-        if run(higher) > _BETTER * tried.kl(tried.factor):
+        if run(higher) < _BETTER * tried.gain(tried.factor):
             break
         tried.factor = higher
     while tried.factor <= 1.0 and (
         len(tried.found) < trials or (tried.harmful and len(tried.found) < trials + _MORE_HALVINGS)
     ):
         lower = tried.factor / 2
-        if run(lower) >= tried.kl(tried.factor) and not math.isinf(tried.kl(tried.factor)):
+        if run(lower) <= tried.gain(tried.factor) and not math.isinf(tried.gain(tried.factor)):
             break
         tried.factor = lower
     return tried
