@@ -5,7 +5,7 @@
 Four minutes on a GPU. Models have the layers of the named ones, some fewer of them, and random weights. Every
 case is a stage of one kind of batch of `smollm2-135m-64k`: `short`, four windows of 2,048 tokens with
 relations, output, hidden states and text; `long`, one long window with the output of a teacher that reads
-4,096 tokens at a time, and recall. A few steps of the trainer run, until they are recorded. The file it writes:
+4,096 tokens at a time, and recall. A few steps of the trainer run, until they are recorded. The file:
 
     device, torch, transformers, python, commit, date      where and when
     cases: NAME -> shape, layers, part, tokens, optimizer, kind; peak_gib (allocated), planned_gib and ratio;
