@@ -3,8 +3,9 @@
     python -m benchmarks attention --out benchmarks/results/h200/attention.json      a GPU, under a minute
 
 Each case is the attention of one layer as `linearard.capture` runs it, forward and backward in bfloat16, on
-65,536 tokens. Beside it, in turns in the same run: PyTorch's flash attention with as many heads on as
-many tokens and pairs of tokens: for a sliding window of w tokens, causal sequences of 2 w. Output and gradients are compared with float32's on a short sequence first. The file:
+65,536 tokens. Beside it, in turns in the same run: PyTorch's flash attention with as many heads on as many
+tokens and pairs of tokens: for a sliding window of w tokens, causal sequences of 2 w. Output and gradients
+are compared with float32's on a short sequence first. The file:
 
     device, torch, transformers, python, commit, date      where and when
     cases: NAME -> heads, kv_heads, head_dim, window, tokens; ms, flash_ms {p20, p50, p80}; ratio; tflops;
