@@ -4,6 +4,7 @@ import importlib
 import sys
 
 BENCHMARKS = (
+    "attention",
     "kernel_plot",
     "launches",
     "planner",

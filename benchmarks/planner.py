@@ -1,6 +1,7 @@
 """The planner against measured steps: peak memory and time, on shapes it was not calibrated on.
 
     python -m benchmarks planner --out benchmarks/results/h200/planner.json       a GPU, under two minutes
+    python -m benchmarks planner --shapes ...       peaks on seven families: `planner_shapes`
 
 Models have the exact shape and random weights, built on the device. First `linearard plan --calibrate` runs,
 on shapes of its own. Runs that the plan calls too large are started within that much memory, and must end
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks import planner_shapes
 from benchmarks.record import add_arguments, circumstances, quantiles, write
 from benchmarks.training_step import MODELS, SELF
 from linearard.counting.shapes import ModelShape
@@ -235,6 +237,9 @@ def within(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def main(arguments: list[str]) -> None:
+    if any(argument.startswith("--shapes") for argument in arguments):
+        planner_shapes.main(arguments)
+        return
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks planner",
         description=__doc__,

@@ -1,11 +1,13 @@
 """Choice of attention kernel, and the layout in which gradients reach it."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
 import tiny
-from linearard.capture import AttentionTap, needs_no_mask, unpadded
+from linearard.capture import AttentionTap, needs_no_mask, sdpa, unpadded
 from linearard.capture.attention import _attention
 from linearard.capture.blocks import Scores, attention_in_blocks
 from linearard.capture.masks import Documents
@@ -141,6 +143,56 @@ def test_causal_attention(window, kv_heads, documents):
     q, k, v, slope = operands(kv_heads)
     output = causal_attention(q, k, v, 8**-0.5, window=window, documents=documents)
     close_to_dense(q, k, v, slope, output, window, documents)
+
+
+def flash_in_words(query, key, value, edges, *sizes_and_flags, scale, **window):
+    """What PyTorch's flash attention is documented to compute, in float64."""
+    dropout, causal, _ = sizes_and_flags[-3:]
+    back, ahead = window["window_size_left"], window["window_size_right"]
+    assert not dropout and (causal or ahead == 0)
+    batched = query.dim() == 4
+    if edges is None:
+        edges = torch.arange(len(query) + 1) * query.shape[1]
+    assert max(edges.diff()) == sizes_and_flags[1] and edges.dtype in (torch.int32, torch.int64)
+    rows = [x.flatten(0, 1).double() if batched else x.double() for x in (query, key, value)]
+    parts = []
+    for start, stop in itertools.pairwise(edges):
+        q, k, v = (x[start:stop].transpose(0, 1) for x in rows)
+        k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
+        distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
+        seen = (distance >= 0) & (distance <= (q.shape[1] if back is None else back))
+        scores = (scale * q @ k.mT).masked_fill(~seen, -torch.inf)
+        parts.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return (torch.cat(parts).view(query.shape).to(query.dtype),)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["whole", "documents"])
+@pytest.mark.parametrize("window", [None, 1, 7])
+def test_what_flash_attention_is_told(window, documents, monkeypatch):
+    """Where a GPU has it: heads stay grouped, and documents are laid end to end."""
+    monkeypatch.setattr(sdpa, "_flash_takes", lambda *operands: True)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_in_words)
+    q, k, v, slope = operands(2)
+    output = causal_attention(q, k, v, 8**-0.5, window=window, documents=documents)
+    close_to_dense(q, k, v, slope, output, window, documents)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_kernels_that_know_no_groups(kv_heads, monkeypatch):
+    """One head of every group at a time, with keys and values as they are."""
+    monkeypatch.setattr(sdpa, "_knows_no_groups", lambda *operands: True)
+    seen, plain = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, **options):
+        seen.append(key.data_ptr())
+        assert query.shape == key.shape == value.shape and not options.get("enable_gqa")
+        return plain(query, key, value, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    q, k, v, slope = operands(kv_heads)
+    output = causal_attention(q, k, v, 8**-0.5)
+    close_to_dense(q, k, v, slope, output)
+    assert seen == [k.data_ptr()] * (4 // kv_heads)
 
 
 @pytest.mark.parametrize("window", [100, 130])

@@ -109,18 +109,21 @@ def _whole_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     attend = functools.partial(
         functional.scaled_dot_product_attention, is_causal=True, scale=scaling
     )
-    if query.is_cuda and heads != kv_heads and not _flash_takes(query, key, value):
-        # Kernels for float32 and for wide heads on small cards know no groups; PyTorch would write scores
-        # down. One head of every group at a time needs no repeated keys.
-        group = heads // kv_heads
+    group = heads // kv_heads
+    if group > 1 and _knows_no_groups(query, key, value):  # one head of every group at a time
         with sdpa_kernel(_OTHERS, set_priority=True):
             one_by_one = [attend(query[:, at::group], key, value) for at in range(group)]
         output = torch.stack(one_by_one, dim=2).flatten(1, 2)
         return output.transpose(1, 2).contiguous()
     with sdpa_kernel(backends, set_priority=True):
-        output = attend(query, key, value, enable_gqa=heads != kv_heads)
+        output = attend(query, key, value, enable_gqa=group > 1)
     output = output.transpose(1, 2).contiguous()
     return with_contiguous_gradient(output) if backends is _WITH_CUDNN else output
+
+
+def _knows_no_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether PyTorch would write all scores down, as in float32 and for wide heads on small cards."""
+    return query.is_cuda and not _flash_takes(query, key, value)
 
 
 def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:

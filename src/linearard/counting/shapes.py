@@ -25,6 +25,7 @@ _ROLES = {
     "Wqkv": "qkv",
     "c_attn": "qkv",
 }
+_HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,21 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """Features that the norms of a decoder layer read of a token.
+
+    Attributes:
+        before: of the norm before the attention; 0: there is none (OLMo 2).
+        heads: of those of queries and keys (Qwen3, Gemma 3, OLMo 2).
+        behind: of those behind the attention: of its output, and before and behind the MLP.
+    """
+
+    before: int
+    heads: int
+    behind: int
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """One decoder layer.
 
@@ -60,6 +76,7 @@ class LayerShape:
         projections: its linear layers, in the order in which a forward pass runs them.
         heads, kv_heads, head_dim: of its attention.
         window: how many tokens back a query sees, itself included; None: all.
+        norms: features that its norms read of a token.
     """
 
     projections: tuple[Projection, ...]
@@ -67,6 +84,12 @@ class LayerShape:
     kv_heads: int
     head_dim: int
     window: int | None
+    norms: Norms
+
+    @property
+    def joined(self) -> bool:
+        """Whether one projection makes q, k and v (Phi-3)."""
+        return any(projection.role == "qkv" for projection in self.projections)
 
     def relation_heads(self, relation: str) -> int:
         """Heads of a relation: `q`, `k`, `v` or `qk`."""
@@ -202,13 +225,33 @@ def _layer(module: nn.Module, config: Any, window: int | None) -> LayerShape:
             fix="Plan another model; this one can only be measured.",
         )
     heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return LayerShape(
         projections=tuple(found),
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         window=window,
+        norms=_norms(module, heads, kv_heads, head_dim),
     )
+
+
+def _norms(module: nn.Module, heads: int, kv_heads: int, head_dim: int) -> Norms:
+    before = in_heads = behind = 0
+    for path, part in module.named_modules():
+        weight = getattr(part, "weight", None)
+        if not type(part).__name__.endswith("Norm") or weight is None:
+            continue
+        name, width = path.rsplit(".", 1)[-1], weight.numel()
+        if name in _HEAD_NORMS:  # of every head alone, or (OLMo 2) of all of them
+            count = heads if name.startswith("q") else kv_heads
+            in_heads += width * count if width == head_dim else width
+        elif before or name.startswith(("post", "pre_feedforward")):
+            behind += width
+        else:
+            before = width
+    return Norms(before, in_heads, behind)
 
 
 def _is_base(name: str, part: nn.Module) -> bool:

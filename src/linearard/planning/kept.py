@@ -38,6 +38,8 @@ class Kept:
         """The teacher's q, k and v, as far as a relation of this layer reads them."""
         layer, read = self.shape.layers[index], set("".join(self.objective.active_relations))
         heads = sum(layer.relation_heads(name) for name in read)
+        if layer.joined and "v" in read:  # a part of what one projection made keeps all of it
+            heads += layer.heads + layer.kv_heads
         return self._rows * self.element * heads * layer.head_dim
 
     def student(self, index: int, reach: Pass) -> float:
@@ -48,6 +50,8 @@ class Kept:
         layer = self.shape.layers[index]
         a_row = self._inputs(layer, below=index > 0) + self._relations(index, layer)
         a_row += self.element * (layer.heads + 2 * layer.kv_heads) * layer.head_dim  # q, k, v
+        if layer.joined:  # values are a part of what one projection made and keep all of it
+            a_row += self.element * (layer.heads + layer.kv_heads) * layer.head_dim
         total = self._rows * a_row
         if needed == WHOLE:
             total += self._rows * self._behind_attention(layer)
@@ -70,10 +74,15 @@ class Kept:
             return 0.0
         return self._rows * self.shape.hidden * (self._norm + self.element)
 
-    def passing(self, rows: int) -> float:
-        """What a layer holds for a moment in a forward pass: its MLP, or the float32 of a norm."""
+    def passing(self, rows: int, kept: bool = False) -> float:
+        """What a layer holds for a moment in a forward pass: its MLP, or the float32 of a norm.
+
+        Args:
+            rows: of the pass.
+            kept: whether the layer keeps what it needs for its backward pass, which then counts elsewhere.
+        """
         hidden, inner = self.shape.hidden, self.shape.intermediate
-        mlp = self.element * (3 * inner + 2 * hidden)
+        mlp = self.element * ((1 if kept else 3) * inner + 2 * hidden)
         if "norm" in self._fused:
             return rows * mlp
         norm = 3 * _FLOAT32 * hidden + self.element * hidden
@@ -106,10 +115,12 @@ class Kept:
         return self.element if "norm" in self._fused else _FLOAT32
 
     def _inputs(self, layer: LayerShape, below: bool) -> float:
-        """The norm before the attention, and what the adapters keep of its output, a row."""
+        """Norms before the attention and of heads, and what the adapters keep of their input, a row."""
         hidden = self.shape.hidden
         trained = [p for p in layer.projections if p.trained and p.feeds_attention]
-        a_row = float(self._norm * hidden * below)
+        a_row = float(self._norm * layer.norms.before * below)
+        if trained or below:
+            a_row += self._norm * layer.norms.heads
         if not trained:
             return a_row
         if not self.shape.dropout:
@@ -128,10 +139,10 @@ class Kept:
         return 4 * _FLOAT32 * heads
 
     def _behind_attention(self, layer: LayerShape) -> float:
-        """Attention's output and logsumexp, the second norm, and the MLP, a row.
+        """Attention's output and logsumexp, the norms behind it, and the MLP, a row.
 
         Of the MLP: what gate and up give, and the activated gate; fused, the first two.
         """
         attention = self.element * layer.heads * layer.head_dim + _FLOAT32 * layer.heads
         inner = self._mlp * self.element * self.shape.intermediate
-        return attention + self._norm * self.shape.hidden + inner
+        return attention + self._norm * layer.norms.behind + inner

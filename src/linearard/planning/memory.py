@@ -194,7 +194,9 @@ class _Step:
         heads = self._head_workspace()
         if heads:
             yield self._memory("output loss", output=heads, **forward)
-        yield self._memory("end of the forward pass", workspace=kept.passing(self.rows), **forward)
+        whole = [i for i in layers if self.student_pass.runs(i) == WHOLE]
+        passing = kept.passing(self.rows, kept=bool(whole) and not again[whole[-1]])
+        yield self._memory("end of the forward pass", workspace=passing, **forward)
         done = 0.0
         for i in reversed(layers):
             if self.student_pass.needed(i) == NOTHING:
