@@ -9,7 +9,7 @@ from typing import Any
 
 from linearard.errors import RecipeError, shown
 
-_LONGEST_PATH = 4000
+_LONGEST_PATH, _LONGEST_NAME = 4000, 255
 #: Counts fit 31 bits: tensors of the libraries below are indexed so.
 LARGEST_COUNT = 2**31 - 1
 #: numpy has seeds of 32 bits; a run adds to the one that it is given.
@@ -76,9 +76,18 @@ def one_of(names: Collection[Any]) -> Rule:
     return Rule(lambda v: isinstance(v, str) and v in names, f"one of {listed}")
 
 
-def text(words: str = "text that is not empty") -> Rule:
-    """Text of more than blanks, not longer than a path can be."""
-    return Rule(lambda v: isinstance(v, str) and bool(v.strip()) and len(v) <= _LONGEST_PATH, words)
+def text(words: str = "") -> Rule:
+    """Text of more than blanks that could be a path: not longer, in no part.
+
+    Args:
+        words: what it is, in place of its size.
+    """
+
+    def right(value: Any) -> bool:
+        return isinstance(value, str) and bool(value.strip()) and _could_be_path(value)
+
+    size = f"text of 1 to {_LONGEST_PATH} characters, {_LONGEST_NAME} bytes between slashes at most"
+    return Rule(right, words or size)
 
 
 def a_list(item: Rule, *, least: int = 0, distinct: bool = True) -> Rule:
@@ -176,8 +185,7 @@ def user_path(text: str, name: str) -> str:
         RecipeError: there is no such home, or no such path can be.
     """
     path = os.path.expanduser(text)
-    parts = path.split("/")
-    if not text.strip() or path.startswith("~") or len(path) > _LONGEST_PATH or _too_long(parts):
+    if not text.strip() or path.startswith("~") or not _could_be_path(path):
         raise RecipeError(
             expected=f"{name} to be a path of 1 to {_LONGEST_PATH} characters, in a home that exists",
             got=shown(text),
@@ -186,5 +194,6 @@ def user_path(text: str, name: str) -> str:
     return path
 
 
-def _too_long(parts: list[str]) -> bool:
-    return any(len(os.fsencode(part)) > 255 for part in parts)
+def _could_be_path(text: str) -> bool:
+    parts = text.encode("utf-8", "surrogatepass").split(b"/")
+    return len(text) <= _LONGEST_PATH and max(map(len, parts)) <= _LONGEST_NAME and "\0" not in text

@@ -48,6 +48,7 @@ TRAINER_RULES: dict[str, Rule] = {
     "dataloader_multiprocessing_context": one_of(("fork", "spawn", "forkserver")).or_null(),
     "ddp_bucket_cap_mb": whole(1, 1 << 20).or_null(),
     "ddp_timeout": whole(1),
+    "train_sampling_strategy": one_of(("random", "sequential")),
     "label_names": a_list(text()).or_null(),
     "full_determinism": flag(),
     "ignore_data_skip": flag(),
