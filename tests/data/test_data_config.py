@@ -37,7 +37,7 @@ def test_every_field_is_described():
 )
 def test_wrong_field_is_named(wrong):
     name = list(wrong)[-1]
-    with pytest.raises(RecipeError, match=f"`{name}`"):
+    with pytest.raises(RecipeError, match=rf"data\.{name} to be .*Set data\.{name}\."):
         DataConfig(**wrong)
 
 

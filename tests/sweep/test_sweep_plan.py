@@ -228,7 +228,10 @@ class TestFile:
         ("fields", "words"),
         [
             ({"seed": [1]}, ["a field of sweep (base, ", "Did you mean sweep.seeds?"]),
-            ({"seeds": []}, ["seeds to be a list of different whole numbers"]),
+            (
+                {"seeds": []},
+                ["sweep.seeds to be a list of at least 1 different values, each a whole number"],
+            ),
             ({"seeds": [1, 1]}, ["got [1, 1]"]),
             ({"seeds": [1.5]}, ["sweep.seeds to be a list (each a whole number)"]),
             ({"arms": {}}, ["arms or a grid"]),

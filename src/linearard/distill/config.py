@@ -6,11 +6,23 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from linearard.errors import RecipeError
-from linearard.fields import described
+from linearard.errors import RecipeError, shown
+from linearard.fields import (
+    Rule,
+    a_list,
+    check_fields,
+    check_value,
+    described,
+    flag,
+    number,
+    one_of,
+    whole,
+)
 from linearard.ops.relation_kl import IMPLEMENTATIONS
 
 RELATIONS = ("q", "k", "v", "qk")
+_WEIGHT = number(0, 1e6, words="a weight")
+_LAYERS = a_list(whole(-100_000, 100_000), least=1).or_null()
 
 
 @dataclass
@@ -26,46 +38,62 @@ class ObjectiveConfig:
         "own",
         "own: the student reads its own hidden states, gradients run through depth (the paper); "
         "teacher: each student layer reads the teacher's, for little more than the teacher's forward.",
+        one_of(("own", "teacher")),
     )
     layers: list[int] | None = described(
-        None, "Layers whose relations count, -1 the last; null: all."
+        None, "Layers whose relations count, -1 the last; null: all.", _LAYERS
     )
     layer_weights: list[float] | None = described(
-        None, "One weight per counted layer; null: equal. They are normalised to sum 1."
+        None,
+        "One weight per counted layer; null: equal. They are normalised to sum 1.",
+        a_list(_WEIGHT, distinct=False).or_null(),
     )
     normalisation: str = described(
         "own",
         "own: mean over the relation's own heads; paper: divide by the number of query heads.",
+        one_of(("own", "paper")),
     )
-    temperature: float = described(1.0, "Divides teacher and student scores.")
-    logit_weight: float = described(0.0, "Weight of KL between output distributions.")
+    temperature: float = described(1.0, "Divides teacher and student scores.", number(1e-3, 1e3))
+    logit_weight: float = described(0.0, "Weight of KL between output distributions.", _WEIGHT)
     logit_positions: int | None = described(
-        512, "Logit KL reads the last this many positions (the paper's 512); null: all."
+        512,
+        "Logit KL reads the last this many positions (the paper's 512); null: all.",
+        whole(1).or_null(),
     )
     teacher_window: int | None = described(
         None,
         "Logit KL of windows longer than this: the teacher reads them in windows of this many tokens "
         "that overlap by half; null: the native window.",
+        Rule(
+            lambda v: v is None or (whole(2, 1 << 27).right(v) and v % 2 == 0),
+            "null or an even number of tokens",
+        ),
     )
     hidden_weight: float = described(
-        0.0, "Weight of the squared distance of hidden states, relative to the teacher's size."
+        0.0,
+        "Weight of the squared distance of hidden states, relative to the teacher's size.",
+        _WEIGHT,
     )
     hidden_layers: list[int] | None = described(
-        None, "Layers whose output the hidden term compares, -1 the last; null: all."
+        None, "Layers whose output the hidden term compares, -1 the last; null: all.", _LAYERS
     )
     skip_positions: bool = described(
         False,
         "The student reads each window with a random jump in its positions, up to the stretched "
         "window; the teacher reads it as it is.",
+        flag(),
     )
-    lm_weight: float = described(0.0, "Weight of the next-token cross-entropy.")
+    lm_weight: float = described(0.0, "Weight of the next-token cross-entropy.", _WEIGHT)
     recall_weight: float = described(
         0.0,
         "Weight of the next-token cross-entropy on repeated passages alone (`data.recall`), which "
         "logit KL then leaves out: for windows in which the teacher cannot see so far back.",
+        _WEIGHT,
     )
     implementation: str | None = described(
-        None, "Relation KL: reference, chunked, triton or hopper; null: the fastest for the device."
+        None,
+        "Relation KL: reference, chunked, triton or hopper; null: the fastest for the device.",
+        one_of(IMPLEMENTATIONS).or_null(),
     )
 
     def __post_init__(self) -> None:
@@ -81,29 +109,18 @@ class ObjectiveConfig:
                     name,
                     f"Did you mean {close[0]!r}?" if close else "",
                 )
-            _check_weight(f"relations.{name}", weight)
-        for name in ("logit_weight", "hidden_weight", "lm_weight", "recall_weight"):
-            _check_weight(name, getattr(self, name))
-        if self.normalisation not in ("own", "paper"):
-            _refuse("normalisation", "own or paper", self.normalisation)
-        if not _is_number(self.temperature) or not 0 < self.temperature < float("inf"):
-            _refuse("temperature", "a positive number", self.temperature)
-        positions = self.logit_positions
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            _refuse("logit_positions", "a positive integer or null", positions)
+            check_value(weight, _WEIGHT, f"objective.relations.{name}")
+        check_fields(self, "objective")
         window = self.teacher_window
-        if window is not None:
-            if type(window) is not int or window < 2 or window % 2:
-                _refuse("teacher_window", "null or an even number of tokens", window)
-            if not self.logit_weight or self.active_relations or self.hidden_weight:
-                _refuse(
-                    "teacher_window",
-                    "null where other terms than logit KL read the teacher",
-                    window,
-                    "A teacher that reads in windows gives output distributions only.",
-                )
-        if not isinstance(self.skip_positions, bool):
-            _refuse("skip_positions", "true or false", self.skip_positions)
+        if window is not None and (
+            not self.logit_weight or self.active_relations or self.hidden_weight
+        ):
+            _refuse(
+                "teacher_window",
+                "null where other terms than logit KL read the teacher",
+                window,
+                "A teacher that reads in windows gives output distributions only.",
+            )
         if self.skip_positions and (self.lm_weight or self.recall_weight or not self.needs_teacher):
             _refuse(
                 "skip_positions",
@@ -111,24 +128,12 @@ class ObjectiveConfig:
                 True,
                 "Put the language-model loss into another part or stage.",
             )
-        if self.implementation not in (None, *IMPLEMENTATIONS):
-            _refuse("implementation", f"{', '.join(IMPLEMENTATIONS)} or null", self.implementation)
-        for name in ("layers", "hidden_layers"):
-            layers = getattr(self, name)
-            indices = isinstance(layers, list) and all(type(i) is int for i in layers)
-            distinct = indices and layers and len(set(layers)) == len(layers)
-            if layers is not None and not distinct:
-                _refuse(name, "a list of distinct layer indices", layers)
         layers, weights = self.layers, self.layer_weights
         if weights is not None:
-            if not isinstance(weights, list) or not all(map(_is_weight, weights)):
-                _refuse("layer_weights", "a list of weights >= 0", weights)
             if layers is not None and len(weights) != len(layers):
                 _refuse("layer_weights", f"{len(layers)} weights, one a layer", weights)
             if not sum(weights) > 0:
                 _refuse("layer_weights", "weights with a positive sum", weights)
-        if self.inputs not in ("own", "teacher"):
-            _refuse("inputs", "own or teacher", self.inputs)
         if self.inputs == "teacher" and (
             not self.active_relations
             or self.needs_output
@@ -216,22 +221,9 @@ def _layers_of(num_layers: int, name: str, layers: list[int] | None) -> list[int
     return counted
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_weight(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < float("inf")
-
-
-def _check_weight(name: str, value: Any) -> None:
-    if not _is_weight(value):
-        _refuse(name, "a weight >= 0", value)
-
-
 def _refuse(name: str, expected: str, got: Any, fix: str = "") -> None:
     raise RecipeError(
         expected=f"objective.{name} to be {expected}",
-        got=repr(got),
+        got=shown(got),
         fix=fix or f"Set objective.{name} of the stage.",
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from linearard.errors import CheckpointError, ModelError, RecipeError
-from linearard.fields import described
+from linearard.fields import a_list, check_fields, described, number, one_of, text, whole
 from linearard.model.load import forget_quantization
 from linearard.model.packed import has_packed, is_packed, unpacked
 
@@ -36,36 +36,37 @@ _DIRECT_FILE = "direct_weights.safetensors"
 class AdapterConfig:
     """Which weights the restoration may change."""
 
-    kind: str = described("lora", "lora, or direct: train the q, k, v matrices themselves.")
-    r: int = described(1024, "LoRA rank (the paper's 1024).")
-    alpha: float = described(2048.0, "LoRA alpha; the update is scaled by alpha / r.")
-    dropout: float = described(0.05, "LoRA dropout.")
+    kind: str = described(
+        "lora",
+        "lora, or direct: train the q, k, v matrices themselves.",
+        one_of(("lora", "direct")),
+    )
+    r: int = described(1024, "LoRA rank (the paper's 1024).", whole(1, 1 << 16))
+    alpha: float = described(
+        2048.0, "LoRA alpha; the update is scaled by alpha / r.", number(0, 1e6, above=True)
+    )
+    dropout: float = described(0.05, "LoRA dropout.", number(0, 1, below=True))
     target_modules: list[str] | None = described(
-        None, "Names of the projections; null finds those of q, k and v."
+        None,
+        "Names of the projections; null finds those of q, k and v.",
+        a_list(text("a name"), least=1).or_null(),
     )
     pairs: str = described(
         "kept",
         "direct only. fast: the student starts with each rotary pair that turns at least once in the "
         "native window in the slot whose stretched frequency is nearest to the pair's native one, "
         "which suits linear scaling; kept: as it is.",
+        one_of(("kept", "fast")),
     )
 
     def __post_init__(self) -> None:
-        def refuse(expected: str, got: Any, name: str) -> None:
-            raise RecipeError(expected=expected, got=repr(got), fix=f"Set adapter.{name}.")
-
-        if self.kind not in ("lora", "direct"):
-            refuse("adapter.kind to be lora or direct", self.kind, "kind")
-        if not isinstance(self.r, int) or self.r < 1:
-            refuse("adapter.r to be a positive integer", self.r, "r")
-        if not 0 < self.alpha < float("inf"):
-            refuse("adapter.alpha to be positive", self.alpha, "alpha")
-        if not 0 <= self.dropout < 1:
-            refuse("adapter.dropout in [0, 1)", self.dropout, "dropout")
-        if self.pairs not in ("kept", "fast"):
-            refuse("adapter.pairs to be kept or fast", self.pairs, "pairs")
+        check_fields(self, "adapter")
         if self.pairs == "fast" and self.kind != "direct":
-            refuse("adapter.kind direct where pairs are moved", self.kind, "kind")
+            raise RecipeError(
+                expected="adapter.kind direct where pairs are moved",
+                got=repr(self.kind),
+                fix="Set adapter.kind.",
+            )
 
 
 class TwoViewLinear(nn.Linear):

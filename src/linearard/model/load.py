@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from linearard.errors import DeviceError, ModelError, RecipeError
-from linearard.fields import described
+from linearard.errors import DeviceError, ModelError, RecipeError, shown
+from linearard.fields import Rule, check_fields, described, flag, one_of, text
 from linearard.model.foreign import (
     check_configuration,
     check_folder,
@@ -23,6 +23,10 @@ from linearard.model.foreign import (
 from linearard.model.packed import check_packing, keep_layout, packing
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_INSIDE = Rule(
+    lambda v: isinstance(v, str) and bool(v) and v[0] not in "/~\\" and ".." not in Path(v).parts,
+    "the path of a file inside the repository or folder",
+)
 
 
 @dataclass
@@ -33,38 +37,41 @@ class ModelConfig:
         "",
         "Hub id, local folder, path of a .gguf file, or `package:NAME` for the GGUF inside an installed "
         "Python package.",
+        text("a hub id, a folder, a .gguf file or package:NAME"),
     )
-    revision: str | None = described(None, "Hub revision (branch, tag or commit).")
-    gguf_file: str | None = described(None, "GGUF file inside the hub repository or folder.")
+    revision: str | None = described(
+        None, "Hub revision (branch, tag or commit).", text().or_null()
+    )
+    gguf_file: str | None = described(
+        None, "GGUF file inside the hub repository or folder.", _INSIDE.or_null()
+    )
     dtype: str = described(
         "auto",
         "bfloat16, float16, float32, or auto: bfloat16 where the hardware computes it natively, "
         "float32 elsewhere.",
+        one_of(("auto", *_DTYPES)),
     )
     load_in_4bit: bool = described(
         False,
         "Base weights in 4 bits (NF4, by the package bitsandbytes), the same for teacher and student: a "
         "quarter of their memory, for slower steps. For LoRA; not from a GGUF.",
+        flag(),
     )
-    device: str = described("auto", "cuda, cuda:N, cpu, or auto: CUDA if there is one.")
+    device: str = described("auto", "cuda, cuda:N, cpu, or auto: CUDA if there is one.", text())
     attn_implementation: str | None = described(
-        None, "Attention of transformers to wrap; null lets transformers choose (sdpa)."
+        None,
+        "Attention of transformers to wrap; null lets transformers choose (sdpa). Kernels of the hub are "
+        "code: on the command line alone.",
+        text().or_null(),
     )
-    trust_remote_code: bool = described(False, "Run model code from the hub repository.")
+    trust_remote_code: bool = described(
+        False,
+        "Run model code from the hub repository or folder; on the command line alone, no file allows it.",
+        flag(),
+    )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise RecipeError(
-                expected="model.name to be a hub id, a folder, a .gguf file or package:NAME",
-                got=repr(self.name),
-                fix="Set model.name in the recipe or --model.name on the command line.",
-            )
-        if self.dtype not in ("auto", *_DTYPES):
-            raise RecipeError(
-                expected=f"model.dtype to be auto or one of {', '.join(_DTYPES)}",
-                got=repr(self.dtype),
-                fix="Set model.dtype.",
-            )
+        check_fields(self, "model")
         if self.load_in_4bit and (self.gguf_file or names_gguf(self.name)):
             raise RecipeError(
                 expected="a model folder or a hub id for model.load_in_4bit",
@@ -89,9 +96,17 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
+        device = None
+    if (
+        device is None
+        or device.type not in ("cuda", "cpu")
+        or (device.type == "cpu" and device.index)
+    ):
         raise DeviceError(
-            expected="a device such as cuda, cuda:1 or cpu", got=repr(name), fix="Set model.device."
-        ) from None
+            expected="a device such as cuda, cuda:1 or cpu",
+            got=shown(name),
+            fix="Set model.device.",
+        )
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

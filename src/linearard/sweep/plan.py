@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from linearard.data import DataConfig
-from linearard.errors import RecipeError, UserError
-from linearard.fields import described, user_path
+from linearard.errors import RecipeError, UserError, shown
+from linearard.fields import LARGEST_SEED, a_list, described, text, user_path, whole
 from linearard.sweep.overrides import Changes, changed_recipe, flatten
 from linearard.train import Recipe, build_section, load_recipe
 from linearard.train.yaml_text import parse_yaml, read_yaml
@@ -30,8 +30,12 @@ class SweepFile:
     base: str | dict[str, Any] = described(
         "", "The recipe that all arms start from: a packaged name, a path, or the recipe itself."
     )
-    output_dir: str = described("runs/sweep", "Where the sweep writes.")
-    seeds: list[int] = described(lambda: [0], "Seeds; every trained arm runs once with each.")
+    output_dir: str = described("runs/sweep", "Where the sweep writes.", text())
+    seeds: list[int] = described(
+        lambda: [0],
+        "Seeds; every trained arm runs once with each.",
+        a_list(whole(0, LARGEST_SEED), least=1),
+    )
     set: dict[str, Any] = described(dict, "Changes of the base for every arm.")
     arms: dict[str, dict[str, Any] | None] = described(
         dict, "Arms by name: the changes that make each, and another base where it has one."
@@ -153,10 +157,8 @@ def _of_stages(source: dict[str, Any], changes: Changes) -> Changes:
 
 def _check(file: SweepFile, path: str | Path) -> None:
     def refuse(expected: str, got: Any, fix: str) -> None:
-        raise RecipeError(expected=f"{expected} in {path}", got=repr(got), fix=fix)
+        raise RecipeError(expected=f"{expected} in {path}", got=shown(got), fix=fix)
 
-    if not file.seeds or len(set(file.seeds)) != len(file.seeds):
-        refuse("seeds to be a list of different whole numbers", file.seeds, "Correct seeds.")
     if not (file.arms or file.grid):
         refuse("arms or a grid", None, "Add arms: with a name for each.")
 
@@ -197,7 +199,7 @@ def _arms(file: SweepFile) -> dict[str, tuple[Any, Changes]]:
         if not base or not isinstance(base, str | dict):
             raise RecipeError(
                 expected=f"a base recipe for arm {name!r}",
-                got=repr(base),
+                got=shown(base),
                 fix="Set base: a recipe's name, a path, or the recipe itself.",
             )
     return arms
@@ -209,7 +211,7 @@ def _combinations(grid: Changes) -> Iterator[tuple[str, Changes]]:
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise RecipeError(
-                expected=f"grid.{name} to be a list of values", got=repr(values), fix="Correct it."
+                expected=f"grid.{name} to be a list of values", got=shown(values), fix="Correct it."
             )
     ends = Counter(name.rpartition(".")[2] for name in grid)
     varied = [name for name, values in grid.items() if len(values) > 1] or list(grid)
@@ -236,7 +238,7 @@ def _checked(name: str) -> str:
         raise RecipeError(
             expected="names of arms of at most 120 letters, digits and . _ = , + -, beginning with a "
             f"letter or digit, and none of {', '.join(_TAKEN)}",
-            got=repr(name),
+            got=shown(name),
             fix="Rename the arm; its folder is named after it. A grid's can be given by name in arms.",
         )
     return name

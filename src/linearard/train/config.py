@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
 from linearard.distill import ObjectiveConfig
-from linearard.errors import RecipeError
-from linearard.fields import described
+from linearard.errors import RecipeError, shown
+from linearard.fields import Rule, a_mapping, check_fields, described, number, one_of, whole
 from linearard.train.held_out_config import HeldOutConfig
+from linearard.train.trainer_fields import SCHEDULES, TRAINER_RULES, kept_off
+
+_WINDOW = whole(2, 1 << 27)
+_SEQUENCES = whole(1).or_null()
+_BATCH = whole(1, 1 << 20)
+_SECTION = a_mapping()
+_RATE = number(0, 1e30, above=True)
+_EVERY = number(0, 1e9, above=True)
 
 
 @dataclass
@@ -20,15 +27,17 @@ class PartConfig:
     """One of several kinds of batches that a stage reads in turn."""
 
     objective: ObjectiveConfig = described(ObjectiveConfig, "The loss of this part.")
-    window: int = described(4096, "Tokens in a window.")
-    sequences: int | None = described(None, "Windows of this part; null: all the data has.")
-    batch_size: int = described(1, "Windows in a batch, a device.")
-    data: dict[str, Any] = described(dict, "Fields of `data` that differ in this part.")
+    window: int = described(4096, "Tokens in a window.", _WINDOW)
+    sequences: int | None = described(
+        None, "Windows of this part; null: all the data has.", _SEQUENCES
+    )
+    batch_size: int = described(1, "Windows in a batch, a device.", _BATCH)
+    data: dict[str, Any] = described(dict, "Fields of `data` that differ in this part.", _SECTION)
 
     def __post_init__(self) -> None:
         if isinstance(self.objective, dict):
             self.objective = ObjectiveConfig(**self.objective)
-        _check_windows(self, "batch_size", "part")
+        check_fields(self)
 
 
 @dataclass
@@ -39,35 +48,44 @@ class RestorationConfig(TrainingArguments):
     `output_dir`, `seed` and the device are set by the run. The defaults are the paper's stage 1.
     """
 
-    window: int = described(4096, "Tokens in a training window.")
+    #: Ranges of the fields that are inherited.
+    inherited_rules: ClassVar[dict[str, Rule]] = TRAINER_RULES
+
+    window: int = described(4096, "Tokens in a training window.", _WINDOW)
     sequences: int | None = described(
-        None, "Windows to train on, each once an epoch; null: all the data has."
+        None, "Windows to train on, each once an epoch; null: all the data has.", _SEQUENCES
     )
     objective: ObjectiveConfig = described(ObjectiveConfig, "The loss; see its own fields.")
-    data: dict[str, Any] = described(dict, "Fields of `data` that differ in this stage.")
+    data: dict[str, Any] = described(dict, "Fields of `data` that differ in this stage.", _SECTION)
     parts: dict[str, Any] = described(
         dict,
         "Several kinds of batches in turn, spread evenly over the stage: by name, objective, window, "
         "sequences, batch_size and data. With gradient_accumulation_steps a step mixes as many.",
+        _SECTION,
     )
     lr_floor: float = described(
-        0.9, "The cosine schedule ends at this fraction of the learning rate."
+        0.9, "The cosine schedule ends at this fraction of the learning rate.", number(0, 1)
     )
-    learning_rate: float = described(2e-5, "Peak learning rate of AdamW.")
+    learning_rate: float = described(2e-5, "Peak learning rate of AdamW.", _RATE)
     lr_scheduler_type: str = described(
-        "cosine_with_min_lr", "Shape of the schedule, by transformers' names: linear, constant, …"
+        "cosine_with_min_lr",
+        "Shape of the schedule, by transformers' names: linear, constant, …",
+        one_of(SCHEDULES),
     )
-    warmup_steps: float = described(4, "Warm-up steps (below 1: fraction of all steps).")
-    max_grad_norm: float = described(5.0, "Gradients are clipped to this norm.")
-    num_train_epochs: float = described(1.0, "Passes over the windows.")
-    per_device_train_batch_size: int = described(1, "Windows in a batch, a device.")
-    gradient_accumulation_steps: int = described(1, "Batches in an optimizer step.")
+    warmup_steps: float = described(
+        4, "Warm-up steps (below 1: fraction of all steps).", number(0, 1e9)
+    )
+    max_grad_norm: float = described(5.0, "Gradients are clipped to this norm.", number(0, 1e9))
+    num_train_epochs: float = described(1.0, "Passes over the windows.", number(0, 1e6, above=True))
+    per_device_train_batch_size: int = described(1, "Windows in a batch, a device.", _BATCH)
+    gradient_accumulation_steps: int = described(1, "Batches in an optimizer step.", _BATCH)
     gradient_checkpointing: bool = described(
         False, "Recompute layers in the backward pass: less memory, more time."
     )
     kept_layers: int = described(
         0,
         "With gradient_checkpointing: as many of the last layers are not recomputed, where memory allows.",
+        whole(0, 100_000),
     )
     muon: bool = described(
         False,
@@ -79,6 +97,7 @@ class RestorationConfig(TrainingArguments):
         "Share of what the stage changes in the trained weights that is kept at its end: below 1, they end "
         "between where it began and where it arrived. The stage's own checkpoints hold all of it. "
         "Measured with adapter.kind direct.",
+        number(0, 1, above=True, words="a share"),
     )
     held_out: HeldOutConfig = described(
         lambda: HeldOutConfig(sequences=0),
@@ -98,15 +117,26 @@ class RestorationConfig(TrainingArguments):
         "parts, those that wait for launches. "
         "Not with gradient_checkpointing, offload_teacher or skip_positions.",
     )
-    logging_steps: float = described(1, "Log every this many steps.")
-    save_steps: float = described(50, "Write a checkpoint every this many steps.")
-    save_total_limit: int | None = described(2, "Complete checkpoints kept per stage.")
+    logging_steps: float = described(1, "Log every this many steps.", _EVERY)
+    save_steps: float = described(50, "Write a checkpoint every this many steps.", _EVERY)
+    save_total_limit: int | None = described(
+        2, "Complete checkpoints kept per stage; null: all.", whole(1).or_null()
+    )
     logging_nan_inf_filter: bool = described(
-        False, "Kept off: a loss that is not finite ends the run with its state saved."
+        False,
+        "Kept off: a loss that is not finite ends the run with its state saved.",
+        kept_off("losses that are not finite end the run"),
     )
     dataloader_pin_memory: bool = described(False, "Pin batches in host memory.")
-    remove_unused_columns: bool = described(False, "Kept off: batches hold no unused columns.")
-    report_to: str | list[str] | None = described("none", "tensorboard, wandb, …, all or none.")
+    remove_unused_columns: bool = described(
+        False,
+        "Kept off: batches hold no unused columns.",
+        kept_off("batches hold no unused columns"),
+    )
+    report_to: str | list[str] | None = described(
+        "none",
+        "tensorboard or none; wandb and others that send the run elsewhere, on the command line alone.",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.objective, dict):
@@ -120,19 +150,7 @@ class RestorationConfig(TrainingArguments):
         if self.parts:  # a batch is one item, and the items stand in their order
             self.train_sampling_strategy = "sequential"
             _check(self.per_device_train_batch_size == 1, self, "per_device_train_batch_size", "1")
-        _check_windows(self, "per_device_train_batch_size", "stage")
-        _check(
-            _is_positive_integer(self.gradient_accumulation_steps),
-            self,
-            "gradient_accumulation_steps",
-            "a positive integer",
-        )
-        kept = isinstance(self.kept_layers, int) and self.kept_layers >= 0
-        _check(kept, self, "kept_layers", "a number of layers")
-        _check(0 <= self.lr_floor <= 1, self, "lr_floor", "a fraction from 0 to 1")
-        _check(0 < self.keep <= 1, self, "keep", "a share above 0, at most 1")
-        _check(0 < self.learning_rate < math.inf, self, "learning_rate", "positive")
-        _check(self.save_strategy != "best", self, "save_strategy", "steps, epoch or 'no'")
+        check_fields(self)
         (default,) = (field.default for field in fields(TrainingArguments) if field.name == "optim")
         plain = getattr(self.optim, "value", self.optim) == default
         _check(plain or not self.muon, self, "optim", "left out beside muon")
@@ -143,7 +161,6 @@ class RestorationConfig(TrainingArguments):
             "offload_optimizer",
             f"false with {self.optimizer_name}",
         )
-        _check(0 < self.num_train_epochs < math.inf, self, "num_train_epochs", "positive")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.lr_floor}
         # Recomputation is switched on by the module that knows where a pass ends early, not by Trainer,
@@ -210,29 +227,10 @@ def own_fields() -> list[Any]:
     ]
 
 
-def _check_windows(config: PartConfig | RestorationConfig, batch_size: str, whose: str) -> None:
-    for name in ("window", batch_size):
-        good = _is_positive_integer(getattr(config, name))
-        _check(good, config, name, "a positive integer", whose)
-    _check(config.window >= 2, config, "window", "at least 2 tokens", whose)
-    good = config.sequences is None or config.sequences >= 1
-    _check(good, config, "sequences", "null or a positive integer", whose)
-
-
-def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def _check(
-    good: bool,
-    config: PartConfig | RestorationConfig,
-    name: str,
-    expected: str,
-    whose: str = "stage",
-) -> None:
+def _check(good: bool, config: RestorationConfig, name: str, expected: str) -> None:
     if not good:
         raise RecipeError(
             expected=f"{name} to be {expected}",
-            got=repr(getattr(config, name)),
-            fix=f"Set {name} of the {whose}.",
+            got=shown(getattr(config, name)),
+            fix=f"Set {name} of the stage.",
         )

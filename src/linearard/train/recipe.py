@@ -15,7 +15,7 @@ from linearard.data import DataConfig
 from linearard.data.config import SELF
 from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError, shown
-from linearard.fields import user_path
+from linearard.fields import LARGEST_SEED, check_value, user_path, whole
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
 from linearard.train.config import PartConfig, RestorationConfig
 from linearard.train.held_out_config import HeldOutConfig
@@ -70,7 +70,7 @@ _DECIDED_BY_PARTS = (
 #: Fields of `data` that a stage must not change: it would train on what the evaluation reads.
 _HELD_OUT = {"validation", "validation_fraction", "validation_split"}
 _STAGE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_LARGEST_SEED = 2**32 - 1000  # numpy's limit, less one for each stage
+_SEED = whole(0, LARGEST_SEED)
 
 
 @dataclass
@@ -228,10 +228,7 @@ def _sections(source: dict[str, Any]) -> dict[str, Any]:
     }
     check_trainable(sections["model"], sections["adapter"])
     seed = coerce(source.get("seed", 0), int, "seed")
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise RecipeError(
-            expected=f"seed from 0 to {_LARGEST_SEED}", got=shown(seed), fix="Choose another seed."
-        )
+    check_value(seed, _SEED, "seed")
     output_dir = coerce(source.get("output_dir", Recipe.output_dir), str, "output_dir")
     return sections | {
         "rope": source["rope"],

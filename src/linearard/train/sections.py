@@ -9,6 +9,7 @@ import typing
 from typing import Any
 
 from linearard.errors import RecipeError, shown
+from linearard.fields import check_value, rules_of
 
 
 def meant(name: object, known: list[str], prefix: str = "") -> str:
@@ -37,7 +38,13 @@ def coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind) if item.init]
     check_names(where, values, names)
-    return {name: coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()}
+    rules = rules_of(kind)
+    fitted = {}
+    for name, value in values.items():
+        fitted[name] = coerce(value, hints[name], f"{where}.{name}")
+        if name in rules:
+            check_value(fitted[name], rules[name], f"{where}.{name}", value)
+    return fitted
 
 
 def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:

@@ -10,11 +10,14 @@ import torch
 
 from linearard.data import DataConfig
 from linearard.data.config import SELF
-from linearard.errors import RecipeError, UserError
+from linearard.errors import RecipeError, RopeError, UserError, shown
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.config import PartConfig, RestorationConfig
+from linearard.train.dry_run import try_stage
 from linearard.train.held_out_config import HeldOutConfig
 from linearard.train.recipe import Recipe, naming_stage
+
+_LARGEST_WINDOW = 1 << 27
 
 
 def stage_arguments(
@@ -33,6 +36,12 @@ def stage_arguments(
     """
     scaling = check_scaling(recipe.rope, config)
     native, target = native_window(config, scaling), target_window(scaling, config)
+    if target > _LARGEST_WINDOW:
+        raise RopeError(
+            expected=f"a stretched window of at most {_LARGEST_WINDOW} tokens",
+            got=shown(recipe.rope.get("factor")),
+            fix="Set rope.factor to target window / native window, for instance 8.",
+        )
     stages = {}
     for index, (name, values) in enumerate(recipe.stages.items()):
         decided = {
@@ -123,6 +132,7 @@ def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
     try:
         with naming_stage(name):
             stage = RestorationConfig(**values)
+            try_stage(name, stage)
         for callback in get_reporting_integration_callbacks(stage.report_to):
             callback()  # refuses where its package is not installed
         return stage
