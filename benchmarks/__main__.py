@@ -4,6 +4,7 @@ import importlib
 import sys
 
 BENCHMARKS = (
+    "gguf",
     "kernel_plot",
     "launches",
     "planner",

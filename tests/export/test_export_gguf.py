@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from byte_pairs import ROWS, byte_pairs
 
 import tiny
 from linearard.errors import CheckpointError, ModelError, RecipeError, RopeError
@@ -37,8 +38,9 @@ CHANGES = {
 
 
 def restorable(architecture, scaling, **kwargs):
-    changes = CHANGES.get(architecture)
+    changes = {"vocab_size": ROWS} | CHANGES.get(architecture, {})
     found = tiny.tiny_restorable(architecture.split()[0], scaling, changes=changes, **kwargs)
+    found.tokenizer = byte_pairs()
     tiny.perturb_adapter(found, size=0.1)
     return found
 

@@ -2,8 +2,8 @@
 
 import gguf
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from byte_pairs import ROWS, byte_pairs
+from tokenizers import Regex, pre_tokenizers
 
 import tiny
 from linearard.errors import ModelError
@@ -21,21 +21,8 @@ def split(digits):
     return pre_tokenizers.Split(Regex(_WORDS.replace("DIGITS", digits)), "isolated")
 
 
-def bpe(first):
-    """Byte-level, with three merges, a token that people write and one that only a template does."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
-    vocabulary = {token: i for i, token in enumerate([*letters, "th", "the", "Ġthe"])}
-    backend = Tokenizer(models.BPE(vocabulary, merges))
-    backend.pre_tokenizer, backend.decoder = first, decoders.ByteLevel()
-    backend.add_tokens(["<think>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|end|>", chat_template="{{ messages[0].content }}"
-    )
-
-
 def export(tokenizer, folder, options=None, name="tiny"):
-    model = tiny.tiny_restorable(name=name, changes={"vocab_size": 264})
+    model = tiny.tiny_restorable(name=name, changes={"vocab_size": ROWS})
     model.tokenizer = tokenizer
     found = export_model(model, folder, "gguf", gguf=options, overwrite=True)
     reader = gguf.GGUFReader(folder / found["file"])
@@ -45,10 +32,10 @@ def export(tokenizer, folder, options=None, name="tiny"):
 
 def test_everything_of_a_byte_level_bpe_is_written(tmp_path):
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = bpe(gpt2)
+    tokenizer = byte_pairs(gpt2)
     _, fields = export(tokenizer, tmp_path)
     tokens = fields["tokenizer.ggml.tokens"]
-    assert len(tokens) == 264 and tokens[261] == "[PAD261]"
+    assert len(tokens) == ROWS and tokens[261] == "[PAD261]"
     assert {token: tokens[index] for token, index in tokenizer.get_vocab().items()} == {
         token: token for token in tokenizer.get_vocab()
     }
@@ -64,11 +51,15 @@ def test_everything_of_a_byte_level_bpe_is_written(tmp_path):
 
 
 def test_a_beginning_that_the_tokenizer_adds_is_said(tmp_path):
-    model = tiny.tiny_restorable()
-    found = export_model(model, tmp_path, "gguf")
-    reader = gguf.GGUFReader(tmp_path / found["file"])
-    assert reader.get_field("tokenizer.ggml.add_bos_token").contents() is True
-    assert reader.get_field("tokenizer.ggml.bos_token_id").contents() == 256
+    _, fields = export(byte_pairs(begins=True), tmp_path)
+    assert fields["tokenizer.ggml.add_bos_token"] is True
+    assert fields["tokenizer.ggml.bos_token_id"] == 260
+
+
+def test_a_bpe_without_merges_is_refused():
+    """llama.cpp would not load the file."""
+    with pytest.raises(ModelError, match="a byte-level BPE with merges"):
+        check_gguf(tiny.tiny_config(), tiny.LINEAR, GgufOptions(), tokenizer=tiny.tiny_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +77,7 @@ def test_a_beginning_that_the_tokenizer_adds_is_said(tmp_path):
     ],
 )
 def test_ways_to_cut_have_llama_cpps_names(first, name, tmp_path):
-    _, fields = export(bpe(first), tmp_path)
+    _, fields = export(byte_pairs(first), tmp_path)
     assert fields["tokenizer.ggml.pre"] == name
 
 
@@ -102,13 +93,13 @@ def test_ways_to_cut_have_llama_cpps_names(first, name, tmp_path):
 )
 def test_other_ways_are_refused_with_what_to_do(first):
     with pytest.raises(ModelError, match="--gguf-tokenizer"):
-        check_gguf(tiny.tiny_config(), tiny.LINEAR, GgufOptions(), tokenizer=bpe(first))
+        check_gguf(tiny.tiny_config(), tiny.LINEAR, GgufOptions(), tokenizer=byte_pairs(first))
 
 
 def test_a_base_in_a_gguf_keeps_its_tokenizer_and_template(tmp_path):
     """Down to keys that transformers does not know; the base's own rotation and size are not copied."""
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    path, fields = export(bpe(gpt2), tmp_path / "base")
+    path, fields = export(byte_pairs(gpt2), tmp_path / "base")
     rich = tmp_path / "base.gguf"
     writer = gguf.GGUFWriter(rich, "llama")
     for field in gguf.GGUFReader(path).fields.values():
@@ -123,7 +114,7 @@ def test_a_base_in_a_gguf_keeps_its_tokenizer_and_template(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    unknown = bpe(pre_tokenizers.Whitespace())  # nothing is read from it
+    unknown = byte_pairs(pre_tokenizers.Whitespace())  # nothing is read from it
     _, copied = export(unknown, tmp_path / "out", name=str(rich))
     own = {k: v for k, v in fields.items() if k.startswith("tokenizer.")}
     assert own.items() <= copied.items() and copied["tokenizer.ggml.remove_extra_whitespaces"]
@@ -132,7 +123,7 @@ def test_a_base_in_a_gguf_keeps_its_tokenizer_and_template(tmp_path):
 
 
 def test_a_gguf_of_another_model_is_no_source(tmp_path):
-    path, _ = export(bpe(pre_tokenizers.ByteLevel(add_prefix_space=False)), tmp_path)
+    path, _ = export(byte_pairs(pre_tokenizers.ByteLevel(add_prefix_space=False)), tmp_path)
     options = GgufOptions(tokenizer=path)
     with pytest.raises(ModelError, match="258 tokens as its embedding has rows"):
         check_gguf(tiny.tiny_config(), tiny.LINEAR, options, tokenizer=tiny.tiny_tokenizer())

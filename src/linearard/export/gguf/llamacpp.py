@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from linearard.errors import CheckpointError
 
 _STEP = 512  # tokens a call, and logits held at a time
 
@@ -31,16 +35,23 @@ def llama_cpp_logits(path: str | Path, ids: list[int], *, threads: int = 0) -> I
 
     Yields:
         Logits `[at most 512, vocabulary]`, float32, of the tokens in turn.
+
+    Raises:
+        CheckpointError: llama.cpp does not take the file.
     """
     import llama_cpp
 
     llama_cpp.llama_backend_init()
-    _be_quiet()
+    said = _listen()
     options = llama_cpp.llama_model_default_params()
     options.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
     if not model:
-        raise OSError(f"llama.cpp cannot load {path}")
+        raise CheckpointError(
+            expected=f"a GGUF that llama.cpp can load at {path}",
+            got="; ".join(line.strip() for line in said if "error" in line) or "no model",
+            fix="Do not use it; report this with your recipe.",
+        )
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = -(-len(ids) // 256) * 256
     settings.n_batch = settings.n_ubatch = _STEP
@@ -74,13 +85,20 @@ def llama_cpp_logits(path: str | Path, ids: list[int], *, threads: int = 0) -> I
         llama_cpp.llama_model_free(model)
 
 
-def _be_quiet() -> None:
+def _listen() -> deque[str]:
+    """Keep the last lines that llama.cpp would print."""
     import llama_cpp
 
-    global _silent
-    if _silent is None:
-        _silent = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(_silent, None)
+    _said.clear()
+    if not _callbacks:
+        _callbacks.append(
+            llama_cpp.llama_log_callback(
+                lambda _, line, __: _said.append(line.decode("utf8", "replace"))
+            )
+        )
+        llama_cpp.llama_log_set(_callbacks[0], None)
+    return _said
 
 
-_silent = None  # llama.cpp keeps a pointer to it
+_said: deque[str] = deque(maxlen=20)
+_callbacks: list[Any] = []  # llama.cpp keeps a pointer to it

@@ -103,15 +103,15 @@ def _name_of(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else {}
     model = content.get("model", {})
-    if model.get("type") == "BPE" and not model.get("byte_fallback"):
+    if model.get("type") == "BPE" and model.get("merges") and not model.get("byte_fallback"):
         first = content.get("pre_tokenizer") or {}
         parts = [_part(part) for part in first.get("pretokenizers", [first])]
         found = _NAMES.get(tuple(part for part in parts if part != "bytes"))
         if (found and "bytes" in parts) or found in ("gpt-2", "smollm"):
             return found
     raise ModelError(
-        expected="a byte-level BPE cut as in GPT-2, SmolLM, Qwen2 or Llama 3, or a GGUF to copy a "
-        "tokenizer from",
+        expected="a byte-level BPE with merges, cut as in GPT-2, SmolLM, Qwen2 or Llama 3, or a GGUF to copy "
+        "the tokenizer from",
         got=f"the {model.get('type', 'unknown')} tokenizer of {type(tokenizer).__name__}",
         fix="Give --gguf-tokenizer FILE: any GGUF of the base model, or what llama.cpp's "
         "`convert_hf_to_gguf.py MODEL --vocab-only` writes.",
