@@ -5,6 +5,7 @@ import sys
 
 BENCHMARKS = (
     "attention",
+    "gguf",
     "kernel_plot",
     "launches",
     "planner",

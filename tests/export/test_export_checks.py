@@ -26,8 +26,8 @@ def test_a_new_or_empty_folder_is_fine(tmp_path):
 
 
 def test_unknown_form(tmp_path):
-    with pytest.raises(RecipeError, match="a format among merged, adapter, got 'gguf'"):
-        check_output(tmp_path, "gguf", "lora", overwrite=False)
+    with pytest.raises(RecipeError, match="a format among merged, adapter, gguf, got 'onnx'"):
+        check_output(tmp_path, "onnx", "lora", overwrite=False)
 
 
 def test_adapter_of_a_directly_trained_model(tmp_path):

@@ -1,4 +1,4 @@
-"""`linearard export RUN OUT`: a model that transformers 4 and 5 and vLLM load."""
+"""`linearard export RUN OUT`: a model that transformers, vLLM, SGLang, llama.cpp or Ollama load."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _EPILOG = """\
 examples:
   linearard export runs/smollm2-135m-64k exported/                 merged weights
   linearard export runs/llama2-7b-32k adapter/ --format adapter   LoRA beside a stretched config.json
+  linearard export runs/smollm2-135m-64k gguf/ --format gguf --gguf-type q8_0   for llama.cpp and Ollama
   linearard export runs/x exported/ --model.name /models/base --model.dtype float32
 
 A model trained over a base in 4 bits is exported dense; where the GPU has no room for that, give
@@ -29,7 +30,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--format", default="merged", help="merged (default) or adapter")
+    parser.add_argument("--format", default="merged", help="merged (default), adapter or gguf")
+    parser.add_argument(
+        "--gguf-type",
+        default="auto",
+        help="of a GGUF: f32, f16, bf16, q8_0, or auto (default): the precision that the model is loaded in",
+    )
+    parser.add_argument(
+        "--gguf-tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="a GGUF of the base model to copy the tokenizer and chat template from; needed for "
+        "SentencePiece tokenizers of models that were no GGUF",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.set_defaults(run=run)
     return parser
@@ -38,7 +51,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Load, export, compare."""
     from linearard.export import check_output, export_model
-    from linearard.model import RestorableModel, load_weights
+    from linearard.export.gguf import GgufOptions, check_gguf
+    from linearard.model import RestorableModel, load_config, load_tokenizer, load_weights
     from linearard.pipeline import say
     from linearard.train import open_checkpoint, share_not_kept
 
@@ -51,12 +65,22 @@ def run(args: argparse.Namespace) -> None:
         packed=recipe.model.load_in_4bit,
         overwrite=args.overwrite,
     )
+    gguf, tokenizer = GgufOptions(args.gguf_type, args.gguf_tokenizer), None
+    if args.format == "gguf":
+        gguf = gguf.with_source(recipe.model)
+        tokenizer = load_tokenizer(recipe.model)
+        check_gguf(load_config(recipe.model), recipe.rope, gguf, tokenizer=tokenizer)
     if note := share_not_kept(folder, recipe):
         say(note)
-    restorable = RestorableModel.load(recipe.model, recipe.rope, recipe.adapter, trainable=False)
-    load_weights(restorable, folder)
-    comparison = export_model(restorable, args.output, args.format, overwrite=args.overwrite)
-    say(
-        f"exported to {args.output}: reloaded, logits within {comparison['relative_error']:.2g} "
-        f"(relative), top-1 agreement {comparison['top1_agreement']:.3f} on eight prompts"
+    restorable = RestorableModel.load(
+        recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
     )
+    load_weights(restorable, folder)
+    found = export_model(restorable, args.output, args.format, overwrite=args.overwrite, gguf=gguf)
+    if args.format == "gguf":
+        say(f"exported to {args.output / found['file']}, checked with {found['checked_with']}")
+    if "relative_error" in found:
+        say(
+            f"exported to {args.output}: reloaded, logits within {found['relative_error']:.2g} "
+            f"(relative), top-1 agreement {found['top1_agreement']:.3f} on eight prompts"
+        )

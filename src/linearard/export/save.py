@@ -11,9 +11,10 @@ from torch import Tensor
 
 from linearard.errors import CheckpointError, RecipeError
 from linearard.export.configuration import write_configuration, write_tokenizer
+from linearard.export.gguf import GgufOptions, export_gguf
 from linearard.model import RestorableModel, names_gguf, write_json
 
-FORMATS = ("merged", "adapter")
+FORMATS = ("merged", "adapter", "gguf")
 EXPORT_FILE = "linearard_export.json"
 #: Files of an earlier export, perhaps of the other form, that a reader would take for part of this one.
 _EARLIER = (
@@ -23,6 +24,8 @@ _EARLIER = (
     "adapter_model.safetensors",
     "adapter_config.json",
     "config.json",
+    "*.gguf",
+    "Modelfile",
 )
 #: Relative error of logits that rounding may explain. In bfloat16 the arithmetic alone moves the logits of
 #: small random models by up to 3e-2, and merging rounds once more; a wrong RoPE gives 3e-1 and more (tests).
@@ -52,7 +55,7 @@ def check_output(
 
     Args:
         folder: where the export shall go.
-        form: `merged` or `adapter`.
+        form: one of `FORMATS`.
         adapter_kind: of the trained model.
         base: how the user named the base model.
         packed: whether it was loaded in 4 bits.
@@ -106,14 +109,17 @@ def export_model(
     form: str = "merged",
     *,
     overwrite: bool = False,
+    gguf: GgufOptions | None = None,
 ) -> dict[str, Any]:
     """Export a restored model and compare the reloaded one with it.
 
     Args:
         restorable: the model with its trained weights; a merge uses it up.
         folder: where to write.
-        form: `merged` (one complete model) or `adapter` (LoRA weights beside a stretched configuration).
+        form: `merged` (one complete model), `adapter` (LoRA weights beside a stretched configuration) or
+            `gguf` (one file for llama.cpp and Ollama).
         overwrite: replace an earlier export.
+        gguf: how a GGUF is written.
 
     Returns:
         `relative_error` of the reloaded logits and their `top1_agreement` on eight prompts; also written
@@ -133,6 +139,10 @@ def export_model(
     for pattern in _EARLIER:
         for path in folder.glob(pattern):
             path.unlink()
+    if form == "gguf":
+        comparison = export_gguf(restorable, folder, gguf or GgufOptions())
+        write_json(folder / EXPORT_FILE, about | comparison)
+        return comparison
     inputs = _prompts(restorable)
     expected = _logits(restorable.model, inputs)
     dtype = next(restorable.model.get_output_embeddings().parameters()).dtype

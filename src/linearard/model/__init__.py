@@ -16,6 +16,7 @@ from linearard.model.generating import plain_generation
 from linearard.model.load import (
     ModelConfig,
     check_tokenizer,
+    gguf_path,
     load_config,
     load_model,
     load_tokenizer,
@@ -39,6 +40,7 @@ __all__ = [
     "check_packing",
     "check_tokenizer",
     "check_trainable",
+    "gguf_path",
     "is_packed",
     "load_config",
     "load_model",

@@ -85,6 +85,22 @@ def names_gguf(name: str) -> bool:
     return name.startswith("package:") or name.endswith(".gguf")
 
 
+def gguf_path(config: ModelConfig) -> Path | None:
+    """The GGUF file that a model is read from, None where it is none.
+
+    Raises:
+        ModelError: the file or package named is not there.
+    """
+    if not (config.gguf_file or names_gguf(config.name)):
+        return None
+    folder, file = _locate(config)
+    if Path(folder).is_dir():
+        return Path(folder) / str(file)
+    from transformers.utils import cached_file
+
+    return Path(cached_file(folder, file, revision=config.revision or "main"))
+
+
 def resolve_device(name: str) -> torch.device:
     """The device a recipe asks for; under a distributed launcher, this process's own GPU.
 
