@@ -64,7 +64,11 @@ FIELDS = {
         "objective.relations to be a mapping (each a number)",
         "got ['q']",
     ),
-    "negative weight": ("stages.restoration.objective.lm_weight", -1, "lm_weight to be a weight from 0 to 1000000, got -1"),
+    "negative weight": (
+        "stages.restoration.objective.lm_weight",
+        -1,
+        "lm_weight to be a weight from 0 to 1000000, got -1",
+    ),
     "layer that is not there": (
         "stages.restoration.objective.layers",
         [0, 7],
@@ -101,7 +105,8 @@ FIELDS = {
     "window of zero": (
         "stages.restoration.window",
         0,
-        "stages.restoration.window to be a whole number from 2 to", "got 0",
+        "stages.restoration.window to be a whole number from 2 to",
+        "got 0",
     ),
     "negative learning rate": (
         "stages.cpt.learning_rate",
@@ -109,7 +114,11 @@ FIELDS = {
         "stages.cpt.learning_rate to be a number above 0, at most 1e+30, got -1.0",
     ),
     "infinite learning rate": ("stages.cpt.learning_rate", float("inf"), "learning_rate to be"),
-    "no epoch": ("stages.cpt.num_train_epochs", 0, "stages.cpt.num_train_epochs to be a number above 0"),
+    "no epoch": (
+        "stages.cpt.num_train_epochs",
+        0,
+        "stages.cpt.num_train_epochs to be a number above 0",
+    ),
     "seed below zero": ("seed", -1, "seed to be a whole number from 0 to", "got -1"),
     "no output folder": ("output_dir", None, "output_dir to be text, got None"),
     "stage name with a slash": (
@@ -123,7 +132,12 @@ FIELDS = {
         "stages.cpt.lr_scheduler_type to be one of linear, cosine",
         "got 'cosin'",
     ),
-    "unknown optimizer": ("stages.cpt.optim", "adamax9", "stages.cpt.optim to be one of adamw_torch", "got 'adamax9'"),
+    "unknown optimizer": (
+        "stages.cpt.optim",
+        "adamax9",
+        "stages.cpt.optim to be one of adamw_torch",
+        "got 'adamax9'",
+    ),
     "precision in a stage": ("stages.cpt.bf16", True, "without 'bf16'", "Set model.dtype"),
     "seed in a stage": ("stages.cpt.seed", 1, "without 'seed'", "at the top of the recipe"),
     "evaluation in a stage": (
@@ -136,7 +150,11 @@ FIELDS = {
     "losses of Trainer": ("stages.cpt.label_smoothing_factor", 0.1, "those of its objective"),
     "infinite alpha": ("adapter.alpha", float("inf"), "adapter.alpha to be a finite number"),
     "sharding": ("stages.cpt.fsdp", "full_shard", "without 'fsdp'", "torchrun"),
-    "adapter kind": ("adapter.kind", "lorra", "adapter.kind to be one of lora, direct, got 'lorra'"),
+    "adapter kind": (
+        "adapter.kind",
+        "lorra",
+        "adapter.kind to be one of lora, direct, got 'lorra'",
+    ),
     "no stretch": ("rope.factor", 1, "a stretch factor above 1, got 1", "for instance 8"),
     "factor as text": ("rope.factor", "eight", "a stretch factor above 1, got 'eight'"),
     "unknown rope type": ("rope.rope_type", "yarm", "rope_type to be one of linear, dynamic, yarn"),
@@ -161,7 +179,12 @@ FIELDS = {
     "no such model": ("model.name", "/no/such/model", "no folder at /no/such/model"),
     "no such package": ("model.name", "package:no_such_model", "no such package", "Install it"),
     "no such gguf file": ("model.name", "nothing.gguf", "a GGUF file", "no file at nothing.gguf"),
-    "unknown precision": ("model.dtype", "fp8", "model.dtype to be one of auto, bfloat16", "got 'fp8'"),
+    "unknown precision": (
+        "model.dtype",
+        "fp8",
+        "model.dtype to be one of auto, bfloat16",
+        "got 'fp8'",
+    ),
     "half precision on the CPU": ("model.dtype", "float16", "bfloat16 or float32 on a CPU"),
     "unknown device": ("model.device", "quantum", "such as cuda, cuda:1 or cpu, got 'quantum'"),
     "no such text": ("data.train", "no/such/text.txt", "no/such/text.txt", "matches nothing"),

@@ -23,7 +23,9 @@ def test_three_views_of_every_architecture(architecture, kind):
         untouched = tiny.tiny_model(architecture)(input_ids=tiny.tokens()).logits
     restorable = tiny.tiny_restorable(architecture, kind=kind)
     original = logits(restorable, "original")
-    if architecture == "gemma2":  # its capped scores are computed in blocks, which round in another way
+    if (
+        architecture == "gemma2"
+    ):  # its capped scores are computed in blocks, which round in another way
         torch.testing.assert_close(original, untouched, rtol=1e-5, atol=1e-5)
         untouched = original
     assert torch.equal(original, untouched)

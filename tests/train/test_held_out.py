@@ -112,10 +112,36 @@ def test_a_share_is_chosen_by_what_is_looked_at():
         value = float(adapter.weight.detach()[0])
         return Look((value - 0.6) ** 2, 1.0 - 0.05 * value, 1.0)
 
-    share, found = beginning.best_share([0.2, 0.6, 1.0], look)
+    share, found = beginning.best_share([0.2, 0.6, 1.0], look, Look(1.0, 1.0, 1.0))
     assert share == 0.6
     assert sorted(found) == [0.2, 0.6, 1.0]
     torch.testing.assert_close(adapter.weight.detach(), torch.full((3,), 0.6))
+
+
+@pytest.mark.parametrize(
+    ("untrained", "chosen"),
+    [(Look(0.5, 9.0, 9.0), 1.0), (Look(0.25, 9.0, 9.0), 0.5), (Look(0.01, 9.0, 9.0), 0.25)],
+)
+def test_no_share_is_kept_that_is_worse_than_the_untrained_model(untrained, chosen):
+    """The more is kept, the better the long windows and the larger the KL."""
+
+    class Adapter:
+        config = type("Config", (), {"kind": "direct"})
+
+        def __init__(self):
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def parameters(self):
+            return [self.weight]
+
+    adapter = Adapter()
+    beginning = Beginning(adapter)
+    with torch.no_grad():
+        adapter.weight += 1.0
+    look = lambda: Look(
+        0.5 * float(adapter.weight.detach()[0]), 9 - float(adapter.weight.detach()[0]), 1.0
+    )  # noqa: E731
+    assert beginning.best_share([0.25, 0.5, 1.0], look, untrained)[0] == chosen
 
 
 def test_returns_end_in_the_last_good_weights():

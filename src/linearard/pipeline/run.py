@@ -53,17 +53,31 @@ def check_evaluation(recipe: Recipe) -> EvaluationConfig | None:
     return build_section(EvaluationConfig, recipe.evaluation, "evaluation")
 
 
-def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress: bool) -> Outcome:
-    """Train all stages of a recipe, then evaluate and report as it asks."""
-    config = check_evaluation(recipe)
-    run = prepare_run(recipe, resume=resume, overwrite=overwrite, progress=progress)
+def train_and_report(
+    recipe: Recipe,
+    *,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+    config: Any = None,
+    tokenizer: Any = None,
+) -> Outcome:
+    """Train all stages of a recipe, then evaluate and report as it asks.
+
+    Args:
+        recipe: checked by `load_recipe`.
+        resume, overwrite, progress, config, tokenizer: as for `prepare_run`.
+    """
+    evaluation = check_evaluation(recipe)
+    options = {"resume": resume, "overwrite": overwrite, "progress": progress}
+    run = prepare_run(recipe, **options, config=config, tokenizer=tokenizer)
     with run.claim:
         documents, inputs = None, None
-        if config is not None and is_main_process():
+        if evaluation is not None and is_main_process():
             # Read before training, so that missing text is not found out after it.
-            documents = held_out_documents(recipe.data, run.tokenizer, config)
-            texts = read_texts(config, recipe.data, run.tokenizer, progress=progress)
-            inputs = prepare_inputs(run.tokenizer, run.views, documents, config, texts)
+            documents = held_out_documents(recipe.data, run.tokenizer, evaluation)
+            texts = read_texts(evaluation, recipe.data, run.tokenizer, progress=progress)
+            inputs = prepare_inputs(run.tokenizer, run.views, documents, evaluation, texts)
         if resume and progress:
             before = run.latest
             say(f"going on from {before}" if before else "nothing to go on from: a new run")
@@ -79,7 +93,7 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
             measured = measure(
                 result.restorable,
                 documents,
-                config,
+                evaluation,
                 Path(recipe.output_dir),
                 recipe=recipe.source,
                 training=result.histories,

@@ -56,7 +56,10 @@ class PlannedRecipe:
 
 
 def planned_recipe(
-    load: Callable[[Overrides], Recipe], stage_arguments: _StageArguments, limit: float | None
+    load: Callable[[Overrides], Recipe],
+    stage_arguments: _StageArguments,
+    limit: float | None,
+    config: Any = None,
 ) -> PlannedRecipe:
     """Plan a recipe for the device it would run on; without a GPU here, for one.
 
@@ -64,13 +67,14 @@ def planned_recipe(
         load: the recipe with further overrides.
         stage_arguments: `train.stages.stage_arguments`.
         limit: bytes of the GPU; None: those of the GPU here, if there is one.
+        config: of the model, where a caller has read it.
 
     Raises:
         UserError: whatever `linearard train` would refuse in the recipe before it loads weights.
     """
     recipe = load({})
     try:
-        config = load_config(recipe.model)
+        config = load_config(recipe.model) if config is None else config
     except ModelError as error:
         enough = "A folder with the model's config.json is enough for a plan."
         raise error.reworded(fix=f"{error.fix} {enough}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from linearard.errors import DeviceError
 from linearard.export import check_output, export_model
@@ -32,11 +33,14 @@ class RestorePlan:
         recipe: complete and checked.
         choices: every decision with its reason.
         planned: memory and time.
+        config, tokenizer: of the model, which need not be read again.
     """
 
     recipe: Recipe
     choices: list[Choice]
     planned: PlannedRecipe
+    config: Any
+    tokenizer: Any
 
 
 def plan_restoration(
@@ -74,7 +78,7 @@ def plan_restoration(
         return recipe_from_dict(composed.source, (overrides or {}) | changes)
 
     limit = None if gpu_memory is None else _MARGIN * gpu_memory
-    planned = planned_recipe(load, stage_arguments, limit)
+    planned = planned_recipe(load, stage_arguments, limit, facts.config)
     choices, changes = list(composed.choices), {}
     if planned.fits is False:
         if planned.advice is None or planned.advice.together is None:
@@ -88,8 +92,10 @@ def plan_restoration(
         shown = ", ".join(f"{name} {value}" for name, value in changes.items())
         reason = f"without, it needs {planned.plan.needed / 2**30:.1f} GiB"
         choices.append(Choice("to fit the GPU", shown, reason))
-        planned = planned_recipe(lambda more: load(changes | more), stage_arguments, limit)
-    return RestorePlan(load(changes), choices, planned)
+        planned = planned_recipe(
+            lambda more: load(changes | more), stage_arguments, limit, facts.config
+        )
+    return RestorePlan(load(changes), choices, planned, facts.config, facts.tokenizer)
 
 
 def write_recipe(plan: RestorePlan) -> Path:
@@ -133,7 +139,12 @@ def restore(
         overwrite=resume or overwrite,
     )
     outcome: Outcome = train_and_report(
-        plan.recipe, resume=resume, overwrite=overwrite, progress=progress
+        plan.recipe,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        config=plan.config,
+        tokenizer=plan.tokenizer,
     )
     if outcome.result is None:  # not the process that speaks for the run
         return Verdict([], ["-"], [])

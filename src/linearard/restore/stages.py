@@ -9,11 +9,16 @@ from linearard.data.config import SELF
 from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts, TextSupply
 
-#: Shares of the token budget: each layer alone; long windows that find; long windows that read. The rest is
-#: short text, half of it the model's own.
-_ALIGNMENT, _LONG, _READ = 0.14, 0.25, 0.2
+#: Shares of the token budget: each layer alone, long windows that find, long windows that read, each layer alone
+#: once more at the end. The rest is short text, half of it the model's own.
+_ALIGNMENT, _LONG, _READ, _POLISH = 0.14, 0.25, 0.2, 0.04
 _TRIALS, _TRIAL_STEPS = 3, 8
-_SHARES = [0.6, 0.7, 0.8, 0.9, 1.0]
+#: Of what a stage has changed: to choose from by held-out windows. A stage that helps little may leave little.
+_SHARES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0]
+_FEW_SHARES = [0.1, 0.25, 0.5, 0.75, 1.0]
+_POLISH_RATE = 0.25  # of the alignment's
+#: Windows of the model's own text: questions and answers of a benchmark or a chat are as short.
+_OWN, _CHAT = 512, 1024
 _LOOKS = 6
 _LEAST_WATCHED = 8  # short held-out windows
 
@@ -23,37 +28,44 @@ class Sizes:
     """Windows of a run in tokens, and how many of each kind are read.
 
     Attributes:
-        short, read, long: windows.
-        batch, alignment_batch: short windows in a batch, of the restoration and of the alignment.
-        aligned, books, own, chat, reads, longs: how many windows.
+        short, own, chat, read, long: windows.
+        batch: tokens in a batch of short windows of the restoration; an alignment's batch has half.
+        aligned, polished, books, owns, chats, reads, longs: how many windows; `polished` of the alignment at
+            the end.
         packed: kinds of windows (`short`, `read`, `long`) for which documents are joined.
         spent: tokens of the run, trials of learning rates included.
     """
 
     short: int
+    own: int
+    chat: int
     read: int
     long: int
     batch: int
-    alignment_batch: int
-    aligned: int
-    books: int
-    own: int
-    chat: int
-    reads: int
-    longs: int
-    packed: frozenset[str]
+    aligned: int = 0
+    polished: int = 0
+    books: int = 0
+    owns: int = 0
+    chats: int = 0
+    reads: int = 0
+    longs: int = 0
+    packed: frozenset[str] = frozenset()
 
     @property
     def trained(self) -> int:
         """Tokens that are trained on, without the trials."""
-        short = self.aligned + self.books + self.own + self.chat
-        return short * self.short + self.reads * self.read + self.longs * self.long
+        short = (self.aligned + self.polished + self.books) * self.short
+        own = self.owns * self.own + self.chats * self.chat
+        return short + own + self.reads * self.read + self.longs * self.long
 
     @property
     def tried(self) -> int:
         """Most tokens of the trials of learning rates, had nobody to go on halving."""
-        aligned = self.alignment_batch if self.aligned else 0
-        return _TRIALS * _TRIAL_STEPS * self.short * (self.batch + aligned)
+        return _TRIALS * _TRIAL_STEPS * (self.batch + self.batch // 2)
+
+    def windows(self, window: int) -> int:
+        """Windows of this many tokens in a batch of short windows."""
+        return max(1, self.batch // window)
 
 
 def choose_sizes(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
@@ -66,32 +78,31 @@ def choose_sizes(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
     short = min(2048, facts.native)
     sizes = Sizes(
         short=short,
+        own=min(_OWN, short),
+        chat=min(_CHAT, short),
         read=max(facts.target // 2, min(facts.native, facts.target)),
         long=facts.target,
-        batch=4,
-        alignment_batch=2,
-        aligned=1,
-        books=0,
-        own=0,
-        chat=0,
-        reads=0,
-        longs=0,
-        packed=frozenset(),
+        batch=4 * short,
     )
     left = max(tokens - sizes.tried, tokens // 2)
     sizes = replace(
         sizes,
-        aligned=_whole(_ALIGNMENT * left / short, sizes.alignment_batch),
+        aligned=_whole(_ALIGNMENT * left / short, 2),
+        polished=_whole(_POLISH * left / short, 2),
         reads=max(1, round(_READ * left / sizes.read)),
         longs=max(1, round(_LONG * left / sizes.long)),
     )
-    rest = left - sizes.aligned * short - sizes.reads * sizes.read - sizes.longs * sizes.long
-    half = _whole(rest / 2 / short, sizes.batch)
-    chat = half // 2 // sizes.batch * sizes.batch if facts.chat else 0
-    sizes = replace(sizes, books=half, own=half - chat, chat=chat)
+    half = (left - sizes.trained) / 2
+    chat = half / 2 if facts.chat else 0.0
+    sizes = replace(
+        sizes,
+        books=_whole(half / short, sizes.windows(short)),
+        owns=_whole((half - chat) / sizes.own, sizes.windows(sizes.own)),
+        chats=_whole(chat / sizes.chat, sizes.windows(sizes.chat)) if chat else 0,
+    )
     choices = []
-    if sizes.chat:
-        value = f"{sizes.chat * short:,} tokens of conversations, which the model writes"
+    if sizes.chats:
+        value = f"{sizes.chats * sizes.chat:,} tokens of conversations, which the model writes"
         choices.append(Choice("chat", value, "its tokenizer has a chat template"))
     if facts.supply is None:
         text = "text that the model writes itself, with passages that come back in it"
@@ -101,8 +112,8 @@ def choose_sizes(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
         sizes, told = _by_supply(sizes, facts.supply)
         choices += told
     value = (
-        f"{sizes.aligned + sizes.books + sizes.own + sizes.chat:,} of {short:,}, {sizes.reads} of "
-        f"{sizes.read:,} and {sizes.longs} of {sizes.long:,} tokens"
+        f"{sizes.aligned + sizes.polished + sizes.books:,} of {short:,}, {sizes.owns:,} of {sizes.own:,}, "
+        f"{sizes.reads} of {sizes.read:,} and {sizes.longs} of {sizes.long:,} tokens"
     )
     reason = f"{sizes.trained + sizes.tried:,} tokens, at most {sizes.tried:,} of them for trials"
     return sizes, [*choices, Choice("windows", value, reason)]
@@ -112,7 +123,7 @@ def _by_supply(sizes: Sizes, supply: TextSupply) -> tuple[Sizes, list[Choice]]:
     """Join documents where they are too short; let the model write what the text does not have."""
     packed, told = set(), []
     for kind, window, wanted in (
-        ("short", sizes.short, sizes.books + sizes.aligned),
+        ("short", sizes.short, sizes.books + sizes.aligned + sizes.polished),
         ("read", sizes.read, sizes.reads),
         ("long", sizes.long, sizes.longs),
     ):
@@ -130,15 +141,16 @@ def _by_supply(sizes: Sizes, supply: TextSupply) -> tuple[Sizes, list[Choice]]:
     changed = replace(
         sizes,
         packed=frozenset(packed),
-        aligned=_at_most(sizes.aligned, room / sizes.short, sizes.alignment_batch),
-        books=_at_most(sizes.books, room / sizes.short, sizes.batch),
+        aligned=_at_most(sizes.aligned, room / sizes.short, 2),
+        polished=_at_most(sizes.polished, room / sizes.short, 2),
+        books=_at_most(sizes.books, room / sizes.short, sizes.windows(sizes.short)),
         reads=int(min(sizes.reads, room / sizes.read)),
         longs=int(min(sizes.longs, room / sizes.long)),
     )
     missing = sizes.trained - changed.trained
     if missing:
-        more = _whole(missing / sizes.short, sizes.batch)
-        changed = replace(changed, own=changed.own + more)
+        more = _whole(missing / sizes.own, sizes.windows(sizes.own))
+        changed = replace(changed, owns=changed.owns + more)
         reason = f"--data has about {supply.tokens:,.0f} tokens, too few for all windows"
         told.append(Choice("more text of the model's own", f"{missing:,} tokens", reason))
     return changed, told
@@ -158,18 +170,21 @@ def build_stages(
     watched = {"window": sizes.short, "sequences": _LEAST_WATCHED}
     trials = {"rate_trials": _TRIALS, "rate_steps": _TRIAL_STEPS}
     common = {"warmup_steps": 8, "lr_floor": 0.1, "save_total_limit": 1, "logging_steps": 10}
+    alone = {
+        "window": sizes.short,
+        "per_device_train_batch_size": min(2, sizes.windows(sizes.short)),
+        **common,
+        "save_steps": 1000,
+        "data": _data(sizes, "short"),
+    }
     stages: dict[str, Any] = {}
     if sizes.aligned:
         stages["alignment"] = {
-            "window": sizes.short,
+            **alone,
             "sequences": sizes.aligned,
-            "per_device_train_batch_size": sizes.alignment_batch,
             "learning_rate": alignment_rate,
-            **common,
-            "save_steps": 1000,
-            "data": _data(sizes, "short"),
             "objective": {"relations": {"qk": 1.0}, "inputs": "teacher"},
-            "held_out": {**watched, **trials},
+            "held_out": {**watched, **trials, "shares": _FEW_SHARES},
         }
     parts = _parts(facts, sizes)
     steps = sum(part["sequences"] // part["batch_size"] for part in parts.values())
@@ -186,6 +201,14 @@ def build_stages(
         },
         "parts": parts,
     }
+    if sizes.polished:
+        stages["polish"] = {
+            **alone,
+            "sequences": sizes.polished,
+            "learning_rate": _POLISH_RATE * alignment_rate,
+            "objective": {"relations": {"qk": 1.0, "v": 1.0}, "inputs": "teacher"},
+            "held_out": {**watched, "long_window": sizes.long, "shares": _FEW_SHARES},
+        }
     return stages
 
 
@@ -203,9 +226,9 @@ def _parts(facts: Facts, sizes: Sizes) -> dict[str, Any]:
         "short": {
             "window": sizes.short,
             "sequences": sizes.books,
-            "batch_size": sizes.batch,
+            "batch_size": sizes.windows(sizes.short),
             "data": {**_data(sizes, "short"), "recall": 0.15},
-            "objective": {**near, "lm_weight": 0.3, "recall_weight": 0.3},
+            "objective": {**near, "lm_weight": 0.1, "recall_weight": 0.3},
         },
         "long": {
             "window": sizes.long,
@@ -215,16 +238,16 @@ def _parts(facts: Facts, sizes: Sizes) -> dict[str, Any]:
             "objective": {**far, "teacher_window": _even(facts.native // 2), "recall_weight": 3.0},
         },
         "own": {
-            "window": sizes.short,
-            "sequences": sizes.own,
-            "batch_size": sizes.batch,
+            "window": sizes.own,
+            "sequences": sizes.owns,
+            "batch_size": sizes.windows(sizes.own),
             "data": {"train": SELF, **start},
             "objective": near,
         },
         "chat": {
-            "window": sizes.short,
-            "sequences": sizes.chat,
-            "batch_size": sizes.batch,
+            "window": sizes.chat,
+            "sequences": sizes.chats,
+            "batch_size": sizes.windows(sizes.chat),
             "data": {"train": SELF, "self_chat": True, "self_start": None},
             "objective": near,
         },

@@ -13,6 +13,7 @@ from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 
 #: Differences that windows of the same text explain, where both models read the same: nats of a loss, and
 #: shares of KL and of agreement.
+_ALIKE = "answers"
 _LOSS, _KL_SHARE, _KL_NATS, _AGREEMENT = 0.01, 0.02, 2e-4, 0.002
 
 
@@ -46,8 +47,8 @@ def judge(result: Mapping[str, Any]) -> Verdict:
 
 def _beyond(row: Row, view: str, other: str) -> bool:
     """Whether `view` is worse than `other` in a row, by more than chance explains."""
-    if row.kind == "rate" or row.kind == "ratio":  # of free generation; of what another row has
-        return False
+    if row.kind in ("rate", "ratio") or (row.group == "tasks" and _ALIKE in row.label):
+        return False  # of free generation, of what another row has, of answers that may differ and be right
     mine, its = row.values[view], row.values[other]
     if row.kind == "perplexity":  # the same tokens, read by both
         return math.log(mine) > math.log(its) + _LOSS
@@ -67,6 +68,8 @@ def _lines(rows: list[Row], worse: list[str], better: list[str]) -> list[str]:
     lines += [f"reads: {_shown(row)}" for row in rows if row.kind == "perplexity"][-2:]
     found = [row for row in rows if row.label.startswith(("pass key", "retrieval"))]
     lines += [f"finds: {_shown(row)}" for row in found]
+    unlike = [row for row in rows if _ALIKE in row.label]
+    lines += [f"for comparison: {_shown(row)}" for row in unlike]
     if worse:
         lines.append(f"NOT BETTER than the stretched model in: {', '.join(worse)}.")
     elif better:

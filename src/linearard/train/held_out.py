@@ -18,6 +18,7 @@ from linearard.model import RestorableModel
 from linearard.train.held_out_config import HeldOutConfig
 
 _RECALL_WEIGHT = 0.1
+_ROUNDING = 0.01  # share of KL, nats of a loss
 _RECALL = 0.1  # share of a long window that repeats earlier passages of it
 _OBJECTIVES = {
     "short": ObjectiveConfig(relations={}, logit_weight=1.0, logit_positions=None),
@@ -49,6 +50,11 @@ class Look:
         if not self.finite:
             return math.inf
         return self.kl + (self.long or 0.0) + _RECALL_WEIGHT * (self.recall or 0.0)
+
+    def no_worse_than(self, other: Look) -> bool:
+        """Whether neither KL nor the long windows are worse than in another state, but for rounding."""
+        kl = self.finite and self.kl <= other.kl * (1 + _ROUNDING)
+        return kl and (self.long is None or self.long <= other.long + _ROUNDING)
 
     @property
     def finite(self) -> bool:
@@ -138,8 +144,13 @@ class HeldOut:
         self._module = RestorationModule(restorable, _OBJECTIVES)
 
     @torch.no_grad()
-    def look(self) -> Look:
-        """One look; every process of a distributed run gets the first one's."""
+    def look(self, view: str = "restored") -> Look:
+        """One look; every process of a distributed run gets the first one's.
+
+        Args:
+            view: of the model, the one with RoPE stretched and its weights as they are, or `stretched`,
+                with those that it was loaded with.
+        """
         model, device = self._restorable.model, self._restorable.device
         modes = [(module, module.training) for module in model.modules()]
         mixed = contextlib.nullcontext()
@@ -147,7 +158,7 @@ class HeldOut:
             mixed = torch.autocast(device.type, dtype=self._dtype)
         self._module.eval()
         try:
-            with mixed:
+            with mixed, self._restorable.view(view):
                 terms = [
                     self._module(row[None].to(device), part="short")["short/logit_kl"]
                     for row in self._text.short

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -50,13 +51,15 @@ class Beginning:
             parameter.copy_(torch.lerp(begun, end, share) if moved else end)
 
     def best_share(
-        self, shares: list[float], look: Callable[[], Look]
+        self, shares: list[float], look: Callable[[], Look], untrained: Look
     ) -> tuple[float, dict[float, Look]]:
-        """Leave the share of the change whose look costs least.
+        """Leave the share of the change whose look costs least, of those no worse than the untrained model.
 
         Args:
             shares: to choose from.
             look: measures the model as it is.
+            untrained: a look at the stretched model before any stage. Where every share is worse than that,
+                the one of least KL is left.
 
         Returns:
             The share, and the look at each.
@@ -66,7 +69,11 @@ class Beginning:
         for share in sorted(shares, reverse=True):
             self._blend(reached, share)
             found[share] = look()
-        best = min(found, key=lambda share: found[share].cost)
+        good = [share for share in found if found[share].no_worse_than(untrained)]
+        if good:
+            best = min(good, key=lambda share: found[share].cost)
+        else:
+            best = min(found, key=lambda s: found[s].kl if found[s].finite else math.inf)
         self._blend(reached, best)
         return best, found
 

@@ -64,7 +64,10 @@ class WatchedStage:
         look = self.guard.finish(step)
         share, found = self._trainer.args.keep, {}
         if self._config.shares:
-            share, found = self._beginning.best_share(self._config.shares, self._held_out.look)
+            untrained = self._held_out.look("stretched")
+            share, found = self._beginning.best_share(
+                self._config.shares, self._held_out.look, untrained
+            )
         else:
             self._beginning.blend(share)
         if self._trainer.args.should_save:
