@@ -64,6 +64,8 @@ def train_and_report(recipe: Recipe, *, resume: bool, overwrite: bool, progress:
             documents = held_out_documents(recipe.data, run.tokenizer, config)
             texts = read_texts(config, recipe.data, run.tokenizer, progress=progress)
             inputs = prepare_inputs(run.tokenizer, run.views, documents, config, texts)
+        for note in run.notes:
+            say(note)
         if resume and progress:
             before = run.latest
             say(f"going on from {before}" if before else "nothing to go on from: a new run")

@@ -13,6 +13,7 @@ from linearard.data.config import SELF
 from linearard.errors import RecipeError, UserError
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.config import PartConfig, RestorationConfig
+from linearard.train.folder import stage_folder
 from linearard.train.held_out_config import HeldOutConfig
 from linearard.train.recipe import Recipe, naming_stage
 
@@ -36,7 +37,7 @@ def stage_arguments(
     stages = {}
     for index, (name, values) in enumerate(recipe.stages.items()):
         decided = {
-            "output_dir": str(Path(recipe.output_dir) / f"stage{index + 1}-{name}"),
+            "output_dir": str(Path(recipe.output_dir) / stage_folder(index, name)),
             "seed": recipe.seed + index,
             "use_cpu": device.type == "cpu",
             "bf16": dtype == torch.bfloat16,
