@@ -157,6 +157,15 @@ def clear(staged: Path) -> None:
         shutil.rmtree(staged)
 
 
+def probe(folder: Path) -> None:
+    """Write a file into a folder and remove it; an OSError where that cannot be done."""
+    path = folder / f".{RECORD}.{os.getpid()}"
+    try:
+        path.write_bytes(bytes(4096))
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def note(folder: Path, names: Iterable[str]) -> None:
     """Note that files of these names, in an existing folder, are ours."""
     before = noted(folder) or set()

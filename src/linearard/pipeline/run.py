@@ -13,17 +13,15 @@ from linearard.distill import relation_profile
 from linearard.evaluation import (
     EvaluationConfig,
     EvaluationInputs,
-    comparison_table,
     evaluate,
     held_out_documents,
     prepare_inputs,
     read_texts,
-    write_report,
 )
-from linearard.model import RestorableModel, write_json
+from linearard.model import RestorableModel
+from linearard.pipeline.results import write_results
 from linearard.train import (
     REPORT_FILE,
-    RESULT_FILE,
     Recipe,
     build_section,
     is_main_process,
@@ -117,10 +115,7 @@ def measure(
         training=training,
     )
     result["stages"] = summaries or {}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RESULT_FILE, result)
-    write_report(result, folder / REPORT_FILE, recipe=recipe)
-    print(comparison_table(result))
+    write_results(result, folder, recipe)
     say(f"report: {folder / REPORT_FILE}")
     return result
 

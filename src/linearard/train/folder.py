@@ -168,9 +168,10 @@ def remove_weights(folder: Path) -> None:
 def _remove_run(folder: Path) -> None:
     """Remove what the run has written, but for the recipe, which makes the folder ours until it is new."""
     remove_weights(folder)
-    for name in (RESULT_FILE, REPORT_FILE):
-        if name in written.noted(folder):
-            (folder / name).unlink(missing_ok=True)
+    for name in written.noted(folder) - {RECIPE_FILE}:
+        path = folder / name
+        if path.parent == folder and path.is_file():
+            path.unlink()
 
 
 def _check_nothing_in_the_way(folder: Path, names: list[str]) -> None:
