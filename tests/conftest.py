@@ -1,8 +1,18 @@
 """Fixtures for the whole suite. Model makers are in `tiny.py`, which any test module may import."""
 
+import os
+
 import pytest
 
 import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_disk():
+    """What tests write need not outlast a crash of the machine; a busy disk takes seconds a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from filelock import FileLock
 import small_run
 import tiny
 from linearard.cli.main import main
+from linearard.model import written
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ class TestOutputFolder:
         """A folder as an interrupted run leaves it."""
         folder = Path(recipe["output_dir"])
         small_run.write_recipe(recipe, folder / "recipe.yaml")
+        written.note(folder, ["recipe.yaml", "final", "evaluation.json", "report.html"])
         return folder
 
     def test_an_earlier_run(self, path, run, refusal, no_model):
@@ -107,6 +109,7 @@ class TestOutputFolder:
         cpt = recipe["stages"]["cpt"]
         cpt["window"] = 48
         small_run.write_recipe(recipe, Path(recipe["output_dir"]) / "recipe.yaml")
+        written.note(Path(recipe["output_dir"]), ["recipe.yaml"])
         del cpt["objective"]["relations"]
         path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
         line = refusal("train", str(path), "--resume")
@@ -198,6 +201,7 @@ class TestCheckpoints:
         shutil.copytree(trained, copy)
         for path in copy.glob("stage*/checkpoint-*/linearard.json"):
             path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
+            written.complete(path.parent)
         line = refusal("train", str(copy / "recipe.yaml"), "--resume", "--output-dir", str(copy))
         assert "expected 2 processes, as the run was started with, got 1" in line
 

@@ -85,11 +85,13 @@ def test_files_are_few_and_safe(tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
         METADATA_FILE,
+        "complete.json",
         *tokenizer,
     }
     assert {p.name for p in (tmp_path / "direct").iterdir()} == {
         "direct_weights.safetensors",
         METADATA_FILE,
+        "complete.json",
         *tokenizer,
     }
 

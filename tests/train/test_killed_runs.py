@@ -94,31 +94,38 @@ class TestLeftovers:
         assert self.resume(run) == 0
         assert small_run.final_bytes(run) == small_run.final_bytes(finished)
 
-    def test_a_final_checkpoint_is_whole_or_not_one(self, run, monkeypatch, capsys):
-        """Killed while it is written a second time, it is refused and not half loaded."""
+    def test_a_final_checkpoint_is_whole_or_not_one(self, run, finished, monkeypatch, capsys):
+        """Killed while it takes the place of an earlier one, it is refused and not half loaded."""
+        replace = os.replace
 
-        def killed(*arguments, **options):
-            raise KeyboardInterrupt
+        def killed(source, target):
+            if target.parent == run / "final" and target.name == "linearard.json":
+                raise KeyboardInterrupt
+            replace(source, target)
 
-        monkeypatch.setattr("linearard.train.run.save_checkpoint", killed)
-        assert self.resume(run) == 130
+        with monkeypatch.context() as patch:
+            patch.setattr("linearard.model.written.os.replace", killed)
+            assert self.resume(run) == 130
+        assert (run / "final" / "adapter_model.safetensors").exists()
         capsys.readouterr()
         assert main(["export", str(run), str(run.parent / "out"), "--quiet"]) == 2
         assert "the unfinished run" in capsys.readouterr().err
+        assert self.resume(run) == 0
+        assert small_run.final_bytes(run) == small_run.final_bytes(finished)
 
     def test_an_overwrite_that_was_killed(self, run, finished, monkeypatch):
         """Removal begins with the markers: what is left is never taken for a checkpoint."""
         removed = []
 
-        def rmtree(path):
+        def remove(path):
             removed.append(path)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("linearard.train.checkpoints.shutil.rmtree", rmtree)
+            patch.setattr("linearard.model.written.remove", remove)
             assert self.resume(run, "--overwrite") == 130
-        assert removed == [run / "stage1-restoration"]
-        assert not list((run / "stage1-restoration").glob("*/complete.json"))
+        assert removed == [run / "final"]
+        assert not list(run.glob("final/complete.json"))
         assert (run / "recipe.yaml").exists()
         assert self.resume(run) == 0
         assert small_run.final_bytes(run) == small_run.final_bytes(finished)

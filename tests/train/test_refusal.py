@@ -157,7 +157,9 @@ def test_a_bad_loss_in_one_of_two_processes(tmp_path, base_folder):
         timeout=300,
     )
     assert result.returncode != 0
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("linearard: ")]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("linearard: ")]
+    assert len(lines) == 1, result.stderr
+    (line,) = lines
     losses, block = re.search(r"losses \[(.*?)\] .* blocks (\d+) \(", line).groups()
     assert [loss == "nan" for loss in losses.split(", ")] == [False, True]
     assert "the state of step 2 is kept in" in line

@@ -36,7 +36,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load, measure, report."""
-    from linearard.errors import CheckpointError
     from linearard.evaluation import (
         EvaluationConfig,
         held_out_documents,
@@ -45,17 +44,18 @@ def run(args: argparse.Namespace) -> None:
     )
     from linearard.model import RestorableModel, load_tokenizer, load_weights
     from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
-    from linearard.pipeline import check_evaluation, measure, say
-    from linearard.train import RESULT_FILE, open_checkpoint, own_folder, share_not_kept
+    from linearard.pipeline import (
+        check_evaluation,
+        check_results_folder,
+        claim_results_folder,
+        measure,
+        say,
+    )
+    from linearard.train import open_checkpoint, own_folder, share_not_kept
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
     output = args.output_dir or own_folder(folder, "evaluation")
-    if (output / RESULT_FILE).exists() and not args.overwrite:
-        raise CheckpointError(
-            expected="a folder without an evaluation",
-            got=f"{output / RESULT_FILE}, which exists",
-            fix="Give --overwrite or another --output-dir.",
-        )
+    check_results_folder(output, overwrite=args.overwrite)
     if note := share_not_kept(folder, recipe):
         say(note)
     config = check_evaluation(recipe) or EvaluationConfig()
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     documents = held_out_documents(recipe.data, tokenizer, config)
     texts = read_texts(config, recipe.data, tokenizer, progress=not args.quiet)
     inputs = prepare_inputs(tokenizer, (ORIGINAL, STRETCHED, RESTORED), documents, config, texts)
+    claim_results_folder(output)
     restorable = RestorableModel.load(
         recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
     )

@@ -33,7 +33,7 @@ _WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed
 _OWN_OPTIONS = {"restore": ("data", "adapter", "seed")}
 #: How long a process that is not the first waits before it prints an error. A launcher ends it sooner
 #: where the first process met the same error and printed it.
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 15.0
 
 
 def build_parser() -> argparse.ArgumentParser:

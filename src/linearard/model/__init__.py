@@ -5,11 +5,13 @@ from linearard.model.bus import Moving, pinned_like, to_device, to_host
 from linearard.model.causal_lm import LOGIT_ELEMENTS, ChunkedCausalLM, Views
 from linearard.model.checkpoint import (
     METADATA_FILE,
+    UNFINISHED,
+    check_undamaged,
     load_restored,
     load_weights,
     read_metadata,
     save_checkpoint,
-    write_json,
+    write_checkpoint,
 )
 from linearard.model.fused import sharing_projections
 from linearard.model.generating import plain_generation
@@ -24,12 +26,16 @@ from linearard.model.load import (
     resolve_device,
     resolve_dtype,
 )
+from linearard.model.magnitudes import check_weights, out_of_range
 from linearard.model.packed import check_packing, is_packed
 from linearard.model.restorable import RestorableModel, check_trainable
+from linearard.model.room import check_room, room_for_checkpoint
+from linearard.model.written import write_json
 
 __all__ = [
     "LOGIT_ELEMENTS",
     "METADATA_FILE",
+    "UNFINISHED",
     "Adapter",
     "AdapterConfig",
     "ChunkedCausalLM",
@@ -38,8 +44,11 @@ __all__ = [
     "RestorableModel",
     "Views",
     "check_packing",
+    "check_room",
     "check_tokenizer",
     "check_trainable",
+    "check_undamaged",
+    "check_weights",
     "gguf_path",
     "is_packed",
     "load_config",
@@ -48,14 +57,17 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "names_gguf",
+    "out_of_range",
     "pinned_like",
     "plain_generation",
     "read_metadata",
     "resolve_device",
     "resolve_dtype",
+    "room_for_checkpoint",
     "save_checkpoint",
     "sharing_projections",
     "to_device",
     "to_host",
+    "write_checkpoint",
     "write_json",
 ]

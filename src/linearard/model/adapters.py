@@ -164,16 +164,25 @@ class Adapter:
             from safetensors.torch import save_file
 
             tensors = {name: p.detach().cpu().contiguous() for name, p in self._direct()}
-            save_file(tensors, folder / _DIRECT_FILE, metadata={"format": "pt"})
+            save_file(tensors, folder / self.weights_file, metadata={"format": "pt"})
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file that `save` writes the weights into."""
+        return "adapter_model.safetensors" if self.config.kind == "lora" else _DIRECT_FILE
 
     def load(self, folder: Path) -> None:
-        """Read weights written by `save` into this adapter.
+        """Take the weights that `save` wrote; see `read` for errors."""
+        self.take(self.read(folder))
+
+    def read(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Weights written by `save`, for `take`.
 
         Raises:
             CheckpointError: the file is missing or broken, or its tensors do not match this model's
                 adapter.
         """
-        name = "adapter_model.safetensors" if self.config.kind == "lora" else _DIRECT_FILE
+        name = self.weights_file
         if not (folder / name).is_file():
             raise CheckpointError(
                 expected=f"{name} for adapter.kind {self.config.kind!r}",
@@ -191,7 +200,7 @@ class Adapter:
                 got=f"one that cannot be read ({error})",
                 fix="Use another checkpoint.",
             ) from error
-        live = self._lora_state() if self.config.kind == "lora" else dict(self._direct())
+        live = self._live()
         wrong = sorted(
             key
             for key in stored.keys() | live.keys()
@@ -203,14 +212,21 @@ class Adapter:
                 got=f"{len(wrong)} tensors that do not, first {wrong[0]!r}",
                 fix="Use the model, adapter.kind, adapter.r and target_modules it was trained with.",
             )
+        return stored
+
+    def take(self, stored: dict[str, torch.Tensor]) -> None:
+        """Have the weights that `read` gave."""
         if self.config.kind == "lora":
             from peft import set_peft_model_state_dict
 
             set_peft_model_state_dict(self.model, stored)
         else:
             with torch.no_grad():
-                for key, parameter in live.items():
+                for key, parameter in self._live().items():
                     parameter.copy_(stored[key])
+
+    def _live(self) -> dict[str, torch.Tensor]:
+        return self._lora_state() if self.config.kind == "lora" else dict(self._direct())
 
     def merge(self) -> Any:
         """Fold the trained weights into the base model and return it; the adapter is used up.

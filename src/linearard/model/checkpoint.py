@@ -6,8 +6,6 @@ carries both, and a load compares the model, the RoPE tables and the adapter bef
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,48 @@ from typing import Any
 import torch
 
 from linearard.errors import CheckpointError, shown
+from linearard.model import written
 from linearard.model.adapters import AdapterConfig
 from linearard.model.load import ModelConfig
+from linearard.model.magnitudes import LARGEST_WEIGHT, check_weights, out_of_range
 from linearard.model.metadata import check_metadata, read_json
 from linearard.model.restorable import RestorableModel
+from linearard.model.room import room_for_checkpoint
 from linearard.rope import RopeTable
 
 METADATA_FILE = "linearard.json"
+UNFINISHED = ".unfinished"  # where a checkpoint is written before it is one
 _FORMAT = 1
 
 
 def save_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> None:
-    """Write adapter, tokenizer and metadata into `folder` (made if missing).
+    """Write adapter, tokenizer and metadata into `folder` (made if missing): whole, or not a checkpoint.
 
     Args:
         restorable: the model; its trained weights are written as safetensors.
-        folder: existing files of the same names are replaced.
+        folder: of an earlier checkpoint all files are removed first; others stay, unless they have the
+            name of one that is written.
         extra: JSON-able entries added to the metadata, such as the stage and step.
+
+    Raises:
+        NonFiniteLossError: a weight is not finite, or absurdly large; nothing was written.
+        CheckpointError: the folder cannot be written, or has too little room.
     """
+    folder = Path(folder)
+    check_weights(restorable.adapter, "the trained weights")
+    staged = folder / UNFINISHED
+    with room_for_checkpoint(folder):
+        try:
+            written.clear(staged)
+            write_checkpoint(restorable, staged, **extra)
+            written.complete(staged)
+            written.install(staged, folder)
+        finally:
+            written.clear(staged)
+
+
+def write_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> None:
+    """The files of `save_checkpoint`, without its checks and the word that they are whole."""
     folder.mkdir(parents=True, exist_ok=True)
     restorable.adapter.save(folder)
     if restorable.tokenizer is not None:
@@ -60,7 +82,7 @@ def save_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> 
         "adapter": asdict(restorable.adapter.config),
         **extra,
     }
-    write_json(folder / METADATA_FILE, metadata)
+    written.write_json(folder / METADATA_FILE, metadata)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -95,7 +117,8 @@ def load_weights(restorable: RestorableModel, folder: Path) -> dict[str, Any]:
         The checkpoint's metadata.
 
     Raises:
-        CheckpointError: it belongs to another base model, another RoPE, or another adapter.
+        CheckpointError: it belongs to another base model, another RoPE, or another adapter, is damaged,
+            or its weights are not finite.
     """
     metadata = read_metadata(folder)
     stored = metadata["base_model"]
@@ -123,8 +146,32 @@ def load_weights(restorable: RestorableModel, folder: Path) -> dict[str, Any]:
             got=f"one trained for {_short(metadata['rope']['scaling'])}",
             fix="Use the rope section of the checkpoint's own recipe.",
         )
-    restorable.adapter.load(folder)
+    weights = restorable.adapter.read(folder)
+    check_undamaged(folder, METADATA_FILE, restorable.adapter.weights_file)
+    if found := out_of_range(weights.items(), LARGEST_WEIGHT):
+        raise CheckpointError(
+            expected=f"finite weights, none beyond {LARGEST_WEIGHT:.0e}",
+            got=f"{found} in {folder}",
+            fix="Use an earlier checkpoint; lower learning_rate where it was trained.",
+        )
+    restorable.adapter.take(weights)
     return metadata
+
+
+def check_undamaged(folder: Path, *names: str) -> None:
+    """Compare files of a checkpoint with what `complete.json` says of them, where it is there.
+
+    Raises:
+        CheckpointError: a file is missing, cut or changed.
+    """
+    if not (folder / written.COMPLETE).exists():
+        return
+    if found := written.damage(folder, names or None):
+        raise CheckpointError(
+            expected=f"the checkpoint as it was written in {folder}",
+            got=f"a damaged or changed one ({found})",
+            fix="Use another checkpoint, or write it anew with `linearard train RECIPE --resume`.",
+        )
 
 
 def load_restored(
@@ -162,17 +209,6 @@ def load_restored(
     )
     load_weights(restorable, folder)
     return restorable
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def _short(scaling: dict[str, Any]) -> str:

@@ -13,17 +13,15 @@ from linearard.distill import relation_profile
 from linearard.evaluation import (
     EvaluationConfig,
     EvaluationInputs,
-    comparison_table,
     evaluate,
     held_out_documents,
     prepare_inputs,
     read_texts,
-    write_report,
 )
-from linearard.model import RestorableModel, write_json
+from linearard.model import RestorableModel
+from linearard.pipeline.results import write_results
 from linearard.train import (
     REPORT_FILE,
-    RESULT_FILE,
     Recipe,
     build_section,
     is_main_process,
@@ -78,6 +76,8 @@ def train_and_report(
             documents = held_out_documents(recipe.data, run.tokenizer, evaluation)
             texts = read_texts(evaluation, recipe.data, run.tokenizer, progress=progress)
             inputs = prepare_inputs(run.tokenizer, run.views, documents, evaluation, texts)
+        for note in run.notes:
+            say(note)
         if resume and progress:
             before = run.latest
             say(f"going on from {before}" if before else "nothing to go on from: a new run")
@@ -129,10 +129,7 @@ def measure(
         training=training,
     )
     result["stages"] = summaries or {}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RESULT_FILE, result)
-    write_report(result, folder / REPORT_FILE, recipe=recipe)
-    print(comparison_table(result))
+    write_results(result, folder, recipe)
     say(f"report: {folder / REPORT_FILE}")
     return result
 

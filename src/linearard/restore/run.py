@@ -9,7 +9,7 @@ from typing import Any
 
 from linearard.errors import DeviceError
 from linearard.export import check_output, export_model
-from linearard.model import ModelConfig, resolve_device, write_json
+from linearard.model import ModelConfig, resolve_device, write_json, written
 from linearard.pipeline import Outcome, say, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
 from linearard.restore.choice import Choice
@@ -149,6 +149,7 @@ def restore(
     if outcome.result is None:  # not the process that speaks for the run
         return Verdict([], ["-"], [])
     verdict = judge(outcome.result)
+    written.note(folder, [VERDICT_FILE])
     write_json(
         folder / VERDICT_FILE,
         {

@@ -9,11 +9,11 @@ from linearard.data.config import SELF
 from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts, TextSupply
 
-#: Shares of the token budget: each layer alone, long windows that find, long windows that read, each layer alone
-#: once more at the end. The rest is short text, half of it the model's own.
+#: Shares of the token budget: each layer alone, long windows that find, long windows that read, and at the end
+#: each layer alone again. The rest is short text, half of it the model's own.
 _ALIGNMENT, _LONG, _READ, _POLISH = 0.14, 0.25, 0.2, 0.04
 _TRIALS, _TRIAL_STEPS = 3, 8
-#: Of what a stage has changed: to choose from by held-out windows. A stage that helps little may leave little.
+#: Of what a stage has changed, to choose from: a stage that helps little may leave little.
 _SHARES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0]
 _FEW_SHARES = [0.1, 0.25, 0.5, 0.75, 1.0]
 _POLISH_RATE = 0.25  # of the alignment's

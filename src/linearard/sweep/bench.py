@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import gc
 import json
-import shutil
 import tempfile
 import time
 import traceback
@@ -41,7 +40,7 @@ from linearard.sweep.folder import VIEWS, Task
 from linearard.sweep.plan import Job, naming_arm
 from linearard.sweep.views import measure_views
 from linearard.train import RESULT_FILE, Recipe, build_section, prepare_run
-from linearard.train.folder import FINAL, claim_folder
+from linearard.train.folder import claim_folder, remove_weights
 
 _UNTRAINED = ["original", "stretched"]
 
@@ -250,9 +249,7 @@ def _evaluation(recipe: Recipe) -> EvaluationConfig:
 
 def _remove_weights(folder: Path) -> None:
     try:
-        for path in [folder / FINAL, *folder.glob("stage[0-9]*-*")]:
-            if path.is_dir():
-                shutil.rmtree(path)
+        remove_weights(folder)
     except OSError as error:
         raise CheckpointError(
             expected="weights that can be removed after the evaluation",

@@ -13,11 +13,13 @@ from typing import Any
 import yaml
 
 from linearard.errors import CheckpointError
+from linearard.model import written
 from linearard.sweep.plan import Job, Sweep
 from linearard.train import RECIPE_FILE, RESULT_FILE
 from linearard.train.yaml_text import parse_yaml
 
 SWEEP_FILE, VIEWS = "sweep.yaml", ".views"
+RESULTS = ("sweep.json", "sweep.md", "sweep.html")
 _LOCK = ".lock"
 #: Parts of a recipe that do not decide the result of a run.
 _FREE_TO_CHANGE = ("output_dir", "data.cache_dir")
@@ -50,7 +52,7 @@ def unfinished(sweep: Sweep, *, resume: bool, overwrite: bool) -> list[Task]:
             to touch, or an arm of it has changed.
     """
     with _writable(sweep.folder):
-        _check_folder(sweep.folder, resume or overwrite)
+        check_folder(sweep.folder, resume or overwrite)
         tasks = []
         for job in sweep.jobs:
             changed = _changes(job)
@@ -94,6 +96,7 @@ def claimed(sweep: Sweep, *, keep: bool) -> Iterator[None]:
                     got=f"{sweep.folder}, which another process is using",
                     fix="Wait for it, end it, or choose another output_dir.",
                 ) from None
+            written.note(sweep.folder, [SWEEP_FILE, *RESULTS, VIEWS])
             if not keep:
                 shutil.rmtree(sweep.folder / VIEWS, ignore_errors=True)
             text = yaml.safe_dump(sweep.source, sort_keys=False)
@@ -120,7 +123,12 @@ def _writable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_folder(folder: Path, may_hold_a_sweep: bool) -> None:
+def check_folder(folder: Path, may_hold_a_sweep: bool = True) -> None:
+    """Refuse a folder that is none for a sweep to write into.
+
+    Raises:
+        CheckpointError: it holds anything else, or an earlier sweep though it may not.
+    """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(
             expected="output_dir to be a folder",
@@ -129,12 +137,14 @@ def _check_folder(folder: Path, may_hold_a_sweep: bool) -> None:
         )
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     # A sweep killed in its first moment leaves its lock and the beginning of its file.
-    names = [name for name in names if name != _LOCK and not name.startswith(f".{SWEEP_FILE}")]
+    begun = (_LOCK, written.RECORD)
+    ignored = (f".{SWEEP_FILE}.", f".{written.RECORD}.")
+    names = [name for name in names if name not in begun and not name.startswith(ignored)]
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    if names and SWEEP_FILE not in names:
+    if names and SWEEP_FILE not in (written.noted(folder) or ()):
         raise CheckpointError(
             expected="an empty or new output folder, or one of an earlier sweep",
-            got=f"{folder} holding {shown} and no {SWEEP_FILE}",
+            got=f"{folder} holding {shown}, which linearard sweep has not written there",
             fix="Choose another output_dir: files that linearard did not write are left alone.",
         )
     if names and not may_hold_a_sweep:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import write_json
 from linearard.sweep.bench import Bench, Outcome
-from linearard.sweep.folder import Task, claimed, unfinished, write_text
+from linearard.sweep.folder import RESULTS, Task, check_folder, claimed, unfinished, write_text
 from linearard.sweep.page import render_page
 from linearard.sweep.plan import Sweep
 from linearard.sweep.results import Results, failures, headline, read_results, table
@@ -70,11 +70,13 @@ def write_results(sweep: Sweep) -> Results:
             got="no such folder",
             fix="Run the sweep first, or give the --output-dir it ran with.",
         )
+    check_folder(sweep.folder)
     results = read_results(sweep)
-    write_json(sweep.folder / "sweep.json", results.as_json())
+    data, text_file, page = RESULTS
+    write_json(sweep.folder / data, results.as_json())
     text = "\n".join([table(results, style="github"), "", *failures(results)])
-    write_text(sweep.folder / "sweep.md", text.rstrip() + "\n")
-    write_text(sweep.folder / "sweep.html", render_page(sweep.folder.name, results))
+    write_text(sweep.folder / text_file, text.rstrip() + "\n")
+    write_text(sweep.folder / page, render_page(sweep.folder.name, results))
     return results
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from linearard.errors import CheckpointError
+from linearard.model import written
 from linearard.train import checkpoints
 from linearard.train.recipe import Recipe
 from linearard.train.yaml_text import parse_yaml
@@ -49,6 +49,11 @@ class Claim(contextlib.ExitStack):
         return other
 
 
+def stage_folder(index: int, name: str) -> str:
+    """Name of the folder of a stage, of which `index` others come before it."""
+    return f"stage{index + 1}-{name}"
+
+
 def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
     """Make the output folder ours, or refuse; nothing a user made is ever removed.
 
@@ -79,9 +84,13 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool)
 
 
 def _begin_run(folder: Path, recipe: Recipe, *, replacing: bool) -> None:
+    stages = [stage_folder(index, name) for index, name in enumerate(recipe.stages)]
     with _writable(folder):
         if replacing:
             _remove_run(folder)
+        _check_nothing_in_the_way(folder, [*stages, FINAL, RESULT_FILE, REPORT_FILE])
+        # Noted before anything has these names: what has one later is ours.
+        written.note(folder, [RECIPE_FILE, RESULT_FILE, REPORT_FILE, FINAL, *stages])
         text = yaml.safe_dump(recipe.source, sort_keys=False)
         (folder / _PARTIAL_RECIPE).write_text(text)
         os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
@@ -124,14 +133,15 @@ def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
             fix="Choose another output_dir.",
         )
     content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    # A run killed in its first moment leaves at most the beginning of its recipe.
-    content = [name for name in content if name not in (_PARTIAL_RECIPE, _LOCK)]
+    # A run killed in its first moment leaves at most the beginnings of its files.
+    ignored = (_PARTIAL_RECIPE, _LOCK, written.RECORD)
+    content = [n for n in content if n not in ignored and not n.startswith(f".{written.RECORD}.")]
     shown = ", ".join(content[:3]) + (", …" if len(content) > 3 else "")
-    ours = RECIPE_FILE in content
+    ours = RECIPE_FILE in content and RECIPE_FILE in (written.noted(folder) or ())
     if content and not ours:
         raise CheckpointError(
             expected="an empty or new output folder, or one of an earlier run",
-            got=f"{folder} holding {shown} and no {RECIPE_FILE}",
+            got=f"{folder} holding {shown}, which linearard train has not written there",
             fix="Choose another output_dir: files that linearard did not write are left alone.",
         )
     if ours and not (resume or overwrite):
@@ -143,15 +153,37 @@ def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     return ours
 
 
+def remove_weights(folder: Path) -> None:
+    """Remove the checkpoints of a run, all its stages' and the final one; nothing that is not ours."""
+    for name in sorted(written.noted(folder) or ()):
+        path = folder / name
+        if path.parent != folder or path.is_symlink() or not path.is_dir():
+            continue
+        if name == FINAL:
+            checkpoints.remove_with_results(path)
+        else:
+            checkpoints.remove_stage(path)
+
+
 def _remove_run(folder: Path) -> None:
-    # The recipe stays until the new one takes its place: it is what makes the folder ours.
-    for stage in sorted(folder.glob("stage[0-9]*-*")):
-        if stage.is_dir():
-            checkpoints.remove_stage(stage)
-    if (folder / FINAL).is_dir():
-        shutil.rmtree(folder / FINAL)
-    for name in (RESULT_FILE, REPORT_FILE):
-        (folder / name).unlink(missing_ok=True)
+    """Remove what the run has written, but for the recipe, which makes the folder ours until it is new."""
+    remove_weights(folder)
+    for name in written.noted(folder) - {RECIPE_FILE}:
+        path = folder / name
+        if path.parent == folder and path.is_file():
+            path.unlink()
+
+
+def _check_nothing_in_the_way(folder: Path, names: list[str]) -> None:
+    """Refuse what a run would go on from, or write over, though it is not the run's."""
+    for name in names:
+        path = folder / name
+        if path.is_file() or (path.is_dir() and checkpoints.latest_complete(path)):
+            raise CheckpointError(
+                expected=f"a folder without {name}, which this run will write",
+                got=f"{path}, which linearard has not written there",
+                fix="Move it, or choose another output_dir.",
+            )
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:

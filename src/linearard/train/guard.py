@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from linearard.model import Adapter, write_json
+from linearard.model import Adapter, write_json, written
 from linearard.train.held_out import HeldOut, Look
 from linearard.train.held_out_config import HeldOutConfig
 
@@ -168,6 +168,7 @@ class Guard(TrainerCallback):
 def write_decisions(folder: Path, decisions: dict[str, Any]) -> None:
     """Keep what a stage has decided by its held-out windows, beside its checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
+    written.note(folder, [_DECISIONS_FILE])
     write_json(folder / _DECISIONS_FILE, read_decisions(folder) | decisions)
 
 

@@ -18,7 +18,6 @@ from linearard.data import BlockDataset, token_blocks
 from linearard.data.config import SELF
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import (
-    METADATA_FILE,
     RestorableModel,
     check_packing,
     check_tokenizer,
@@ -74,6 +73,7 @@ class PreparedRun:
         held_out: by stage, the windows that it is watched by; None: it is not.
         claim: keeps other processes out of the output folder; use it as a context manager. An earlier
             run that is to be replaced stays until `train` has the model.
+        notes: what the user should hear, such as that a checkpoint is damaged.
     """
 
     recipe: Recipe
@@ -83,6 +83,7 @@ class PreparedRun:
     own: dict[str, list[OwnBlocks]]
     held_out: dict[str, HeldOutText | None]
     claim: Claim
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def views(self) -> list[str]:
@@ -132,8 +133,6 @@ class PreparedRun:
                 )
         final = Path(recipe.output_dir) / FINAL
         if is_main_process():
-            # Without its metadata, half a checkpoint is none.
-            (final / METADATA_FILE).unlink(missing_ok=True)
             save_checkpoint(restorable, final, recipe=recipe.source)
         return RunResult(restorable, final, histories, summaries)
 
@@ -190,11 +189,13 @@ def prepare_run(
     stages = stage_arguments(recipe, config, device, dtype, progress)
     tokenizer = load_tokenizer(recipe.model) if tokenizer is None else tokenizer
     check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
-    claim = Claim()
+    claim, notes = Claim(), []
     with next(iter(stages.values())).main_process_first(local=False):
         if is_main_process():
             folder = Path(recipe.output_dir)
             claim = claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
+            for stage in stages.values() if resume else ():
+                notes += checkpoints.withdraw_damaged(Path(stage.output_dir))
     with claim:  # closed by whatever is refused here, handed on otherwise
         blocks, own, held_out, before = {}, {}, {}, 0
         native = native_window(config, recipe.rope)
@@ -207,7 +208,8 @@ def prepare_run(
             if resume and not own[name]:
                 _check_resumable(stage, blocks[name])
             before += len(parts)
-        return PreparedRun(recipe, tokenizer, stages, blocks, own, held_out, claim.pop_all())
+        claimed = claim.pop_all()
+        return PreparedRun(recipe, tokenizer, stages, blocks, own, held_out, claimed, notes)
 
 
 def is_main_process() -> bool:

@@ -14,6 +14,7 @@ from linearard.errors import RecipeError, RopeError, UserError, shown
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.config import PartConfig, RestorationConfig
 from linearard.train.dry_run import try_stage
+from linearard.train.folder import stage_folder
 from linearard.train.held_out_config import HeldOutConfig
 from linearard.train.recipe import Recipe, naming_stage
 
@@ -45,7 +46,7 @@ def stage_arguments(
     stages = {}
     for index, (name, values) in enumerate(recipe.stages.items()):
         decided = {
-            "output_dir": str(Path(recipe.output_dir) / f"stage{index + 1}-{name}"),
+            "output_dir": str(Path(recipe.output_dir) / stage_folder(index, name)),
             "seed": recipe.seed + index,
             "use_cpu": device.type == "cpu",
             "bf16": dtype == torch.bfloat16,

@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     default_data_collator,
 )
@@ -22,8 +21,7 @@ from linearard.capture import needs_no_mask
 from linearard.counting import worth_recording
 from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
-from linearard.model import RestorableModel, load_weights, save_checkpoint
-from linearard.train import checkpoints
+from linearard.model import RestorableModel, load_weights, read_metadata, written
 from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
 from linearard.train.config import RestorationConfig
@@ -32,11 +30,12 @@ from linearard.train.keeping import Beginning
 from linearard.train.optimizers import own_optimizer
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
+from linearard.train.saving import SavingTrainer
 from linearard.train.watched import WatchedStage
 from linearard.train.windows import check_datasets, check_window, numbered, the_only_item
 
 
-class RestorationTrainer(Trainer):
+class RestorationTrainer(SavingTrainer):
     """Trains the adapter of a restorable model with one stage's objective.
 
     Args:
@@ -101,7 +100,7 @@ class RestorationTrainer(Trainer):
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
         self._norm: Tensor | None = None  # of this step's gradients, if clipping has found it
         self._random_state: RandomState | None = None
-        self._started, self._seconds_before = time.perf_counter(), 0.0
+        self._started = time.perf_counter()
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
@@ -126,6 +125,8 @@ class RestorationTrainer(Trainer):
         finally:
             if self._captured is not None:
                 self._captured.release()
+        if self._watched is None:
+            self.check_state()
         self._end(beginning)
         return result
 
@@ -262,25 +263,37 @@ class RestorationTrainer(Trainer):
         named = self._name_blocks(losses, [blocks for _, blocks in micro_steps])
         losses = self.accelerator.gather(losses)
         step = self.state.global_step
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        if step and not checkpoints.is_complete(folder):
-            if self._random_state is not None:
-                self._random_state.restore()
-            self._save_checkpoint(self.model, None)
         raise NonFiniteLossError(
             expected="finite losses and gradients",
             got=f"losses {[round(x, 4) for x in losses.tolist()]} with gradient norm {float(norm):.4g} in "
             f"step {step + 1} of stage {self.stage!r}, {named}",
-            fix="The step was refused"
-            + (f" and the state of step {step} is kept in {folder}. " if step else ". ")
-            + "If the cause has passed, go on with --resume; otherwise lower learning_rate, set "
+            fix=f"The step was refused{self._keep_last_state()} "
+            "If the cause has passed, go on with --resume; otherwise lower learning_rate, set "
             "model.dtype to float32 or mend that text, and start again with --overwrite.",
         )
+
+    def _keep_last_state(self) -> str:
+        """Save the state before a refused step; the end of the sentence that tells of the refusal."""
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if not step:
+            return "."
+        if not written.is_complete(folder):
+            if self._random_state is not None:
+                self._random_state.restore()
+            try:
+                self._save_checkpoint(self.model, None)
+            except NonFiniteLossError as error:  # it is what spoilt the step
+                return f"; the state before it is no good either, and was not saved: {error.got}."
+        return f" and the state of step {step} is kept in {folder}."
+
+    def _mend_state(self) -> bool:
+        return self._watched is not None and self._go_back()
 
     def _go_back(self) -> bool:
         """Undo the step's damage by the last good weights at a lower rate; false: not any more."""
         options = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
-        reason = "a loss or a gradient is not finite"
+        reason = "a loss, a gradient or a weight is not finite"
         if not self._watched.guard.go_back(self.state.global_step, reason, **options):
             return False
         for parameter in self.restorable.adapter.parameters():
@@ -313,36 +326,17 @@ class RestorationTrainer(Trainer):
             self._term_sums, self._term_counts = {}, {}
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:  # since transformers 5.24 every process comes here
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        save_checkpoint(
-            self.restorable,
-            folder,
-            stage=self.stage,
-            step=self.state.global_step,
-            seconds=round(self.seconds, 3),
-            **({} if self._watched is None else {"guard": self._watched.guard.state()}),
-            **self._metadata,
-        )
-        if self._watched is not None:
-            self._watched.guard.save(folder, self.state.global_step)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            stage_dir = Path(self.args.output_dir)
-            checkpoints.mark_complete(stage_dir / f"checkpoint-{self.state.global_step}")
-            checkpoints.prune(stage_dir, self._keep)
+    def _write_checkpoint(self, folder: Path, **extra: Any) -> None:
+        guard = None if self._watched is None else self._watched.guard
+        super()._write_checkpoint(folder, **extra, **({"guard": guard.state()} if guard else {}))
+        if guard:
+            guard.save(folder, self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        stored = load_weights(self.restorable, Path(resume_from_checkpoint))
-        self._seconds_before = stored.get("seconds", 0.0)
-        checkpoints.check_same_text(stored, self._metadata.get("data"), resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._watched is not None:
-            self._watched.guard.load(Path(resume_from_checkpoint), stored["guard"])
+            folder = Path(resume_from_checkpoint)
+            self._watched.guard.load(folder, read_metadata(folder)["guard"])
 
 
 def _can_be_captured(args: RestorationConfig) -> bool:
