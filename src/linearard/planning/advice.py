@@ -40,10 +40,12 @@ class Advice:
     Attributes:
         single: changes by themselves, those that save memory, in order of preference.
         together: the smallest of their unions found that fits; None: none does.
+        least: bytes of the GPU that the run needs with everything that saves memory.
     """
 
     single: list[Change]
     together: Change | None
+    least: float
 
 
 def advise(
@@ -72,17 +74,21 @@ def advise(
         if found is not None and _saves(found[1], plan):
             single.append(Change(overrides, effect, found[1].needed, found[1].seconds))
     chosen: list[Change] = []
-    fitting = None
-    for change in single:
-        joined = _joined([*(other.overrides for other in chosen), change.overrides], rebuild)
-        if joined is None:  # it contradicts one that was chosen before
+    fitting, current = None, plan
+    for (
+        overrides,
+        effect,
+    ) in fields:  # what saves nothing by itself may, beside what was chosen before
+        joined = _joined([*(other.overrides for other in chosen), overrides], rebuild)
+        if joined is None or not _saves(joined[1], current):
             continue
-        chosen.append(change)
-        if joined[1].needed <= needed:
+        current = joined[1]
+        chosen.append(Change(overrides, effect, current.needed, current.seconds))
+        if current.needed <= needed:
             fitting = joined
             break
     if fitting is None:
-        return Advice(single, None)
+        return Advice(single, None, current.needed)
     for change in reversed(chosen[:]):  # those that change most about the result first
         rest = [other for other in chosen if other is not change]
         fewer = _fitting(rest, needed, rebuild)
@@ -90,7 +96,7 @@ def advise(
             chosen, fitting = rest, fewer
     overrides, fits = fitting
     effect = "; ".join(dict.fromkeys(c.effect for c in chosen if c.effect))
-    return Advice(single, Change(overrides, effect, fits.needed, fits.seconds))
+    return Advice(single, Change(overrides, effect, fits.needed, fits.seconds), fits.needed)
 
 
 def _saves(changed: RunPlan, plan: RunPlan) -> bool:
@@ -185,12 +191,24 @@ def _candidates(
                 "adapter.alpha": f"{recipe.adapter.alpha / divisor:g}",
             }
             found.append((smaller, f"rank {plan.shape.rank // divisor}"))
-    for divisor in (2, 4):
-        for name, stage in stages.items():
-            for part, config in stage.all_parts.items():
-                where = f"stages.{name}.parts.{part}" if part else f"stages.{name}"
-                shorter = {f"{where}.window": str(config.window // divisor)}
-                if config.sequences is not None:
-                    shorter[f"{where}.sequences"] = str(config.sequences * divisor)
-                found.append((shorter, f"{where}: windows of {config.window // divisor}"))
+    return [*found, *_shorter_windows(stages)]
+
+
+def _shorter_windows(stages: Mapping[str, RestorationConfig]) -> list[tuple[Overrides, str]]:
+    """Every window above a half, a quarter, ... of the longest cut to that, for as many tokens in all."""
+    parts = [
+        (f"stages.{name}.parts.{part}" if part else f"stages.{name}", config)
+        for name, stage in stages.items()
+        for part, config in stage.all_parts.items()
+    ]
+    longest, found = max(config.window for _, config in parts), []
+    for divisor in (2, 4, 8):
+        window, changes = longest // divisor, {}
+        for where, config in parts:
+            if config.window <= window:
+                continue
+            changes[f"{where}.window"] = str(window)
+            if config.sequences is not None:
+                changes[f"{where}.sequences"] = str(config.sequences * config.window // window)
+        found.append((changes, f"no windows above {window:,} tokens"))
     return found

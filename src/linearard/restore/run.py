@@ -82,15 +82,17 @@ def plan_restoration(
     choices, changes = list(composed.choices), {}
     if planned.fits is False:
         if planned.advice is None or planned.advice.together is None:
+            least = planned.plan.needed if planned.advice is None else planned.advice.least
             raise DeviceError(
                 expected=f"a run within {planned.limit / 2**30:.1f} GiB of the GPU",
-                got=f"{planned.plan.needed / 2**30:.1f} GiB, whatever is recomputed or moved to the host",
-                fix="Lower --window, give --adapter lora, or take a larger GPU.",
+                got=f"one of {least / 2**30:.1f} GiB, with all that saves memory",
+                fix="Lower --window, or take a larger GPU.",
             )
         together = planned.advice.together
         changes = together.overrides
         shown = ", ".join(f"{name} {value}" for name, value in changes.items())
         reason = f"without, it needs {planned.plan.needed / 2**30:.1f} GiB"
+        reason += f"; {together.effect}" if together.effect else ""
         choices.append(Choice("to fit the GPU", shown, reason))
         planned = planned_recipe(
             lambda more: load(changes | more), stage_arguments, limit, facts.config

@@ -9,7 +9,7 @@ from linearard.data.config import SELF
 from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts, TextSupply
 
-#: Shares of the token budget: each layer alone, long windows that find, long windows that read, and at the end
+#: Shares of the token budget: each layer alone, long windows that find, long windows that read, at the end
 #: each layer alone again. The rest is short text, half of it the model's own.
 _ALIGNMENT, _LONG, _READ, _POLISH = 0.14, 0.25, 0.2, 0.04
 _TRIALS, _TRIAL_STEPS = 3, 8
