@@ -15,7 +15,7 @@ from linearard.restore.stages import build_stages, choose_sizes
 from linearard.restore.training import alignment_rate, choose_adapter, choose_optimizer
 
 PYDOC = "pydoc"
-_TOKENS_ON_GPU, _TOKENS_ON_CPU = 4_194_304, 65_536
+_TOKENS_ON_GPU, _TOKENS_ON_CPU = 4_194_304, 40_960
 
 
 @dataclass(frozen=True)

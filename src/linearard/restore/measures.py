@@ -19,6 +19,8 @@ def choose_measures(facts: Facts, tasks: str | None = None) -> tuple[dict[str, A
         facts: of model and text.
         tasks: folder of task files, or None.
     """
+    if facts.on_cpu:
+        return _on_cpu(facts, tasks), []
     short = min(_SHORT, facts.native)
     lengths = [short, facts.native]
     while lengths[-1] * 2 < facts.target:
@@ -52,6 +54,21 @@ def choose_measures(facts: Facts, tasks: str | None = None) -> tuple[dict[str, A
     if tasks is not None:
         evaluation |= {"tasks_dir": tasks}
     return evaluation, told
+
+
+def _on_cpu(facts: Facts, tasks: str | None) -> dict[str, Any]:
+    """What a few cores measure in a minute or two."""
+    short, long = min(512, facts.native), min(_SHORT, facts.target)
+    evaluation: dict[str, Any] = {
+        "perplexity_windows": [short],
+        "perplexity_tokens": 6144,
+        "agreement_window": short,
+        "agreement_tokens": 6144,
+        "passkey_lengths": [n for n in (long,) if n >= _SHORTEST_PROMPT],
+        "passkey_repeats": 1,
+        "batch_size": 8,
+    }
+    return evaluation if tasks is None else evaluation | {"tasks_dir": tasks}
 
 
 def _held_out(facts: Facts) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from linearard.model import ModelConfig, resolve_device, write_json, written
 from linearard.pipeline import Outcome, say, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
 from linearard.restore.choice import Choice
-from linearard.restore.compose import Composed, compose
+from linearard.restore.compose import PYDOC, Composed, compose
 from linearard.restore.facts import gather_facts
 from linearard.restore.request import RestoreRequest
 from linearard.restore.verdict import Verdict, judge
@@ -66,6 +66,8 @@ def plan_restoration(
     on_cpu = resolve_device(model.device).type == "cpu" and gpu_memory is None
     if on_cpu:
         model = dataclasses.replace(model, device="cpu")
+        if request.data is None:  # the model would write for hours
+            request = dataclasses.replace(request, data=PYDOC)
     facts = gather_facts(request, model, on_cpu=on_cpu)
     section = {
         key: value

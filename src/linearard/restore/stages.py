@@ -12,7 +12,8 @@ from linearard.restore.facts import Facts, TextSupply
 #: Shares of the token budget: each layer alone, long windows that find, long windows that read, at the end
 #: each layer alone again. The rest is short text, half of it the model's own.
 _ALIGNMENT, _LONG, _READ, _POLISH = 0.14, 0.25, 0.2, 0.04
-_TRIALS, _TRIAL_STEPS = 3, 8
+_TRIAL_STEPS = 8
+_CPU_WINDOW, _CPU_LONG_WINDOW, _CPU_ALIGNMENT, _CPU_LONG = 512, 2048, 0.6, 0.2
 #: Of what a stage has changed, to choose from: a stage that helps little may leave little.
 _SHARES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0]
 _FEW_SHARES = [0.1, 0.25, 0.5, 0.75, 1.0]
@@ -33,7 +34,7 @@ class Sizes:
         aligned, polished, books, owns, chats, reads, longs: how many windows; `polished` of the alignment at
             the end.
         packed: kinds of windows (`short`, `read`, `long`) for which documents are joined.
-        spent: tokens of the run, trials of learning rates included.
+        trials: of learning rates, before a stage.
     """
 
     short: int
@@ -50,6 +51,7 @@ class Sizes:
     reads: int = 0
     longs: int = 0
     packed: frozenset[str] = frozenset()
+    trials: int = 3
 
     @property
     def trained(self) -> int:
@@ -61,7 +63,7 @@ class Sizes:
     @property
     def tried(self) -> int:
         """Most tokens of the trials of learning rates, had nobody to go on halving."""
-        return _TRIALS * _TRIAL_STEPS * (self.batch + self.batch // 2)
+        return self.trials * _TRIAL_STEPS * (self.batch + self.batch // 2)
 
     def windows(self, window: int) -> int:
         """Windows of this many tokens in a batch of short windows."""
@@ -75,6 +77,31 @@ def choose_sizes(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
         facts: of model and text.
         tokens: of the whole run.
     """
+    return _on_cpu(facts, tokens) if facts.on_cpu else _on_gpu(facts, tokens)
+
+
+def _on_cpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
+    """Minutes on a few cores: mostly each layer alone, on short windows; nothing that the model writes."""
+    short = min(_CPU_WINDOW, facts.native)
+    long = min(_CPU_LONG_WINDOW, facts.target)
+    sizes = Sizes(short=short, own=short, chat=short, read=long, long=long, batch=2 * short)
+    sizes = replace(
+        sizes,
+        aligned=_whole(_CPU_ALIGNMENT * tokens / short, 2),
+        longs=max(1, round(_CPU_LONG * tokens / long)),
+        trials=0,
+    )
+    sizes = replace(sizes, books=_whole((tokens - sizes.trained) / short, 2))
+    packed = set()
+    if facts.supply is not None:
+        wanted = {"short": (short, sizes.books + sizes.aligned), "long": (long, sizes.longs)}
+        packed = {k for k, (w, count) in wanted.items() if facts.supply.windows(w) < 1.2 * count}
+    value = f"{sizes.aligned + sizes.books} of {short:,} and {sizes.longs} of {long:,} tokens"
+    reason = f"{sizes.trained:,} tokens: what a CPU reads in minutes; a GPU takes the whole window"
+    return replace(sizes, packed=frozenset(packed)), [Choice("windows", value, reason)]
+
+
+def _on_gpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
     short = min(2048, facts.native)
     sizes = Sizes(
         short=short,
@@ -167,8 +194,8 @@ def build_stages(
         optimizer: fields of the restoration stage.
         alignment_rate: learning rate of the alignment stage.
     """
-    watched = {"window": sizes.short, "sequences": _LEAST_WATCHED}
-    trials = {"rate_trials": _TRIALS, "rate_steps": _TRIAL_STEPS}
+    watched = {"window": sizes.short, "sequences": 2 if facts.on_cpu else _LEAST_WATCHED}
+    trials = {"rate_trials": sizes.trials, "rate_steps": _TRIAL_STEPS}
     common = {"warmup_steps": 8, "lr_floor": 0.1, "save_total_limit": 1, "logging_steps": 10}
     alone = {
         "window": sizes.short,
@@ -221,6 +248,7 @@ def _parts(facts: Facts, sizes: Sizes) -> dict[str, Any]:
         "hidden_layers": [-1],
     }
     far = {"relations": {}, "logit_weight": 1.0, "logit_positions": None}
+    half = _even(min(facts.native, sizes.long) // 2)
     start = {} if facts.self_start is None else {"self_start": facts.self_start}
     parts = {
         "short": {
@@ -235,7 +263,11 @@ def _parts(facts: Facts, sizes: Sizes) -> dict[str, Any]:
             "sequences": sizes.longs,
             "batch_size": 1,
             "data": {**_data(sizes, "long"), "recall": 0.2},
-            "objective": {**far, "teacher_window": _even(facts.native // 2), "recall_weight": 3.0},
+            "objective": {
+                **far,
+                "teacher_window": _even(min(facts.native, sizes.long) // 2),
+                "recall_weight": 3.0,
+            },
         },
         "own": {
             "window": sizes.own,
