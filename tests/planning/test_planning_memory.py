@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import tiny
+from benchmarks import planner_shapes
+from benchmarks.planner_shapes import Case
 from benchmarks.training_step import CASES, MODELS
 from linearard.counting.passes import passes
 from linearard.counting.shapes import ModelShape
@@ -144,6 +146,16 @@ def test_peaks_of_recorded_steps_are_those_measured_on_an_h200(name):
     for case, row in result["cases"].items():
         memory = planned(result, shape, case, Setting(graphs=True))
         assert memory.peak / GIB == pytest.approx(row["peak_gib"], rel=0.05), case
+
+
+@pytest.mark.skipif(not (RESULTS / "peaks.json").exists(), reason="not measured yet")
+def test_peaks_of_seven_families_are_those_measured_on_an_h200():
+    """The recommended recipe's batches, at 2,048 tokens and in its longest windows."""
+    cases = json.loads((RESULTS / "peaks.json").read_text())["cases"].values()
+    for row in cases:
+        case = Case(row["shape"], row["part"], row["tokens"], row["optimizer"])
+        plan = planner_shapes.planned(case, "cuda")
+        assert plan["planned_gib"] == pytest.approx(row["peak_gib"], rel=0.1), case.name
 
 
 @pytest.mark.parametrize("case", ["paper", "teacher-inputs-qk"])
