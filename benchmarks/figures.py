@@ -263,6 +263,28 @@ def _planner(gpu: str, result: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def _peaks(gpu: str, result: dict[str, Any]) -> dict[str, float]:
+    """Planned and measured peaks of the recommended recipe's batches, by shape."""
+    figures = {f"peaks.{gpu}.{name}": count for name, count in result["within"].items()}
+    for case in result["cases"].values():
+        name = f"{case['shape']}.{case['part']}.{_length(case['tokens'])}.{case['optimizer']}"
+        for part in ("planned_gib", "peak_gib", "ratio"):
+            if part in case:
+                figures[f"peaks.{gpu}.{name}.{part}"] = case[part]
+    return figures
+
+
+def _attention(gpu: str, result: dict[str, Any]) -> dict[str, float]:
+    """Attention of layers that people bring, beside flash attention at the same work."""
+    figures = {}
+    for name, case in result["cases"].items():
+        key = f"attention.{gpu}.{_slug(name)}"
+        figures |= {f"{key}.ms": case["ms"]["p50"], f"{key}.tflops": case["tflops"]}
+        if "ratio" in case:
+            figures |= {f"{key}.flash_ms": case["flash_ms"]["p50"], f"{key}.ratio": case["ratio"]}
+    return figures
+
+
 def _width(where: str, result: dict[str, Any]) -> dict[str, float]:
     """KL after restoring at each learning rate, by width of the model."""
     figures = {}
@@ -283,6 +305,8 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "stage1": _stage1,
     "training_step": _steps,
     "planner": _planner,
+    "peaks": _peaks,
+    "attention": _attention,
     "same_training": _same_training,
     "width": _width,
 }

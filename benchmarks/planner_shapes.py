@@ -1,6 +1,6 @@
 """Planned and measured peaks of the recommended recipe on the shapes of seven families.
 
-    python -m benchmarks planner --shapes --out benchmarks/results/h200/planner_shapes.json
+    python -m benchmarks planner --shapes --out benchmarks/results/h200/peaks.json
 
 Four minutes on a GPU. Models have the layers of the named ones, some fewer of them, and random weights. Every
 case is a stage of one kind of batch of `smollm2-135m-64k`: `short`, four windows of 2,048 tokens with

@@ -38,6 +38,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.record import add_arguments, circumstances, write
 from linearard.capture import sdpa
+from linearard.capture.blocks import PLANLESS
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig, ModelConfig, RestorableModel, load_model
 from linearard.ops.pointwise import api, plain
@@ -70,7 +71,7 @@ class Tokens(Dataset):
 @contextlib.contextmanager
 def the_plain_way() -> Iterator[None]:
     """Without fused losses and without cuDNN's attention."""
-    others = lambda query, mask: sdpa._OTHERS  # noqa: E731
+    others = lambda query, mask: PLANLESS  # noqa: E731
     with (
         mock.patch.object(api, "_kernels", lambda x: plain),
         mock.patch.object(sdpa, "preferred_backends", others),

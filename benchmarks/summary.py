@@ -19,7 +19,10 @@ from tabulate import tabulate
 from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, selection_arms
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "RECIPES.md", ROOT / "docs" / "PERFORMANCE.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("RECIPES", "PERFORMANCE", "PLANNING")),
+)
 SUMMARY = RESULTS / "summary.json"
 
 _TITLES = {
@@ -80,6 +83,8 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "kernel": _kernel_table(figures),
         "stage1": _stage1_table(figures),
         "width": _width_table(figures),
+        "peaks": _peaks_table(figures),
+        "attention": _attention_table(figures),
     }
 
 
@@ -217,6 +222,44 @@ def _stage1_table(figures: dict[str, float]) -> str:
         for name in names
     ]
     return _markdown(["stage, shape, GPU", *parts], rows) if rows else "Not measured yet."
+
+
+def _peaks_table(figures: dict[str, float]) -> str:
+    columns = {
+        "planned, GiB": ("planned_gib", ".1f"),
+        "measured, GiB": ("peak_gib", ".1f"),
+        "planned / measured": ("ratio", ".3f"),
+    }
+    return _table_of(
+        figures, "peaks.", "planned_gib", "GPU, shape, batch, window, optimizer", columns
+    )
+
+
+def _attention_table(figures: dict[str, float]) -> str:
+    columns = {
+        "ms": ("ms", ".2f"),
+        "flash at the same work, ms": ("flash_ms", ".2f"),
+        "ratio": ("ratio", ".3f"),
+        "TFLOP/s": ("tflops", ".0f"),
+    }
+    return _table_of(figures, "attention.", "tflops", "GPU, layer", columns)
+
+
+def _table_of(
+    figures: dict[str, float],
+    start: str,
+    end: str,
+    title: str,
+    columns: dict[str, tuple[str, str]],
+) -> str:
+    """A row for every key that begins and ends so, with its neighbours."""
+    keys = [key for key in sorted(figures) if key.startswith(start) and key.endswith(f".{end}")]
+    names = [key.removeprefix(start).removesuffix(f".{end}") for key in keys]
+    rows = [
+        [name, *(_cell(figures.get(f"{start}{name}.{p}"), form) for p, form in columns.values())]
+        for name in names
+    ]
+    return _markdown([title, *columns], rows) if rows else "Not measured yet."
 
 
 def _width_table(figures: dict[str, float]) -> str:

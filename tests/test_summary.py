@@ -40,6 +40,11 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     kernel["shapes"]["bf16.d64.t8"] |= {"ratio_flash": None, "gemm_fraction": 0.5}
     files = {"stage1": stage1, "planner": planner, "training_step": steps, "relation_kl": kernel}
     files["width"] = width
+    case = {"shape": "gemma3", "part": "long", "tokens": 65536, "optimizer": "muon"}
+    case |= {"planned_gib": 31.0, "peak_gib": 30.0, "ratio": 1.033}
+    files["peaks"] = {"within": {"cases": 1, "peak_10_percent": 1}, "cases": {"one": case}}
+    case = {"ms": {"p50": 2.0}, "flash_ms": {"p50": 2.5}, "ratio": 0.8, "tflops": 300.0}
+    files["attention"] = {"cases": {"gemma3-270m, window": case}}
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
@@ -58,6 +63,11 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     assert found["kernel.h100.bf16.d64.t8.ratio_cudnn"] == pytest.approx(0.8)
     assert found["kernel.h100.bf16.d64.t8.deterministic.ratio_cudnn"] == pytest.approx(0.9)
     assert "kernel.h100.bf16.d64.t8.ratio_flash" not in found
+    assert found["peaks.h100.gemma3.long.64k.muon.peak_gib"] == 30
+    assert found["attention.h100.gemma3_270m_window.ratio"] == pytest.approx(0.8)
+    tables = summary.tables(found)
+    assert "h100.gemma3.long.64k.muon" in tables["peaks"]
+    assert "300" in tables["attention"].splitlines()[-1]
 
 
 def test_means_and_deviations_over_seeds(tmp_path, monkeypatch):

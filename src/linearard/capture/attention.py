@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 
-from linearard.capture.blocks import Scores, attention_in_blocks
+from linearard.capture.blocks import PLANLESS, Scores, attention_in_blocks
 from linearard.capture.masks import UnwrittenMask, compact_mask
 from linearard.capture.sdpa import causal_attention
 from linearard.errors import ModelError
@@ -244,7 +245,8 @@ def _attention(
         # A row, a mask of the caller's own, weights dropped at random: transformers' way, whatever it takes.
         mask = _written(query, attention_mask, sliding_window)
         forward = _base_function("sdpa", module)
-        return forward(module, query, key, value, mask, dropout=dropout, scaling=scale, **kwargs)
+        with sdpa_kernel(PLANLESS, set_priority=True):
+            return forward(module, query, key, value, mask, dropout, scale, **kwargs)
     if attention_mask is None:
         return causal_attention(query, key, value, scale, window=sliding_window), None
     causal = attention_mask.causal

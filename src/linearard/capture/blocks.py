@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from linearard.capture.masks import UnwrittenMask
 
+#: Kernels that need no plan for each shape, in order of preference.
+PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 #: Scores of a block, over all sequences and heads.
 _CPU_ELEMENTS, _GPU_ELEMENTS = 2**20, 2**25
 _LEAST_ROWS, _MOST_ROWS = 64, 1024
@@ -135,9 +138,10 @@ def _attend(
     else:
         key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
     if scores.softcap is None and sinks is None:
-        output = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, scale=scores.scaling
-        )
+        with sdpa_kernel(PLANLESS, set_priority=True):
+            output = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=seen, scale=scores.scaling
+            )
         return output.reshape(batch, heads, rows, -1)
     logits = (query @ key.mT).float() * scores.scaling
     if scores.softcap is not None:

@@ -20,11 +20,10 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linearard.capture.blocks import Scores, attention_in_blocks
+from linearard.capture.blocks import PLANLESS, Scores, attention_in_blocks
 from linearard.capture.masks import Documents
 
-_OTHERS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_WITH_CUDNN = [SDPBackend.CUDNN_ATTENTION, *_OTHERS]
+_WITH_CUDNN = [SDPBackend.CUDNN_ATTENTION, *PLANLESS]
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -41,7 +40,7 @@ def preferred_backends(query: Tensor, attention_mask: Tensor | None) -> list[SDP
     half = query.dtype in _HALF
     if query.is_cuda and half and fits and _cudnn_is_faster(query.device):
         return _WITH_CUDNN
-    return _OTHERS
+    return PLANLESS
 
 
 @functools.cache
@@ -111,7 +110,7 @@ def _whole_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     )
     group = heads // kv_heads
     if group > 1 and _knows_no_groups(query, key, value):  # one head of every group at a time
-        with sdpa_kernel(_OTHERS, set_priority=True):
+        with sdpa_kernel(PLANLESS, set_priority=True):
             one_by_one = [attend(query[:, at::group], key, value) for at in range(group)]
         output = torch.stack(one_by_one, dim=2).flatten(1, 2)
         return output.transpose(1, 2).contiguous()

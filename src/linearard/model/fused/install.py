@@ -24,9 +24,11 @@ from linearard.model.packed import has_packed
 from linearard.ops import pointwise
 
 _LOGGER = logging.getLogger(__name__)
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-_NORMS = {f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
-_MLPS = {f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "gemma3")
+_NORMS = {f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2", "Phi3")}
+#: Norms whose weights are the difference to 1.
+_OFFSET_NORMS = {f"{name}RMSNorm" for name in ("Gemma", "Gemma2", "Gemma3")}
+_MLPS = {f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2")}
 #: The cache's name, before and since transformers 5.24.
 _CACHES = ("past_key_values", "cache")
 #: What each attention hands to the attention function beside its operands.
@@ -73,7 +75,7 @@ def _fused_forward(module: nn.Module) -> Callable[..., Any] | None:
     home, name = type(module).__module__, type(module).__name__
     if not home.startswith("transformers.models.") or home.split(".")[2] not in _FAMILIES:
         return None
-    if name in _NORMS:
+    if name in _NORMS | _OFFSET_NORMS:
         return _norm_forward
     if has_packed(module):
         return None
@@ -87,6 +89,9 @@ def _norm_forward(module: Any, original: Callable[..., Any], hidden_states: Tens
     weight = module.weight
     if not (_runs(module, hidden_states, weight) and not weight.requires_grad):
         return original(hidden_states)
+    if type(module).__name__ in _OFFSET_NORMS:
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        return norm(hidden_states, 1.0 + weight.to(precise), module.eps)
     return norm(hidden_states, weight, module.variance_epsilon)
 
 
