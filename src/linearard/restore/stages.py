@@ -263,11 +263,7 @@ def _parts(facts: Facts, sizes: Sizes) -> dict[str, Any]:
             "sequences": sizes.longs,
             "batch_size": 1,
             "data": {**_data(sizes, "long"), "recall": 0.2},
-            "objective": {
-                **far,
-                "teacher_window": _even(min(facts.native, sizes.long) // 2),
-                "recall_weight": 3.0,
-            },
+            "objective": {**far, "teacher_window": half, "recall_weight": 3.0},
         },
         "own": {
             "window": sizes.own,
