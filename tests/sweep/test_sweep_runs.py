@@ -17,6 +17,7 @@ from filelock import FileLock
 
 import small_run
 from linearard.cli.main import main
+from linearard.model import written
 from linearard.sweep import load_sweep
 from linearard.sweep.bench import Bench
 from linearard.sweep.folder import unfinished
@@ -252,6 +253,7 @@ class TestAgain:
         out = path.parent / "out"
         (out / "b" / "seed-0").mkdir(parents=True)
         small_run.write_recipe({}, out / "sweep.yaml")
+        written.note(out, ["sweep.yaml"])
         with FileLock(out / "b" / "seed-0" / ".lock"):
             assert sweep(path, *self.FLAGS, "--resume", "--quiet") == 1
         assert "failed: b, seed 0: expected an output folder in which nobody else" in (

@@ -7,12 +7,15 @@ errors into one message and exit code 2.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
 
+from linearard import interruption
 from linearard.cli import demo, evaluate, export, plan, restore, sweep, train
 from linearard.errors import RecipeError, UserError
 
@@ -34,6 +37,7 @@ _OWN_OPTIONS = {"restore": ("data", "adapter", "seed")}
 #: How long a process that is not the first waits before it prints an error. A launcher ends it sooner
 #: where the first process met the same error and printed it.
 _PATIENCE_SECONDS = 15.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 1 where runs of a sweep failed, 2 for anything the user can mend, or 3 where a
-        restored model is not better than before.
+        The exit code: 0, 1 where runs of a sweep failed, 2 for anything the user can mend, 3 where a
+        restored model is not better than before, or 128 and the number of a signal that ended it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # Other libraries' deprecations are ours to handle, not the user's to read.
@@ -70,21 +74,30 @@ def main(argv: list[str] | None = None) -> int:
     # program uses make a step on the CPU many times slower; threads that sleep cost a few per cent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        rest, overrides = _split(argv)
-        args = build_parser().parse_args(rest)
-        args.overrides = overrides
-        if args.quiet or not _speaks():
-            _silence_libraries()
-        return args.run(args) or 0
+        with interruption.listening():
+            rest, overrides = _split(argv)
+            args = build_parser().parse_args(rest)
+            args.overrides = overrides
+            if args.quiet or not _speaks():
+                _silence_libraries()
+            return args.run(args) or 0
     except UserError as error:
         if "--debug" in argv:
             raise
         _complain(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in _FULL or "--debug" in argv:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _complain(
+            f"error: expected room on the disk, got {error.strerror}{where}. Free some, and start again."
+        )
+        return 2
+    except KeyboardInterrupt as error:
         resumable = argv[:1] in (["restore"], ["train"], ["demo"], ["sweep"])
-        _complain("interrupted" + ("; go on with --resume" if resumable else ""))
-        return 130
+        _complain((str(error) or "interrupted") + ("; go on with --resume" if resumable else ""))
+        return 128 + getattr(error, "number", signal.SIGINT)
 
 
 def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -117,10 +130,18 @@ def _speaks() -> bool:
 
 
 def _complain(message: str) -> None:
+    _close_bars()
     if not _speaks():
         time.sleep(_PATIENCE_SECONDS)
         message = f"(process {os.environ['RANK']}) {message}"
     print(f"linearard: {message}", file=sys.stderr)
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars that something has left open, so that a message has its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def _silence_libraries() -> None:

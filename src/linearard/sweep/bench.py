@@ -161,6 +161,7 @@ class Bench:
         with claim:
             claim.take()  # also where nothing trains, and so that no old result stands for a failed run
             job.failure_note.unlink(missing_ok=True)
+            keep = self._keep
             try:
                 restorable = self._restorable(recipe, source["tokenizer"])
                 histories, summaries = {}, {}
@@ -177,8 +178,11 @@ class Bench:
                     prepared.inputs,
                     self._folder / VIEWS,
                 )
+            except KeyboardInterrupt:
+                keep = True  # a resumed sweep goes on from what was saved for it
+                raise
             finally:
-                if not self._keep:
+                if not keep:
                     _remove_weights(job.folder)
             result |= {
                 "training": histories,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,10 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from linearard import interruption
 from linearard.sweep.folder import Task
+
+_SECONDS_TO_END = 25.0  # schedulers kill 30 s after they asked
 
 
 class Crew:
@@ -35,8 +39,15 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *reason: Any) -> None:
-        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+    def __exit__(self, kind: type[BaseException] | None, *reason: Any) -> None:
+        busy = [worker for worker, _ in self._busy.values()]
+        if kind is not None and issubclass(kind, interruption.Ended):
+            for worker in busy:
+                worker.ask_to_end()
+            deadline = time.monotonic() + _SECONDS_TO_END
+            for worker in busy:
+                worker.wait(deadline - time.monotonic())
+        for worker in [*self._idle, *busy]:
             worker.kill()
 
     def run(self, tasks: Sequence[Task], sources: Mapping[str, Any]) -> Iterator[Any]:
@@ -105,6 +116,14 @@ class _Worker:
         self._process.join()
         return self._process.exitcode
 
+    def ask_to_end(self) -> None:
+        """Have the process end after the step that it trains, with a checkpoint."""
+        self._process.terminate()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the process to end, not for ever."""
+        self._process.join(max(seconds, 0))
+
     def kill(self) -> None:
         """End the process now."""
         self._process.kill()
@@ -119,12 +138,17 @@ def _serve(line: Any, folder: Path, keep_checkpoints: bool) -> None:
 
     from linearard.sweep.bench import Bench
 
+    with contextlib.suppress(KeyboardInterrupt), interruption.listening():
+        _work(line, Bench, folder, keep_checkpoints)
+
+
+def _work(line: Any, bench_kind: Any, folder: Path, keep_checkpoints: bool) -> None:
     bench = None
     while True:
         try:
             # First what the first process has read, then tasks.
             if bench is None:
-                bench = Bench(folder, keep_checkpoints, line.recv())
+                bench = bench_kind(folder, keep_checkpoints, line.recv())
             task = line.recv()
         except EOFError:
             if bench is not None:

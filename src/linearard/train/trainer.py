@@ -17,11 +17,13 @@ from transformers import (
     default_data_collator,
 )
 
+from linearard import interruption
 from linearard.capture import needs_no_mask
 from linearard.counting import worth_recording
 from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, read_metadata, written
+from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
 from linearard.train.config import RestorationConfig
@@ -100,6 +102,7 @@ class RestorationTrainer(SavingTrainer):
         self._micro_steps: list[tuple[Tensor, Tensor]] = []
         self._norm: Tensor | None = None  # of this step's gradients, if clipping has found it
         self._random_state: RandomState | None = None
+        self._asked = 0  # the signal that ends training, as all processes know it
         self._started = time.perf_counter()
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
@@ -120,8 +123,12 @@ class RestorationTrainer(SavingTrainer):
         if self._watched is not None:
             self._watched.prepare()
         self._speed.start()
+        self._asked = 0
         try:
-            result = super().train(*args, **kwargs)
+            with interruption.deferred():
+                result = super().train(*args, **kwargs)
+                if self._asked:
+                    raise interruption.Ended(self._asked, self._kept())
         finally:
             if self._captured is not None:
                 self._captured.release()
@@ -237,9 +244,30 @@ class RestorationTrainer(SavingTrainer):
         """Seconds of training so far, those before a resume included."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def end_good_step(self) -> None:
-        """Remember what a checkpoint of this step holds beyond weights, should the next be refused."""
+    def end_good_step(self, control: Any) -> None:
+        """Remember what a checkpoint of this step holds beyond weights, should the next be refused.
+
+        Where a signal has asked for the end, this step is the last.
+        """
         self._random_state = RandomState()
+        if self.args.world_size == 1:
+            self._asked = interruption.asked()
+        if self._asked:
+            control.should_save = control.should_training_stop = True
+
+    def end_within_step(self) -> None:
+        """Go back to the step before where a signal has asked for the end: a step may be long.
+
+        Raises:
+            Ended: the state of that step is saved.
+        """
+        if self.args.world_size == 1 and interruption.asked():
+            self._keep_last_state()
+            raise interruption.Ended(interruption.asked(), self._kept())
+
+    def _kept(self) -> str:
+        latest = checkpoints.latest_complete(Path(self.args.output_dir))
+        return f"the state of step {self.state.global_step} is kept in {latest}" if latest else ""
 
     def refuse_bad_step(self) -> None:
         """Raise if a loss or a gradient of this step is not finite; called before the optimizer.
@@ -256,7 +284,10 @@ class RestorationTrainer(SavingTrainer):
         if self.accelerator.scaler is None:  # float16's scaler mends infinite gradients itself
             good &= torch.isfinite(norm)
         micro_steps, self._micro_steps = self._micro_steps, []
-        if self.accelerator.gather(good.float().reshape(1)).all():
+        flags = torch.stack([good.float(), losses.new_full((), interruption.asked())])
+        flags = self.accelerator.gather(flags[None]).tolist()  # all processes end after one step
+        self._asked = int(max(asked for _, asked in flags))
+        if all(good for good, _ in flags):
             return
         if self._watched is not None and self._go_back():
             return
@@ -349,7 +380,10 @@ class _RefuseBadStep(TrainerCallback):
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.end_good_step()
+        self._trainer.end_good_step(control)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.end_within_step()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.refuse_bad_step()
