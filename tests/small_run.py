@@ -41,6 +41,16 @@ def write_text(folder: Path, *, documents: int = 6, words: int = 900, seed: int 
     return folder
 
 
+def write_noise(folder: Path, *, documents: int = 8, characters: int = 20_000) -> Path:
+    """A folder of text without any sense: printable characters, drawn evenly."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = random.Random(7)
+    for index in range(documents):
+        drawn = (chr(source.randrange(32, 127)) for _ in range(characters))
+        (folder / f"noise{index}.txt").write_text("".join(drawn))
+    return folder
+
+
 def small_recipe(folder: Path, base: Path, **changes: Any) -> dict[str, Any]:
     """Two stages: 6 steps of relation distillation in two epochs, then 4 of language modelling.
 

@@ -173,7 +173,8 @@ def describe(plan: RestorePlan) -> list[str]:
     """The plan in lines: what, and why."""
     lines = [str(choice) for choice in plan.choices]
     planned = plan.planned.plan
-    memory = f"{planned.needed / 2**30:.1f} GiB of the GPU"
+    where = "memory" if plan.recipe.model.device == "cpu" else "the GPU"
+    memory = f"{planned.needed / 2**30:.1f} GiB of {where}"
     if plan.planned.limit is not None:
         memory += f" (of {plan.planned.limit / 2**30:.1f} GiB that it may take)"
     time = "" if planned.seconds is None else f", {planned.seconds / 60:.1f} minutes of training"

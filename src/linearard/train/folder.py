@@ -73,7 +73,7 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool)
     """
     with _writable(folder):
         ours = _has_run(folder, resume=resume, overwrite=overwrite)
-        if ours and resume:
+        if ours and not overwrite:
             _check_same_recipe(folder, recipe)
         folder.mkdir(parents=True, exist_ok=True)
         with Claim() as claim:
@@ -125,7 +125,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Whether the folder holds an earlier run; refuses one that must not be touched."""
+    """Whether the folder holds an earlier run; refuses one that must not be touched.
+
+    A recipe alone is a run that has not begun: a dry run has written it, or the run was ended at once.
+    """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(
             expected="output_dir to be a folder",
@@ -144,7 +147,7 @@ def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
             got=f"{folder} holding {shown}, which linearard train has not written there",
             fix="Choose another output_dir: files that linearard did not write are left alone.",
         )
-    if ours and not (resume or overwrite):
+    if ours and content != [RECIPE_FILE] and not (resume or overwrite):
         raise CheckpointError(
             expected="an empty or new output folder",
             got=f"{folder} with an earlier run ({shown})",

@@ -1,0 +1,82 @@
+"""`linearard restore` on tiny models: one command to a verified export and a verdict, whatever the model."""
+
+import json
+
+import pytest
+import yaml
+
+import small_run
+import tiny
+from linearard.cli.main import main
+
+ARCHITECTURES = sorted(tiny.ARCHITECTURES)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return small_run.write_text(tmp_path_factory.mktemp("text"), documents=8, words=4000)
+
+
+def restore(base, folder, text, *options, tokens="6k", window="256"):
+    arguments = ["restore", str(base), "--window", window, "--data", str(text), "--tokens", tokens]
+    cache = ["--data.cache_dir", str(folder.parent / "cache")]
+    return main([*arguments, "--output", str(folder), "--quiet", *cache, *options])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_ends_in_a_proven_export_and_a_verdict(
+    architecture, tmp_path, text, capsys
+):
+    base = tiny.save_tiny_base(tmp_path / "base", architecture)
+    folder = tmp_path / "run"
+    code = restore(base, folder, text)
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert code == (0 if verdict["good"] else 3)
+    said = capsys.readouterr().err
+    assert "RoPE scaling: YaRN x 5" in said
+    assert ("NOT BETTER" in said) == (code == 3)
+    for label in verdict["worse"]:
+        assert label in said.splitlines()[-1]
+    export = json.loads((folder / "exported" / "linearard_export.json").read_text())
+    assert "top1_agreement" in json.dumps(export)
+    assert (folder / "report.html").is_file()
+
+
+def test_biases_and_lora(tmp_path, text):
+    """Qwen2 has biases on q, k, v; LoRA leaves them and is chosen by a flag."""
+    base = tiny.save_tiny_base(tmp_path / "base", "qwen2")
+    assert restore(base, tmp_path / "run", text, "--adapter", "lora") in (0, 3)
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert recipe["adapter"]["kind"] == "lora"
+
+
+def test_a_dry_run_leaves_a_recipe_that_trains_to_the_same(tmp_path, text):
+    base = tiny.save_tiny_base(tmp_path / "base")
+    written, trained = tmp_path / "written", tmp_path / "trained"
+    assert restore(base, written, text, "--dry-run") == 0
+    assert sorted(path.name for path in written.iterdir() if path.suffix) == ["recipe.yaml"]
+    assert restore(base, trained, text) in (0, 3)
+    assert main(["train", str(written / "recipe.yaml"), "--quiet"]) == 0
+    assert small_run.final_bytes(written) == small_run.final_bytes(trained)
+
+
+def test_noise_and_a_rate_a_hundred_times_too_high(tmp_path, capsys):
+    """Neither ends in a traceback, nor in a model that is worse without a word."""
+    noise = small_run.write_noise(tmp_path / "noise")
+    base = tiny.save_tiny_base(tmp_path / "base")
+    faster = [
+        "--stages.restoration.learning_rate",
+        "0.5",
+        "--stages.alignment.learning_rate",
+        "0.5",
+    ]
+    for number, (source, options) in enumerate([(noise, []), (noise, faster)]):
+        folder = tmp_path / f"run{number}"
+        code = restore(base, folder, source, *options)
+        verdict = json.loads((folder / "verdict.json").read_text())
+        assert code == (0 if verdict["good"] else 3)
+        result = json.loads((folder / "evaluation.json").read_text())["views"]
+        kls = {view: result[view]["agreement"]["kl"] for view in ("stretched", "restored")}
+        worse = kls["restored"] > 1.02 * kls["stretched"] + 2e-4
+        assert worse == any(label.startswith("KL to original") for label in verdict["worse"])
+        capsys.readouterr()
