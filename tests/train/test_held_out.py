@@ -138,9 +138,11 @@ def test_no_share_is_kept_that_is_worse_than_the_untrained_model(untrained, chos
     beginning = Beginning(adapter)
     with torch.no_grad():
         adapter.weight += 1.0
-    look = lambda: Look(
-        0.5 * float(adapter.weight.detach()[0]), 9 - float(adapter.weight.detach()[0]), 1.0
-    )  # noqa: E731
+
+    def look():
+        value = float(adapter.weight.detach()[0])
+        return Look(0.5 * value, 9 - value, 1.0)
+
     assert beginning.best_share([0.25, 0.5, 1.0], look, untrained)[0] == chosen
 
 

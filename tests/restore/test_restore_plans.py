@@ -1,0 +1,171 @@
+"""What `restore` decides before weights are read: models of known shape by their configuration alone."""
+
+import math
+
+import pytest
+import transformers
+import yaml
+
+import small_run
+import tiny
+from linearard.cli.main import main
+from linearard.errors import RecipeError
+from linearard.restore import parse_tokens, parse_window
+
+LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+#: Class, configuration, window asked for, native window.
+SHAPES = {
+    "llama2-7b": (
+        "LlamaConfig",
+        LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 4096},
+        "32k",
+        4096,
+    ),
+    "llama3-8b": (
+        "LlamaConfig",
+        LLAMA
+        | {
+            "vocab_size": 128256,
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+        },
+        "32k",
+        8192,
+    ),
+    "mistral-7b": (
+        "MistralConfig",
+        LLAMA
+        | {
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 32768,
+            "sliding_window": 4096,
+        },
+        "32k",
+        8192,
+    ),
+    "qwen3-4b": (
+        "Qwen3Config",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 40960,
+        },
+        "128k",
+        40960,
+    ),
+    "gemma3-4b": (
+        "Gemma3TextConfig",
+        {
+            "vocab_size": 262208,
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131072,
+            "sliding_window": 1024,
+        },
+        "256k",
+        131072,
+    ),
+    "phi3-mini": (
+        "Phi3Config",
+        {
+            "vocab_size": 32064,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+        },
+        "16k",
+        4096,
+    ),
+}
+
+
+def dry(base, folder, *options):
+    return main(["restore", str(base), "--output", str(folder), "--dry-run", "--quiet", *options])
+
+
+@pytest.mark.parametrize("memory", ["24GB", "80GB"])
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_a_plan_for_a_configuration_alone(name, memory, tmp_path, capsys):
+    kind, values, window, native = SHAPES[name]
+    base = tmp_path / "base"
+    getattr(transformers, kind)(**values).save_pretrained(base)
+    options = ["--window", window, "--gpu-memory", memory]
+    if native != values["max_position_embeddings"]:
+        options += ["--native-window", str(native)]
+    assert dry(base, tmp_path / "out", *options) == 0
+    said = capsys.readouterr().err
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["rope"]["factor"] == pytest.approx(1.25 * parse_window(window) / native)
+    assert recipe["adapter"]["kind"] == "lora"
+    (line,) = [line for line in said.splitlines() if line.startswith("planned:")]
+    needed, limit = float(line.split()[1]), float(line.split("(of ")[1].split()[0])
+    assert needed <= limit <= 0.91 * float(memory[:2]) * 1e9 / 2**30
+    for line in said.splitlines()[:6]:
+        assert line.endswith(")") and " (" in line  # a choice with its reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--window", "32"], "expected a window above 64"),
+        (["--window", "far"], "expected a number of tokens"),
+        (["--window", "256", "--scaling", "ntk"], "expected --scaling among yarn, linear"),
+        (["--window", "256", "--adapter", "full"], "expected --adapter among"),
+        (["--window", "256", "--tokens", "0"], "expected a number of tokens"),
+        (["--window", "256", "--data", "nowhere/text.txt"], "expected an existing file"),
+        (["--window", "256", "--gpu-memory", "1MiB"], "with all that saves memory"),
+        (["--window", "256", "--stages.restoration.muon", "maybe"], "muon"),
+    ],
+)
+def test_what_is_refused_before_anything_is_loaded(options, message, tmp_path, capsys):
+    base = tiny.save_tiny_base(tmp_path / "base")
+    assert dry(base, tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_is_too_short_is_joined_and_filled_up(tmp_path, capsys):
+    base = tiny.save_tiny_base(tmp_path / "base")
+    text = small_run.write_text(tmp_path / "text", documents=12, words=30)
+    options = ["--window", "256", "--data", str(text), "--tokens", "64k", "--gpu-memory", "8GiB"]
+    assert dry(base, tmp_path / "out", *options) == 0
+    said = capsys.readouterr().err
+    assert "joined documents" in said
+    assert "more text of the model's own" in said
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    parts = recipe["stages"]["restoration"]["parts"]
+    tokens = sum(part["window"] * part["sequences"] for part in parts.values())
+    tokens += sum(
+        stage["window"] * stage["sequences"]
+        for name, stage in recipe["stages"].items()
+        if name != "restoration"
+    )
+    assert math.isclose(tokens, 64_000, rel_tol=0.25)
+
+
+def test_numbers_of_tokens():
+    assert parse_window("128k") == parse_window("131072") == parse_window("131_072") == 131072
+    assert parse_tokens("4.2M") == 4_200_000
+    assert parse_tokens("64k") == 64_000
+    for wrong in ("", "k", "-5", "1e400", "nan", "12q"):
+        with pytest.raises(RecipeError, match="expected a number of tokens"):
+            parse_tokens(wrong)
