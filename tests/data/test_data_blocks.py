@@ -57,6 +57,19 @@ def test_blocks_begin_with_bos(blocks, books, texts, bos_tokenizer):
     assert Counter(rows(dataset)) == Counter(naive_blocks(bos_tokenizer, texts, 41, start=(0,)))
 
 
+def test_blocks_begin_with_all_that_stands_before_a_text(blocks, books, texts, make_tokenizer):
+    from tokenizers import processors
+
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> <s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    dataset = blocks(books, tokenizer=tokenizer)
+    assert Counter(rows(dataset)) == Counter(naive_blocks(tokenizer, texts, 41, start=(1, 0)))
+    with pytest.raises(RecipeError, match="`block_size` to be more than the 2 tokens that stand"):
+        blocks(books, 2, tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_packed(blocks, books, texts, make_tokenizer, bos):
     tokenizer = make_tokenizer(bos)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill_run import Kill, kill_once
+from tokenizers import processors
 
 import small_run
 import tiny
@@ -19,6 +20,7 @@ from linearard.train.own_text import OwnBlocks
 from linearard.train.writing import Assignment, write_documents
 
 BOS, EOS = 256, 257
+AB = tuple(tiny.tiny_tokenizer()("ab", add_special_tokens=False)["input_ids"])
 ASSIGNMENT = Assignment(start=(BOS,), end=EOS, tokens=700, seed=3)
 #: A part that reads books, and one that reads what the model writes.
 PARTS = {
@@ -230,18 +232,30 @@ class TestBlocks:
 
     @pytest.mark.parametrize(
         ("start", "expected"),
-        [(None, ((BOS,), EOS)), ("ab", ((65, 66), EOS)), ("</s>", ((EOS,), EOS))],
+        [
+            (None, ((BOS,), EOS)),
+            ("ab", ((BOS, *AB), EOS)),
+            ("<s>ab", ((BOS, *AB), EOS)),
+            ("</s>", ((BOS, EOS), EOS)),
+        ],
     )
     def test_what_documents_stand_between(self, start, expected):
+        """What the tokenizer puts before every text stands before these, too, and once."""
+        assert own_text._borders(start, tiny.tiny_tokenizer()) == expected
+
+    def test_two_tokens_before_every_text(self):
         tokenizer = tiny.tiny_tokenizer()
-        if start == "ab":
-            expected = (tuple(tokenizer("ab", add_special_tokens=False)["input_ids"]), EOS)
-        assert own_text._borders(start, tokenizer) == expected
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="</s> <s> $A", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+        )
+        assert own_text._borders(None, tokenizer) == ((EOS, BOS), EOS)
+        assert own_text._borders("ab", tokenizer) == ((EOS, BOS, *AB), EOS)
 
     def test_a_separator_of_documents_ends_them_too(self):
         """The EOS of a chat model ends a turn; a conversation goes on behind it."""
         tokenizer = tiny.tiny_tokenizer()
         tokenizer.bos_token = None
+        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
         assert own_text._borders(None, tokenizer) == ((EOS,), EOS)
         assert own_text._borders("<s>", tokenizer) == ((BOS,), BOS)
 

@@ -2,5 +2,13 @@
 
 from linearard.data.blocks import BlockDataset, token_blocks, token_documents
 from linearard.data.config import DataConfig
+from linearard.data.tokens import Documents, beginning
 
-__all__ = ["BlockDataset", "DataConfig", "token_blocks", "token_documents"]
+__all__ = [
+    "BlockDataset",
+    "DataConfig",
+    "Documents",
+    "beginning",
+    "token_blocks",
+    "token_documents",
+]

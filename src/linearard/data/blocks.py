@@ -11,7 +11,7 @@ from linearard.data.config import DataConfig, is_integer, require
 from linearard.data.recall import recall_passages
 from linearard.data.sources import Source, open_split
 from linearard.data.streams import TokenStream, token_stream
-from linearard.data.tokens import beginning
+from linearard.data.tokens import Documents, beginning, check_fast
 from linearard.errors import DataError
 
 _SURPLUS = 4  # from a hub stream, shuffle among this many times the blocks that are asked for
@@ -27,7 +27,7 @@ class BlockDataset(torch.utils.data.Dataset):
         stream: the documents.
         starts: where each block begins in the stream, in this order.
         block_size: tokens a block, `begin` included.
-        begin: ids before every block: the BOS token, or nothing.
+        begin: ids before every block: what the tokenizer puts before a text.
         joint: the id that stands for the end of a document inside a block (packed text), or None.
         fingerprint: a hash of the tokens in that order: equal wherever and whenever the same
             blocks are built.
@@ -95,15 +95,15 @@ def token_blocks(
 
     A document is cut into consecutive blocks and its tail is dropped; with `config.pack` all
     documents form one sequence, joined with the end-of-text token, and only the last tail is
-    dropped. Where the tokenizer puts a BOS token before a text, every block begins with it and
-    holds `block_size - 1` tokens of text. The tokenised text is cached under `config.cache_path`,
+    dropped. Every block begins with what the tokenizer puts before a text, such as a BOS token,
+    and holds so much less of the text. The tokenised text is cached under `config.cache_path`,
     once for windows of every size; a hub data set is known there by its name and split, not by
     its revision.
 
     Args:
         config: the text, and how to cut it.
         tokenizer: a fast tokenizer of `transformers`.
-        block_size: tokens a block, BOS included; at least 2.
+        block_size: tokens a block, its beginning included; at least 2.
         split: "train" or "validation".
         count: how many blocks, drawn from all documents; None for all. A hub data set that is
             streamed is read until there are 4 x `count` blocks to draw from.
@@ -120,6 +120,7 @@ def token_blocks(
     right = count is None or is_integer(count, 1)
     require(right, "count", "a whole number of at least 1, or absent", count, "Ask for a block.")
     source = open_split(config, split)
+    check_fast(tokenizer)
     begin = beginning(tokenizer)
     joint = tokenizer.eos_token_id if config.pack else None
     if config.pack and joint is None:
@@ -129,6 +130,9 @@ def token_blocks(
             fix="Set `pack: false`, or give the tokenizer an `eos_token`.",
         )
     room = block_size - len(begin)
+    fix = "Use longer windows."
+    least = f"more than the {len(begin)} tokens that stand before a text"
+    require(room > 0, "block_size", least, block_size, fix)
     stream = token_stream(
         source,
         tokenizer,
@@ -190,10 +194,10 @@ def token_documents(
     limit_tokens: int | None,
     min_tokens: int,
     progress: bool = False,
-) -> list[torch.Tensor]:
+) -> Documents:
     """Whole documents as LongTensors [tokens], in the source's order.
 
-    Each begins with BOS where the tokenizer puts one before a text.
+    Each begins with what the tokenizer puts before a text, such as a BOS token.
 
     Args:
         config: the text.
@@ -207,6 +211,7 @@ def token_documents(
         DataError: the text is missing or unreadable, or no document is long enough.
     """
     source = open_split(config, split)
+    check_fast(tokenizer)
     start = beginning(tokenizer)
     stream = token_stream(
         source,
@@ -218,7 +223,7 @@ def token_documents(
     )
     if stream is None:
         raise _no_documents(source, split)
-    kept, total = [], 0
+    kept, total = Documents([], start), 0
     for first, length in zip(*stream.bounds, strict=True):
         if length + len(start) < min_tokens:
             continue

@@ -57,9 +57,10 @@ class DataConfig:
     )
     self_start: str | None = described(
         None,
-        "What each document of `self` begins after; default: the tokenizer's BOS token, or EOS "
-        "where it has none. Documents end at EOS, or at the special token given here, if it is one "
-        "that stands between documents; at the latest after 640 tokens.",
+        "What each document of `self` begins after, behind what the tokenizer puts before every text; "
+        "default: that alone, or the BOS token, or EOS where it has none. Documents end at EOS, or at the "
+        "special token given here, if it is one that stands between documents; at the latest after 640 "
+        "tokens.",
         text().or_null(),
     )
     self_chat: bool = described(

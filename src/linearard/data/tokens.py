@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
+import torch
+
 from linearard.errors import DataError
 
 _BATCH_CHARACTERS = 16_000_000  # some thirty books: the tokenizer takes a document a core
@@ -21,10 +23,34 @@ def tokenizer_hash(tokenizer) -> str:
 
 
 def beginning(tokenizer) -> list[int]:
-    """The token that the tokenizer puts before every text: [bos_token_id], or nothing.
+    """All that a tokenizer puts before a text: nothing, its BOS token, or several (GLM has two).
+
+    It stands before everything that is a text's beginning to the model: windows of training and evaluation,
+    prompts, and documents that the model writes.
+
+    Args:
+        tokenizer: any tokenizer of `transformers`.
 
     Raises:
-        DataError: it is not a fast tokenizer.
+        DataError: it changes a text by what it puts around it, so that no beginning can be told.
+    """
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    for first in range(len(whole) - len(plain) + 1):
+        if whole[first : first + len(plain)] == plain:
+            return whole[:first]
+    raise DataError(
+        expected="a tokenizer that puts special tokens around a text and leaves the text as it is",
+        got=f"{type(tokenizer).__name__}, to which 'a' is {plain} without them and {whole} with them",
+        fix="Use the tokenizer that belongs to the model.",
+    )
+
+
+def check_fast(tokenizer) -> None:
+    """Refuse a tokenizer that is not a fast one.
+
+    Raises:
+        DataError: it is a slow one.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
@@ -32,8 +58,25 @@ def beginning(tokenizer) -> list[int]:
             got=type(tokenizer).__name__,
             fix="Load it with `AutoTokenizer`, or convert it with `tokenizers`.",
         )
-    first = tokenizer("a")["input_ids"][:1]
-    return first if first == [tokenizer.bos_token_id] else []
+
+
+class Documents(list[torch.Tensor]):
+    """Whole documents as LongTensors `[tokens]`, and what stands before each of them.
+
+    Args:
+        documents: ids, each with the beginning or without it.
+        beginning: the ids that the tokenizer puts before a text.
+    """
+
+    def __init__(self, documents: Iterable[torch.Tensor], beginning: Iterable[int]) -> None:
+        super().__init__(documents)
+        self.beginning = list(beginning)
+
+    @property
+    def texts(self) -> list[torch.Tensor]:
+        """The documents without their beginning."""
+        count = len(self.beginning)
+        return [d[count:] if d[:count].tolist() == self.beginning else d for d in self]
 
 
 def encode_documents(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from linearard.data import beginning
 from linearard.evaluation.batching import Track, batches
 from linearard.model import ChunkedCausalLM
 
@@ -33,19 +34,18 @@ class Score(NamedTuple):
 
 
 class Encoder:
-    """Text to token ids for any tokenizer: with its start-of-text token, never with an end.
+    """Text to token ids for any tokenizer: with all that it puts before a text, never with an end.
 
     Attributes:
-        prefix: the start-of-text token, if the tokenizer puts one before a text: one id or none.
+        prefix: what the tokenizer puts before a text: no id, one or several.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        bos, plain = tokenizer.bos_token_id, tokenizer("a").input_ids
-        self.prefix: list[int] = [bos] if bos is not None and plain[:1] == [bos] else []
+        self.prefix: list[int] = beginning(tokenizer)
 
     def __call__(self, text: str) -> list[int]:
-        """Token ids of `text`, after the start-of-text token if the tokenizer uses one."""
+        """Token ids of `text`, after what the tokenizer puts before one."""
         return self.prefix + self._plain(text)
 
     def inside(self, text: str) -> list[int]:
@@ -58,11 +58,6 @@ class Encoder:
         # Some tokenizers put a space of their own before a text, so it is not encoded alone.
         whole = both[: len(before)] == before
         return both[len(before) :] if whole else self._plain(f" {text}")
-
-    def without_start(self, document: Tensor) -> Tensor:
-        """A document's ids, int64 [tokens], without the start-of-text token."""
-        count = len(self.prefix)
-        return document[count:] if document[:count].tolist() == self.prefix else document
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linearard.data import Documents, beginning
 from linearard.evaluation.batching import Track, batches
-from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.statistics import bootstrap_interval, mean
 from linearard.evaluation.windows import cut_windows
 from linearard.model import ChunkedCausalLM, plain_generation
@@ -24,7 +24,7 @@ def generation_prompts(
     """Beginnings to go on from: windows spread over the documents, each a text of its own.
 
     Args:
-        tokenizer: what the documents were encoded with; its start-of-text token begins each prompt.
+        tokenizer: what the documents were encoded with; what it puts before a text begins each prompt.
         documents: held-out token ids, int64 [tokens] each.
         count: how many; fewer where the documents have no more.
         tokens: of each prompt; at least 2.
@@ -35,11 +35,7 @@ def generation_prompts(
     Raises:
         DataError: no document is long enough.
     """
-    encode = Encoder(tokenizer)
-    room = tokens - len(encode.prefix)
-    windows = cut_windows([encode.without_start(d) for d in documents], room, count * room)
-    start = torch.tensor(encode.prefix, dtype=windows.dtype, device=windows.device)
-    return torch.cat([start.expand(len(windows), -1), windows], 1)
+    return cut_windows(Documents(documents, beginning(tokenizer)), tokens, count * tokens)
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from linearard.data import Documents, beginning
 from linearard.errors import DataError
-from linearard.evaluation.continuations import Encoder
 
 _MARKS = (".", "!", "?", "。", "！", "？")
 _QUOTES = "\"'”’»)]"
@@ -29,8 +29,7 @@ class Haystack:
     """
 
     def __init__(self, tokenizer: Any, documents: Sequence[Tensor]) -> None:
-        encode = Encoder(tokenizer)
-        texts = [encode.without_start(document).tolist() for document in documents]
+        texts = [text.tolist() for text in Documents(documents, beginning(tokenizer)).texts]
         # One list: the spans of thousands of prompts share its numbers.
         self._ids: list[int] = list(chain.from_iterable(texts))
         known = set(self._ids)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from linearard.data import Documents, beginning
 from linearard.errors import DataError
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.continuations import Encoder
@@ -47,6 +48,7 @@ class EvaluationInputs:
                 got=f"none of {', '.join(sorted(missing))}",
                 fix="Give what `read_texts` returns, or leave texts out.",
             )
+        documents = Documents(documents, beginning(tokenizer))
         self.perplexity = {
             window: cut_windows(documents, window, config.perplexity_tokens)
             for window in config.perplexity_windows

@@ -20,6 +20,9 @@ from linearard.model.foreign import (
     unreadable,
     unusable,
 )
+from linearard.model.gguf_file import GgufFile, open_gguf
+from linearard.model.gguf_rope import apply_rope
+from linearard.model.gguf_tokenizer import settle_tokenizer
 from linearard.model.packed import check_packing, keep_layout, packing
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -195,8 +198,9 @@ def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
     if config.load_in_4bit:
         check_packing()
         kwargs |= packing(dtype, device)
-    if not is_gguf:
-        load_config(config)  # which refuses what was packed by others
+    whole = _whole_config(config)  # which refuses what was packed by others
+    if is_gguf:
+        kwargs["config"] = whole  # with the RoPE of the file
     if tokenizer is None:
         tokenizer = load_tokenizer(config)
     if is_gguf:
@@ -224,6 +228,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
     tokenizer = _from_pretrained(AutoTokenizer, config)
     check_templates(tokenizer, config.name)
+    if file := _gguf(config):
+        settle_tokenizer(tokenizer, file, config.name)
     return tokenizer
 
 
@@ -233,14 +239,33 @@ def load_config(config: ModelConfig) -> Any:
     Raises:
         ModelError: it cannot be found or read, is of packed weights, or asks for code from elsewhere.
     """
+    return _whole_config(config).get_text_config()
+
+
+def _whole_config(config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     whole = _from_pretrained(AutoConfig, config)
     check_configuration(whole, config.name)
-    return whole.get_text_config()
+    if file := _gguf(config):
+        apply_rope(whole.get_text_config(), file, config.name)
+    return whole
 
 
-def _from_pretrained(kind: Any, config: ModelConfig, **kwargs: Any) -> Any:
+def _gguf(config: ModelConfig) -> GgufFile | None:
+    """The GGUF that the model is in, if it is in one; `transformers` has it already."""
+    from transformers.utils import cached_file
+
+    name, gguf_file = _locate(config)
+    if gguf_file is None:
+        return None
+    try:
+        return open_gguf(cached_file(name, gguf_file, revision=config.revision or "main"))
+    except Exception as error:  # a broken file makes its parser raise anything
+        raise unreadable(config.name, name, error) from error
+
+
+def _from_pretrained(kind: Any, config: ModelConfig, /, **kwargs: Any) -> Any:
     name, gguf_file = _locate(config)
     if gguf_file:
         kwargs["gguf_file"] = gguf_file

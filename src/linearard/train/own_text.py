@@ -171,10 +171,12 @@ def _borders(start: str | None, tokenizer: Any) -> tuple[tuple[int, ...], int]:
             got="none",
             fix="Give the tokenizer an `eos_token`, or train on other text.",
         )
+    begin = tuple(beginning(tokenizer))
     if start is None:
-        return (eos if bos is None else bos,), eos
+        return begin or (eos if bos is None else bos,), eos
     ids = tuple(tokenizer(start, add_special_tokens=False)["input_ids"])
     added = tokenizer.added_tokens_decoder
     # A model of conversations has the end of a turn as its EOS, and goes on after it.
     separates = len(ids) == 1 and ids[0] != bos and ids[0] in added and added[ids[0]].special
-    return ids, ids[0] if separates else eos
+    begun = ids[: len(begin)] == begin
+    return ids if begun else begin + ids, ids[0] if separates else eos
