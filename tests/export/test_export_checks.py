@@ -52,7 +52,7 @@ def test_a_file_in_the_way(tmp_path):
     path = tmp_path / "x"
     path.write_text("")
     for overwrite in (False, True):
-        with pytest.raises(CheckpointError, match="new output folder"):
+        with pytest.raises(CheckpointError, match="in whose way is the file"):
             check_output(path, "merged", "lora", overwrite=overwrite)
 
 
@@ -102,8 +102,7 @@ def test_a_reader_that_gets_native_rope_is_noticed(base_folder, tmp_path, monkey
     with pytest.raises(CheckpointError, match="the same logits") as caught:
         export_model(trained(base_folder), tmp_path)
     assert float(caught.value.got) > 3 * save_module._TOLERANCE[torch.bfloat16]
-    about = json.loads((tmp_path / "linearard_export.json").read_text())
-    assert "relative_error" not in about  # it is no verified export
+    assert not list(tmp_path.iterdir())  # nothing that could be taken for an export
 
 
 def test_a_damaged_weight_is_noticed(base_folder, tmp_path, monkeypatch):
@@ -116,7 +115,7 @@ def test_a_damaged_weight_is_noticed(base_folder, tmp_path, monkeypatch):
         return reload(restorable, folder, form, dtype)
 
     monkeypatch.setattr(save_module, "_reload", damage_and_reload)
-    with pytest.raises(CheckpointError, match="Do not use"):
+    with pytest.raises(CheckpointError, match="Nothing was exported"):
         export_model(trained(base_folder), tmp_path)
 
 

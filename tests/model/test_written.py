@@ -97,6 +97,7 @@ def test_a_strangers_list_leads_nowhere(name, tmp_path):
         (folder / marker).write_text(json.dumps({"files": {name: {"size": 8, "sha256": "0"}}}))
     assert "lists no good" in written.damage(folder)
     written.remove(folder)
+    written.remove_noted(folder)
     assert mine.read_text() == "a user's"
     assert (folder / "link").is_symlink()
 

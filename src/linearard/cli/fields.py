@@ -21,6 +21,7 @@ def _all_fields() -> str:
     from linearard.evaluation import EvaluationConfig
     from linearard.model import AdapterConfig, ModelConfig
     from linearard.train import PartConfig, own_fields
+    from linearard.train.trainer_fields import STAGE_FIELDS
 
     sections: list[tuple[str, Iterable[Any]]] = [
         ("model", dataclasses.fields(ModelConfig)),
@@ -50,8 +51,8 @@ def _all_fields() -> str:
                 item.metadata.get("help", ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
     lines += [
-        "\nStages also take the fields of transformers.TrainingArguments, but those that the run decides",
-        "(output_dir, seed, bf16, ...) or that do not fit it (evaluation while training, fsdp, ...).",
+        "\nStages also take these fields of transformers.TrainingArguments:",
+        *textwrap.wrap(", ".join(STAGE_FIELDS), 96, initial_indent="  ", subsequent_indent="  "),
         "--stages.NAME null removes a stage, --stages.NAME.parts.PART null a part of one.",
     ]
     return "\n".join(lines) + "\n"

@@ -12,21 +12,18 @@ from torch import Tensor
 from linearard.errors import CheckpointError, RecipeError
 from linearard.export.configuration import write_configuration, write_tokenizer
 from linearard.export.gguf import GgufOptions, export_gguf
-from linearard.model import RestorableModel, names_gguf, write_json
+from linearard.model import (
+    UNFINISHED,
+    RestorableModel,
+    check_can_be_made,
+    check_room,
+    names_gguf,
+    room_for_checkpoint,
+    written,
+)
 
 FORMATS = ("merged", "adapter", "gguf")
 EXPORT_FILE = "linearard_export.json"
-#: Files of an earlier export, perhaps of the other form, that a reader would take for part of this one.
-_EARLIER = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "config.json",
-    "*.gguf",
-    "Modelfile",
-)
 #: Relative error of logits that rounding may explain. In bfloat16 the arithmetic alone moves the logits of
 #: small random models by up to 3e-2, and merging rounds once more; a wrong RoPE gives 3e-1 and more (tests).
 _TOLERANCE = {torch.bfloat16: 1e-1, torch.float16: 1e-2, torch.float32: 1e-4}
@@ -89,13 +86,16 @@ def check_output(
             fix="Export it merged.",
         )
     content = list(folder.iterdir()) if folder.is_dir() else []
-    if folder.is_file() or (content and not overwrite):
+    check_can_be_made(folder)
+    begun = {UNFINISHED} if (folder / UNFINISHED).is_dir() else set()
+    content = [path.name for path in content if path.name not in begun]
+    if content and not overwrite:
         raise CheckpointError(
             expected="an empty or new output folder",
             got=f"{folder}, which exists",
             fix="Give --overwrite to write into it, or another folder.",
         )
-    if content and not (folder / EXPORT_FILE).is_file():
+    if content and not (folder / EXPORT_FILE).is_file() and not written.is_withdrawn(folder):
         raise CheckpointError(
             expected=f"a folder of an earlier export, with {EXPORT_FILE}",
             got=f"{folder} without it",
@@ -118,31 +118,45 @@ def export_model(
         folder: where to write.
         form: `merged` (one complete model), `adapter` (LoRA weights beside a stretched configuration) or
             `gguf` (one file for llama.cpp and Ollama).
-        overwrite: replace an earlier export.
+        overwrite: replace an earlier export, of which the listed files are removed, and no others.
         gguf: how a GGUF is written.
 
     Returns:
         `relative_error` of the reloaded logits and their `top1_agreement` on eight prompts; also written
-        into `linearard_export.json`, which has neither until the comparison was passed.
+        into `linearard_export.json`, which lists the files of the export, and is there when all of them are.
 
     Raises:
         RecipeError, CheckpointError: see `check_output`.
-        CheckpointError: the reloaded model gives other logits; the export must not be used.
+        CheckpointError: the reloaded model gives other logits, or the disk is full; nothing was exported.
     """
     folder = Path(folder)
     kind = restorable.adapter.config.kind
     options = {"base": restorable.name, "packed": restorable.packed, "overwrite": overwrite}
     check_output(folder, form, kind, **options)
-    folder.mkdir(parents=True, exist_ok=True)
     about = {"form": form, "base_model": restorable.name, "rope": restorable.rope.scaling}
-    write_json(folder / EXPORT_FILE, about)
-    for pattern in _EARLIER:
-        for path in folder.glob(pattern):
-            path.unlink()
-    if form == "gguf":
-        comparison = export_gguf(restorable, folder, gguf or GgufOptions())
-        write_json(folder / EXPORT_FILE, about | comparison)
-        return comparison
+    staged = folder / UNFINISHED
+    # Written beside its place and proven there: a killed export is none, and an earlier one stays.
+    with room_for_checkpoint(folder, "Free some, or choose another folder."):
+        written.clear(staged)
+        staged.mkdir(parents=True)
+        try:
+            size = sum(p.numel() * p.element_size() for p in restorable.model.parameters())
+            if form == "merged":
+                check_room(
+                    folder, size, "the exported model", "Free some, or choose another folder."
+                )
+            if form == "gguf":
+                comparison = export_gguf(restorable, staged, gguf or GgufOptions())
+            else:
+                comparison = _export(restorable, staged, form)
+            written.complete(staged, EXPORT_FILE, about | comparison)
+            written.install(staged, folder, EXPORT_FILE)
+        finally:
+            written.clear(staged)
+    return comparison
+
+
+def _export(restorable: RestorableModel, folder: Path, form: str) -> dict[str, Any]:
     inputs = _prompts(restorable)
     expected = _logits(restorable.model, inputs)
     dtype = next(restorable.model.get_output_embeddings().parameters()).dtype
@@ -157,9 +171,7 @@ def export_model(
     if restorable.tokenizer is not None:
         write_tokenizer(restorable.tokenizer, restorable.rope.target_window, folder)
     got = _logits(_reload(restorable, folder, form, dtype), inputs)
-    comparison = _compare(expected, got, dtype, folder)
-    write_json(folder / EXPORT_FILE, about | comparison)
-    return comparison
+    return _compare(expected, got, dtype)
 
 
 def _prompts(restorable: RestorableModel) -> list[Tensor]:
@@ -207,15 +219,13 @@ def _reload(restorable: RestorableModel, folder: Path, form: str, dtype: torch.d
     return PeftModel.from_pretrained(base, folder).to(restorable.device)
 
 
-def _compare(
-    expected: list[Tensor], got: list[Tensor], dtype: torch.dtype, folder: Path
-) -> dict[str, Any]:
+def _compare(expected: list[Tensor], got: list[Tensor], dtype: torch.dtype) -> dict[str, Any]:
     error = max(float((g - e).norm() / e.norm()) for e, g in zip(expected, got, strict=True))
     same = torch.cat([e.argmax(-1) == g.argmax(-1) for e, g in zip(expected, got, strict=True)])
     if not error <= _TOLERANCE[dtype]:
         raise CheckpointError(
             expected=f"the reloaded model to give the same logits (relative error up to {_TOLERANCE[dtype]})",
             got=f"{error:.3g}",
-            fix=f"Do not use {folder}; report this with your recipe.",
+            fix="Nothing was exported; report this with your recipe.",
         )
     return {"relative_error": error, "top1_agreement": float(same.float().mean())}

@@ -29,7 +29,7 @@ from linearard.model.load import (
 from linearard.model.magnitudes import check_weights, out_of_range
 from linearard.model.packed import check_packing, is_packed
 from linearard.model.restorable import RestorableModel, check_trainable
-from linearard.model.room import check_room, room_for_checkpoint
+from linearard.model.room import check_can_be_made, check_room, room_for_checkpoint
 from linearard.model.written import write_json
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Moving",
     "RestorableModel",
     "Views",
+    "check_can_be_made",
     "check_packing",
     "check_room",
     "check_tokenizer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from linearard.errors import CheckpointError
 
 _GO_ON = "Free some, and go on with --resume; or choose another output_dir."
+#: `torch.save` tells a file that it cannot write by its place in its own source.
+_OF_TORCH = ("inline_container.cc", "PytorchStreamWriter")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,7 +44,7 @@ def room_for_checkpoint(folder: Path, fix: str = _GO_ON) -> Iterator[None]:
         ) from error
     except (RuntimeError, SafetensorError) as error:
         text = str(error)
-        if "No space left" in text or "quota" in text or "PytorchStreamWriter" in text:
+        if any(word in text for word in ("No space left", "quota", *_OF_TORCH)):
             raise _full(folder, fix) from error
         raise
 
@@ -67,14 +70,28 @@ def check_room(folder: Path, needed: int, what: str, fix: str) -> None:
         )
 
 
-def _full(folder: Path, fix: str) -> CheckpointError:
-    try:
-        free = f"{_size(shutil.disk_usage(folder).free)} free"
-    except OSError:
-        free = "none"
-    return CheckpointError(
-        expected=f"room on the disk for {folder}", got=f"a full disk ({free})", fix=fix
+def check_can_be_made(folder: Path) -> None:
+    """Refuse an output folder that cannot be made or written; nothing is changed.
+
+    Raises:
+        CheckpointError: there is a file in its way, or the user may not write there.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        got = f"{folder}, in whose way is the file {there}"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        got = f"{folder}, which cannot be written"
+    else:
+        return
+    raise CheckpointError(
+        expected="an output folder that can be written",
+        got=got,
+        fix="Choose another output folder.",
     )
+
+
+def _full(folder: Path, fix: str) -> CheckpointError:
+    return CheckpointError(expected=f"room on the disk for {folder}", got="a full disk", fix=fix)
 
 
 def _size(number: int) -> str:

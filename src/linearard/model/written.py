@@ -40,9 +40,15 @@ def write_json(path: Path, content: Any) -> None:
         raise
 
 
-def complete(folder: Path) -> None:
-    """Declare a folder whole: its files are on the disk before their sizes and hashes are."""
-    markers = (folder / COMPLETE, folder / _INCOMPLETE)
+def complete(folder: Path, marker: str = COMPLETE, about: dict[str, Any] | None = None) -> None:
+    """Declare a folder whole: its files are on the disk before their sizes and hashes are.
+
+    Args:
+        folder: all of it is listed.
+        marker: name of the file with the list.
+        about: further JSON-able entries of it.
+    """
+    markers = (folder / marker, folder / _INCOMPLETE)
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p not in markers]
     with ThreadPoolExecutor(8) as pool:  # one commit of the file system serves several
         list(pool.map(_sync, paths))
@@ -51,7 +57,7 @@ def complete(folder: Path) -> None:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": found}
         for path, found in zip(paths, hashes, strict=True)
     }
-    write_json(folder / COMPLETE, {"files": files})
+    write_json(folder / marker, {**(about or {}), "files": files})
     (folder / _INCOMPLETE).unlink(missing_ok=True)
     _sync_folder(folder)
 
@@ -89,13 +95,18 @@ def damage(folder: Path, names: Iterable[str] | None = None, *, hashes: bool = T
     return ""
 
 
-def withdraw(folder: Path) -> None:
+def withdraw(folder: Path, marker: str = COMPLETE) -> None:
     """Declare a folder not whole; what it lists can still be removed."""
-    if (folder / COMPLETE).is_file():
-        os.replace(folder / COMPLETE, folder / _INCOMPLETE)
+    if (folder / marker).is_file():
+        os.replace(folder / marker, folder / _INCOMPLETE)
 
 
-def install(staged: Path, folder: Path) -> None:
+def is_withdrawn(folder: Path) -> bool:
+    """Whether a folder was whole, and was then being removed or replaced."""
+    return (folder / _INCOMPLETE).is_file()
+
+
+def install(staged: Path, folder: Path, marker: str = COMPLETE) -> None:
     """Put a complete folder in the place of another, of which only listed files are lost.
 
     Files of the same names are replaced. Killed half-way, the folder is the old one, the new one, or not
@@ -104,29 +115,44 @@ def install(staged: Path, folder: Path) -> None:
     if not folder.exists():
         os.rename(staged, folder)
     else:
-        remove(folder, keep_folder=True)
+        remove(folder, marker, keep_folder=True)
+        shutil.copyfile(staged / marker, folder / _INCOMPLETE)  # what is ours of what comes now
         for path in sorted(staged.rglob("*")):
-            if path.is_file() and path != staged / COMPLETE:
+            if path.is_file() and path != staged / marker:
                 target = folder / path.relative_to(staged)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
-        os.replace(staged / COMPLETE, folder / COMPLETE)
+        os.replace(staged / marker, folder / marker)
+        (folder / _INCOMPLETE).unlink()
         clear(staged)
         _sync_folder(folder)
     _sync_folder(folder.parent)
 
 
-def remove(folder: Path, *, keep_folder: bool = False) -> None:
-    """Remove what the lists of a folder name, and the folder itself if nothing else is in it.
+def remove(folder: Path, marker: str = COMPLETE, *, keep_folder: bool = False) -> None:
+    """Remove what the list of a folder names, and the folder itself if nothing else is in it.
 
     Killed half-way, the folder is not complete, and calling it again removes the rest.
 
     Args:
-        folder: a checkpoint or an output folder.
+        folder: that `complete` was called for.
+        marker: see `complete`.
         keep_folder: leave the folder, even if it is empty.
     """
-    withdraw(folder)
-    names = [name for marker in (_INCOMPLETE, RECORD) for name in _listed(folder / marker) or ()]
+    withdraw(folder, marker)
+    _remove_listed(folder, folder / _INCOMPLETE)
+    if not keep_folder:
+        _remove_if_empty(folder)
+
+
+def remove_noted(folder: Path) -> None:
+    """Remove the files that `note` has noted, and the folder if nothing else is in it."""
+    _remove_listed(folder, folder / RECORD)
+    _remove_if_empty(folder)
+
+
+def _remove_listed(folder: Path, list_file: Path) -> None:
+    names = list(_listed(list_file) or ())
     inner = set()
     for name in names:
         path = _inside(folder, name)
@@ -140,10 +166,7 @@ def remove(folder: Path, *, keep_folder: bool = False) -> None:
         left = _LEFT_BY_A_KILL.fullmatch(path.name)
         if left and left[1] in {*names, COMPLETE, RECORD} and path.is_file():
             path.unlink()
-    for marker in (_INCOMPLETE, RECORD):
-        (folder / marker).unlink(missing_ok=True)
-    if not keep_folder:
-        _remove_if_empty(folder)
+    list_file.unlink(missing_ok=True)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from linearard.errors import CheckpointError
 from linearard.evaluation import comparison_table, write_report
-from linearard.model import room_for_checkpoint, write_json, written
+from linearard.model import check_can_be_made, room_for_checkpoint, write_json, written
 from linearard.train import REPORT_FILE, RESULT_FILE
 
 _AGAIN = "Free some, and evaluate again; the table above is whole."
@@ -19,12 +19,7 @@ def check_results_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         CheckpointError: an evaluation is there already, or a file that is not ours has its name.
     """
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(
-            expected="a folder for the evaluation",
-            got=f"the file {folder}",
-            fix="Give another --output-dir.",
-        )
+    check_can_be_made(folder)
     there = [name for name in (RESULT_FILE, REPORT_FILE) if (folder / name).exists()]
     if there and not overwrite:
         raise CheckpointError(

@@ -164,9 +164,13 @@ def _changes(job: Job) -> list[str]:
 
 
 def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
-    if before == now or name in _FREE_TO_CHANGE:
+    ordered = name == "stages" or (name.startswith("stages.") and name.endswith(".parts"))
+    same_order = not ordered or list(before or ()) == list(now or ())
+    if (before == now and same_order) or name in _FREE_TO_CHANGE:
         return
     if isinstance(before, dict) and isinstance(now, dict):
+        if not same_order and set(before) == set(now):
+            yield f"order of {name}: {', '.join(before)} -> {', '.join(now)}"
         for key in dict.fromkeys([*before, *now]):
             inner = f"{name}.{key}" if name else str(key)
             yield from _differences(before.get(key), now.get(key), inner)

@@ -73,15 +73,17 @@ def remove_stage(stage_dir: Path) -> None:
     for path in folders:
         remove_with_results(path)
     abandon(stage_dir)
-    written.remove(stage_dir)
+    written.remove_noted(stage_dir)
 
 
 def remove_with_results(checkpoint: Path) -> None:
     """Remove a checkpoint and what `linearard evaluate` wrote into it; files that are not ours stay."""
     written.withdraw(checkpoint)
-    if (checkpoint / RESULTS).is_dir():
-        written.remove(checkpoint / RESULTS)
-    written.remove(checkpoint)
+    for folder in (checkpoint / RESULTS, checkpoint):
+        if folder.is_dir():
+            written.remove_noted(folder)
+    if checkpoint.is_dir():
+        written.remove(checkpoint)
 
 
 def all_checkpoints(stage_dir: Path) -> list[tuple[int, Path]]:

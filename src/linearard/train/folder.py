@@ -207,9 +207,12 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name, and the order of stages and parts, which decides what they read."""
     if not isinstance(tree, dict) or not tree:  # `relations: {}` is not the same as none given
         return {prefix: tree}
-    return {
+    ordered = prefix == "stages" or (prefix.startswith("stages.") and prefix.endswith(".parts"))
+    order = {f"order of {prefix}": ", ".join(map(str, tree))} if ordered else {}
+    return order | {
         name: value
         for key, child in tree.items()
         for name, value in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()

@@ -17,47 +17,18 @@ from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError, shown
 from linearard.fields import LARGEST_SEED, check_value, user_path, whole
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
-from linearard.train.config import PartConfig, RestorationConfig
+from linearard.train.config import PartConfig, RestorationConfig, own_fields
 from linearard.train.held_out_config import HeldOutConfig
 from linearard.train.permissions import check_permissions
 from linearard.train.plain_data import plain_data
 from linearard.train.secrets import hide_secrets, refuse_secrets
 from linearard.train.sections import build_section, check_names, coerce, coerced, meant
+from linearard.train.trainer_fields import instead_of
 from linearard.train.yaml_text import parse_yaml, read_yaml
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
-_AT_THE_TOP = "Set it at the top of the recipe."
-_UNDER_MODEL = "Set model.dtype and model.device."
-_AFTERWARDS = "The section evaluation measures the restored model after training."
-_ONE_COPY = "Each process holds the whole model: use torchrun for several GPUs."
-_NOT_OURS = "The losses of a stage are those of its objective."
-#: Fields of TrainingArguments that a stage must not set, with the way to what they are wanted for.
-#: The run decides them, or they would be ignored or fail after the model was loaded.
-_NOT_IN_A_STAGE = {
-    "output_dir": _AT_THE_TOP,
-    "seed": _AT_THE_TOP,
-    "data_seed": "Set data.seed.",
-    "bf16": _UNDER_MODEL,
-    "fp16": _UNDER_MODEL,
-    "use_cpu": _UNDER_MODEL,
-    "resume_from_checkpoint": "Use --resume.",
-    "do_eval": _AFTERWARDS,
-    "eval_strategy": _AFTERWARDS,
-    "eval_on_start": _AFTERWARDS,
-    "load_best_model_at_end": _AFTERWARDS,
-    "metric_for_best_model": _AFTERWARDS,
-    "label_smoothing_factor": _NOT_OURS,
-    "neftune_noise_alpha": _NOT_OURS,
-    "fsdp": _ONE_COPY,
-    "fsdp_config": _ONE_COPY,
-    "deepspeed": _ONE_COPY,
-    "parallelism_config": _ONE_COPY,
-    "auto_find_batch_size": "Set per_device_train_batch_size.",
-    "gradient_checkpointing_kwargs": "Set gradient_checkpointing alone.",
-    "activation_checkpointing": "Set gradient_checkpointing.",
-    "activation_checkpointing_kwargs": "Set gradient_checkpointing alone.",
-    "use_liger_kernel": "Patch the model with liger_kernel and hand it to RestorableModel.",
-    "push_to_hub": "Upload what `linearard export` writes.",
+_INHERITED = {item.name for item in dataclasses.fields(RestorationConfig)} - {
+    item.name for item in own_fields()
 }
 _DECIDED_BY_PARTS = (
     "window",
@@ -278,11 +249,10 @@ def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[st
         )
     where = f"stages.{name}"
     for key in values:
-        if key in _NOT_IN_A_STAGE:
+        fix = instead_of(key) if key in _INHERITED else None
+        if fix is not None:
             raise RecipeError(
-                expected=f"{where} without {key!r}",
-                got=f"{key}: {values[key]!r}",
-                fix=_NOT_IN_A_STAGE[key],
+                expected=f"{where} without {key!r}", got=f"{key}: {shown(values[key])}", fix=fix
             )
     checked = coerced(RestorationConfig, values, where)
     with naming_stage(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from linearard.errors import NonFiniteLossError
 from linearard.model import (
     UNFINISHED,
     RestorableModel,
+    check_room,
     check_undamaged,
     check_weights,
     load_weights,
     out_of_range,
     room_for_checkpoint,
     write_checkpoint,
+    written,
 )
 from linearard.train import checkpoints
 
@@ -69,6 +72,35 @@ class SavingTrainer(Trainer):
                 + "Lower learning_rate, raise adam_epsilon or set model.dtype to float32, and start "
                 "again with --overwrite."
             ) from None
+
+    def check_room(self) -> None:
+        """Refuse, before the first step, a disk that the checkpoints of the stage do not fit on.
+
+        Counted are trained weights and the states of AdamW or Muon, of as many checkpoints as there are
+        at a time, and the weights once more for `final`.
+
+        Raises:
+            CheckpointError: it has too little room.
+        """
+        if not self.args.should_save:
+            return
+        stage_dir = Path(self.args.output_dir)
+        stage_dir.mkdir(parents=True, exist_ok=True)
+        weights = sum(p.numel() * p.element_size() for p in self.restorable.adapter.parameters())
+        name = self.args.optimizer_name
+        states = 2 if name.startswith("adamw_torch") else 1 if name == "muon" else 0
+        every, steps = self.state.save_steps, self.state.max_steps
+        saves = math.ceil(steps / every) if self.args.save_strategy == "steps" and every else 1
+        number = min(saves, (self._keep or saves) + 1)  # the oldest goes after the newest has come
+        there = len(
+            [p for _, p in checkpoints.all_checkpoints(stage_dir) if written.is_complete(p)]
+        )
+        check_room(
+            stage_dir,
+            weights * (max(number - there, 0) * (1 + states) + 1),
+            f"the checkpoints of stage {self.stage!r}",
+            "Free some, lower save_total_limit, raise save_steps, or choose another output_dir.",
+        )
 
     def _mend_state(self) -> bool:
         """Whether a state that must not be saved has been replaced by a good one."""

@@ -379,6 +379,9 @@ class _RefuseBadStep(TrainerCallback):
     def __init__(self, trainer: RestorationTrainer) -> None:
         self._trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.check_room()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.end_good_step(control)
 

@@ -26,6 +26,80 @@ def kept_off(why: str) -> Rule:
     return Rule(lambda v: v is False, f"false: {why}")
 
 
+#: Fields of `TrainingArguments` that a stage takes beside its own: a run with them that is killed and
+#: resumed ends in the bits of one that was not (tests/train/test_stage_fields.py).
+STAGE_FIELDS = (
+    "max_steps",
+    "lr_scheduler_kwargs",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "train_sampling_strategy",
+    "full_determinism",
+    "torch_empty_cache_steps",
+    "save_strategy",
+    "logging_strategy",
+    "logging_first_step",
+    "log_level",
+    "log_level_replica",
+    "run_name",
+    "disable_tqdm",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "ddp_bucket_cap_mb",
+    "ddp_timeout",
+)
+
+_AT_THE_TOP = "Set it at the top of the recipe."
+_UNDER_MODEL = "Set model.dtype and model.device."
+_AFTERWARDS = "The section evaluation measures the restored model after training."
+_ONE_COPY = "Each process holds the whole model: use torchrun for several GPUs."
+_NOT_OURS = "The losses of a stage are those of its objective."
+_WHOLE = "Remove it: a checkpoint holds all that a resumed run needs."
+#: The way to what others are wanted for.
+_INSTEAD = {
+    "output_dir": _AT_THE_TOP,
+    "seed": _AT_THE_TOP,
+    "data_seed": "Set data.seed.",
+    "bf16": _UNDER_MODEL,
+    "fp16": _UNDER_MODEL,
+    "use_cpu": _UNDER_MODEL,
+    "resume_from_checkpoint": "Use --resume.",
+    "do_eval": _AFTERWARDS,
+    "eval_strategy": _AFTERWARDS,
+    "eval_on_start": _AFTERWARDS,
+    "load_best_model_at_end": _AFTERWARDS,
+    "metric_for_best_model": _AFTERWARDS,
+    "label_smoothing_factor": _NOT_OURS,
+    "neftune_noise_alpha": _NOT_OURS,
+    "fsdp": _ONE_COPY,
+    "fsdp_config": _ONE_COPY,
+    "deepspeed": _ONE_COPY,
+    "parallelism_config": _ONE_COPY,
+    "auto_find_batch_size": "Set per_device_train_batch_size.",
+    "gradient_checkpointing_kwargs": "Set gradient_checkpointing alone.",
+    "activation_checkpointing": "Set gradient_checkpointing.",
+    "activation_checkpointing_kwargs": "Set gradient_checkpointing alone.",
+    "use_liger_kernel": "Patch the model with liger_kernel and hand it to RestorableModel.",
+    "push_to_hub": "Upload what `linearard export` writes.",
+    "save_only_model": _WHOLE,
+    "ignore_data_skip": "Remove it: a resumed run reads each window as often as any other.",
+    "restore_callback_states_from_checkpoint": _WHOLE,
+}
+
+
+def instead_of(name: str) -> str | None:
+    """What to do instead of setting a field of `TrainingArguments` in a stage; None: it can be set."""
+    if name in STAGE_FIELDS:
+        return None
+    return _INSTEAD.get(
+        name, "Remove it; the fields that a stage takes stand in `linearard train --help`."
+    )
+
+
 _MOMENT = number(0, 1, below=True)
 TRAINER_RULES: dict[str, Rule] = {
     "max_steps": Rule(
@@ -51,5 +125,6 @@ TRAINER_RULES: dict[str, Rule] = {
     "train_sampling_strategy": one_of(("random", "sequential")),
     "label_names": a_list(text()).or_null(),
     "full_determinism": flag(),
-    "ignore_data_skip": flag(),
+    "ignore_data_skip": kept_off("a resumed stage would read windows again"),
+    "save_only_model": kept_off("a stage could not be resumed"),
 }

@@ -45,7 +45,7 @@ def export_gguf(
 
     Raises:
         ModelError, RopeError, RecipeError: see `check_gguf`.
-        CheckpointError: llama.cpp gives other logits; the export must not be used.
+        CheckpointError: llama.cpp gives other logits.
     """
     inputs = _inputs(restorable)
     expected = _logits(restorable.model, inputs)
@@ -108,7 +108,7 @@ def _compare(
         raise CheckpointError(
             expected=f"llama.cpp to give the same logits (relative error up to {tolerance:g})",
             got=f"{error:.3g}",
-            fix=f"Do not use {path}; report this with your recipe.",
+            fix="Nothing was exported; report this with your recipe.",
         )
     same = torch.cat([e.argmax(-1) == g.argmax(-1) for e, g in pairs])
     return {"relative_error": error, "top1_agreement": float(same.float().mean())}

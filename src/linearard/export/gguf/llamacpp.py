@@ -50,7 +50,7 @@ def llama_cpp_logits(path: str | Path, ids: list[int], *, threads: int = 0) -> I
         raise CheckpointError(
             expected=f"a GGUF that llama.cpp can load at {path}",
             got="; ".join(line.strip() for line in said if "error" in line) or "no model",
-            fix="Do not use it; report this with your recipe.",
+            fix="Nothing was exported; report this with your recipe.",
         )
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = -(-len(ids) // 256) * 256
