@@ -56,7 +56,7 @@ def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
             fields = ", ".join(known) if ours else "ours, or of TrainingArguments"
             raise RecipeError(
                 expected=f"a field of {where or 'the recipe'} ({fields})",
-                got=shown(f"{prefix}{name}")[1:-1],
+                got=shown(f"{prefix}{name}")[1:-1] or repr(name),
                 fix=meant(name, known, prefix)
                 or "Remove it; `linearard train --help` lists every field.",
             )
