@@ -190,6 +190,7 @@ def test_a_pipe_is_a_file(place, tmp_path, refused):
         ("train", ["recipe.yaml", "--rope", "null"]),
         ("train", ["recipe.yaml", "--rope", "linear"]),
         ("train", ["recipe.yaml", "--data", "books"]),
+        ("train", ["recipe.yaml", "--data", "{validation: train}"]),
         ("train", ["recipe.yaml", "--adapter", "[1]"]),
         ("train", ["recipe.yaml", "--evaluation", "fast"]),
         ("train", ["recipe.yaml", "--stages.cpt", "{}"]),

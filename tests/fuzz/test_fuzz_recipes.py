@@ -115,9 +115,7 @@ ropes = st.dictionaries(
 )
 
 
-@given(
-    st.sampled_from(TYPES), rope_numbers, ropes, st.sampled_from(["llama", "gemma3", "phi3"])
-)
+@given(st.sampled_from(TYPES), rope_numbers, ropes, st.sampled_from(["llama", "gemma3", "phi3"]))
 @tries(300)
 def test_scalings(kind, factor, changes, architecture):
     """What is accepted turns every pair, finitely."""
