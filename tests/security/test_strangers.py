@@ -11,7 +11,8 @@ import yaml
 import small_run
 from linearard.cli.main import main
 from linearard.errors import ModelError, RecipeError
-from linearard.model import ModelConfig, load_config, load_model, load_tokenizer
+from linearard.model import ModelConfig, load_config, load_model, load_tokenizer, written
+from linearard.sweep import load_sweep
 from linearard.train import load_recipe
 
 EVALUATION = json.dumps(
@@ -63,11 +64,13 @@ def edit(path, **changes):
 
 
 def edit_recipe(checkpoint, section, **changes):
+    """Change the recipe of a checkpoint, and the hashes with it, as a stranger can."""
     path = checkpoint / "linearard.json"
     metadata = json.loads(path.read_text())
     part = metadata["recipe"].setdefault(section, {}) if section else metadata["recipe"]
     part.update(changes)
     path.write_text(json.dumps(metadata))
+    written.complete(checkpoint)
 
 
 def snapshot(folder):
@@ -327,17 +330,32 @@ class TestRecipeAndSweep:
         assert f"without {field}, unless the command line" in line
         assert not ran.exists() and not (tmp_path / "out").exists()
 
-    def test_a_sweep_writes_no_cache_elsewhere(self, base_folder, tmp_path, capsys):
+    @pytest.mark.parametrize("place", ["base", "set", "stage", "part"])
+    def test_a_sweep_keeps_no_cache_elsewhere(self, place, base_folder, tmp_path):
+        """The user's own cache is used instead, and a line says so; the command line decides."""
         (tmp_path / "work").mkdir()
         recipe = small_run.one_stage(tmp_path / "work", base_folder)
         outside = str(tmp_path / "outside")
-        recipe["data"]["cache_dir"] = outside
+        elsewhere = {"cache_dir": outside}
         sweep = {"base": recipe, "output_dir": str(tmp_path / "work/out"), "arms": {"a": {}}}
+        if place == "base":
+            recipe["data"] |= elsewhere
+        elif place == "set":
+            sweep["set"] = {"data": elsewhere}
+        elif place == "stage":
+            recipe["stages"]["only"]["data"] = elsewhere
+        else:
+            part = {"window": 48, "sequences": 4, "data": elsewhere}
+            recipe["stages"]["only"] = {"parts": {"p": part}}
         path = tmp_path / "work" / "sweep.yaml"
         path.write_text(yaml.safe_dump(sweep, sort_keys=False))
-        line = refusal(capsys, "sweep", path)
-        assert outside in line and "--data.cache_dir" in line
-        assert not Path(outside).exists() and not (tmp_path / "work" / "out").exists()
+        found = load_sweep(path)
+        (note,) = found.notes
+        assert outside in note and "--data.cache_dir" in note
+        for job in found.jobs:
+            assert outside not in str([job.recipe.data, job.recipe.stages, job.recipe.source])
+        allowed = load_sweep(path, {"data.cache_dir": outside})
+        assert not allowed.notes and outside in str(allowed.jobs[0].recipe)
 
     @pytest.mark.parametrize("arm", ["../x", "/x", "a/b", "..", "~", ".hidden", "x\n"])
     def test_arms_stay_in_the_folder(self, arm, recipe, tmp_path, capsys):

@@ -49,6 +49,7 @@ ARMS = {
 
 def write_sweep(folder: Path, base: dict, **fields) -> Path:
     """A sweep file over a recipe; its output folder is `out` beside it."""
+    base = base | {"data": base["data"] | {"cache_dir": str(folder / "cache")}}
     values = {"base": base, "output_dir": str(folder / "out"), "seeds": [0, 1]} | fields
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))

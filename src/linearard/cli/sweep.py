@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         {"output_dir": json.dumps(args.output_dir, ensure_ascii=False)} if args.output_dir else {}
     )
     sweep = load_sweep(args.file, args.overrides | named)
+    for note in sweep.notes:
+        say(note)
     if args.table:
         results = write_results(sweep)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linearard.errors import DataError
+from linearard.errors import DataError, shown
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ def read_tasks(folder: str | Path, limit: int = 0, split: str = "all") -> dict[s
 
 def _read_file(path: Path, limit: int) -> list[Record]:
     records: list[Record] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if limit and len(records) == limit:
-                break
-            if line.strip():
-                records.append(_parse(line, f"{path}:{number}"))
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if limit and len(records) == limit:
+                    break
+                if line.strip():
+                    records.append(_parse(line, f"{path}:{number}"))
+    except OSError as error:
+        raise _broken(str(path), "a file that can be read", error.strerror or str(error)) from error
     if not records:
         raise _broken(str(path), "at least one record", "an empty file")
     if len({(record.answer is None, record.partial) for record in records}) > 1:
@@ -80,7 +83,7 @@ def _read_file(path: Path, limit: int) -> list[Record]:
 def _parse(line: bytes, where: str) -> Record:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(where, "one JSON object", str(error)) from error
     if not isinstance(record, dict) or not _is_text(record.get("context"), empty_ok=True):
         raise _broken(where, 'an object with a text "context"', _brief(record))
@@ -106,11 +109,18 @@ def _parse(line: bytes, where: str) -> Record:
 
 
 def _is_text(value: Any, *, empty_ok: bool = False) -> bool:
-    return isinstance(value, str) and (empty_ok or bool(value.strip()))
+    """Text of whole characters; JSON can spell halves, which no tokenizer takes."""
+    if not isinstance(value, str) or not (empty_ok or value.strip()):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -27,7 +27,7 @@ from linearard.model.packed import check_packing, keep_layout, packing
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _INSIDE = Rule(
-    lambda v: isinstance(v, str) and bool(v) and v[0] not in "/~\\" and ".." not in Path(v).parts,
+    lambda v: text().right(v) and v[0] not in "/~\\" and ".." not in Path(v).parts,
     "the path of a file inside the repository or folder",
 )
 

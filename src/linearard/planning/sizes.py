@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from linearard.errors import RecipeError
+from linearard.errors import RecipeError, shown
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{middle}B": base**power
@@ -13,6 +13,7 @@ _UNITS = {"": 1, "B": 1} | {
 }
 
 _LEAST = 2**10  # bytes without a unit; below, a unit was forgotten
+_MOST = 2**60
 
 
 def parse_bytes(text: str) -> float:
@@ -23,10 +24,11 @@ def parse_bytes(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): size for unit, size in _UNITS.items()}
-    if match is None or match[2].lower() not in units or not float(match[1]):
+    known = match is not None and match[2].lower() in units
+    if not known or not 0 < float(match[1]) * units[match[2].lower()] < _MOST:
         raise RecipeError(
             expected="a size of memory such as 24GiB or 80GB",
-            got=repr(text),
+            got=shown(text),
             fix="Correct --gpu-memory.",
         )
     size = float(match[1]) * units[match[2].lower()]

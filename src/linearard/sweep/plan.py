@@ -96,12 +96,14 @@ class Sweep:
         jobs: all runs, seed by seed within each arm, arms as given.
         keep_checkpoints: whether weights stay on disk.
         source: the sweep file as plain data, overrides included.
+        notes: what the user should hear.
     """
 
     folder: Path
     jobs: list[Job]
     keep_checkpoints: bool
     source: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Sweep:
@@ -124,7 +126,7 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
     _check(file, path)
     common = [flatten(file.set, "set"), flatten(given, "the command line")]
     folder = Path(user_path(file.output_dir, "output_dir"))
-    jobs = []
+    jobs, notes = [], {}
     for arm, (base, changes) in _arms(file).items():
         with naming_arm(arm):
             source = load_recipe(base, allowed=given).source if isinstance(base, str) else base
@@ -133,7 +135,8 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
                 changed_recipe(source, [*levels, changes], seed, allowed=given)
                 for seed in file.seeds
             ]
-            _check_caches(recipes[0], given, [Path(path).parent, folder, Path()])
+            near = [Path(path).parent, folder, Path()]
+            notes |= dict.fromkeys(_keep_caches_near(one, given, near) for one in recipes)
         for recipe in recipes if recipes[0].stages else recipes[:1]:  # untrained: no seed matters
             place = str(folder / arm / f"seed-{recipe.seed}")
             recipe.output_dir = recipe.source["output_dir"] = place
@@ -141,7 +144,7 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
                 _save_nothing(recipe)
             jobs.append(Job(arm, recipe))
     source = values | ({"command line": given} if given else {})
-    return Sweep(folder, jobs, file.keep_checkpoints, source)
+    return Sweep(folder, jobs, file.keep_checkpoints, source, [note for note in notes if note])
 
 
 def _of_stages(source: dict[str, Any], changes: Changes) -> Changes:
@@ -163,21 +166,34 @@ def _check(file: SweepFile, path: str | Path) -> None:
         refuse("arms or a grid", None, "Add arms: with a name for each.")
 
 
-def _check_caches(recipe: Recipe, given: Changes, roots: list[Path]) -> None:
-    """Refuse a token cache outside the folders that a sweep is about, unless the command line names it."""
-    stages = recipe.stages.values()
-    parts = [part for stage in stages for part in (stage.get("parts") or {}).values()]
-    named = [recipe.data.cache_dir]
-    named += [(part.get("data") or {}).get("cache_dir") for part in (*stages, *parts)]
+def _keep_caches_near(recipe: Recipe, given: Changes, roots: list[Path]) -> str:
+    """Use the user's own cache in place of one that the file of a sweep puts somewhere else.
+
+    Args:
+        recipe: of an arm; changed.
+        given: what the command line says; a cache that it names is used, wherever it lies.
+        roots: folders in which a file may put a cache.
+
+    Returns:
+        What was changed, in words; empty if nothing.
+    """
+    stages = [*recipe.stages.values(), *((recipe.source.get("stages") or {}).values())]
+    parts = [part for stage in stages if stage for part in (stage.get("parts") or {}).values()]
+    data = [recipe.source["data"], *((part or {}).get("data") or {} for part in (*stages, *parts))]
     allowed = [root.resolve() for root in (*roots, DataConfig(train=".").cache_path.parent)]
-    for place in filter(None, named):
-        path = Path(place).expanduser().resolve()
-        if place not in given.values() and not any(map(path.is_relative_to, allowed)):
-            raise RecipeError(
-                expected="data.cache_dir below the folder of the sweep file, of its output, or of work",
-                got=place,
-                fix=f"Give --data.cache_dir {place} on the command line, or leave it out.",
+    note = ""
+    for section in data:
+        place = section.get("cache_dir")
+        if place is None or place in given.values():
+            continue
+        if not any(map(Path(place).expanduser().resolve().is_relative_to, allowed)):
+            section["cache_dir"] = None
+            note = (
+                f"{place} lies outside of the sweep: tokens are kept in the user's cache instead; "
+                f"--data.cache_dir {place} allows it"
             )
+    recipe.data.cache_dir = recipe.source["data"].get("cache_dir")
+    return note
 
 
 def _arms(file: SweepFile) -> dict[str, tuple[Any, Changes]]:

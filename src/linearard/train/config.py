@@ -75,7 +75,7 @@ class RestorationConfig(TrainingArguments):
     warmup_steps: float = described(
         4, "Warm-up steps (below 1: fraction of all steps).", number(0, 1e9)
     )
-    max_grad_norm: float = described(5.0, "Gradients are clipped to this norm.", number(0, 1e9))
+    max_grad_norm: float = described(5.0, "Gradients are clipped to this norm.", number(0, 1e30))
     num_train_epochs: float = described(1.0, "Passes over the windows.", number(0, 1e6, above=True))
     per_device_train_batch_size: int = described(1, "Windows in a batch, a device.", _BATCH)
     gradient_accumulation_steps: int = described(1, "Batches in an optimizer step.", _BATCH)

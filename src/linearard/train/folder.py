@@ -75,9 +75,11 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool)
         ours = _has_run(folder, resume=resume, overwrite=overwrite)
         if ours and not overwrite:
             _check_same_recipe(folder, recipe)
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with Claim() as claim:
             claim.enter_context(_lock(folder))
+            claim.callback(_unmake, made)
             if not (ours and resume):
                 claim._begin = functools.partial(_begin_run, folder, recipe, replacing=ours)
             return claim.pop_all()
@@ -94,6 +96,15 @@ def _begin_run(folder: Path, recipe: Recipe, *, replacing: bool) -> None:
         text = yaml.safe_dump(recipe.source, sort_keys=False)
         (folder / _PARTIAL_RECIPE).write_text(text)
         os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
+
+
+def _unmake(folders: list[Path]) -> None:
+    """Take away folders that were made for a run which was refused before it wrote anything."""
+    with contextlib.suppress(OSError):
+        if folders and [path.name for path in folders[0].iterdir()] == [_LOCK]:
+            (folders[0] / _LOCK).unlink()
+            for folder in folders:
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from linearard.errors import CheckpointError
+from linearard.fields import user_path
 from linearard.model import METADATA_FILE, read_metadata, written
 from linearard.train.folder import FINAL, RECIPE_FILE
 from linearard.train.recipe import Recipe, checkpoint_recipe
@@ -17,7 +18,7 @@ def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tu
         CheckpointError: there is none, or an override contradicts what it was trained as.
         RecipeError: an override is wrong, or the checkpoint asks for what only the command line allows.
     """
-    folder = Path(folder)
+    folder = Path(user_path(str(folder), "the checkpoint"))
     if (folder / FINAL / written.COMPLETE).is_file():
         folder = folder / FINAL
     elif (folder / RECIPE_FILE).is_file():

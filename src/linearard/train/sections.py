@@ -24,7 +24,16 @@ def build_section(kind: type, values: Any, where: str) -> Any:
     Raises:
         RecipeError: a field is unknown, misspelt, of the wrong type or out of range.
     """
-    return kind(**coerced(kind, values, where))
+    fitted = coerced(kind, values, where)
+    for item in dataclasses.fields(kind):
+        optional = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
+        if not optional and item.name not in fitted:
+            raise RecipeError(
+                expected=f"{where}.{item.name} in the recipe",
+                got="none",
+                fix=f"Set {where}.{item.name}.",
+            )
+    return kind(**fitted)
 
 
 def coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
             fields = ", ".join(known) if ours else "ours, or of TrainingArguments"
             raise RecipeError(
                 expected=f"a field of {where or 'the recipe'} ({fields})",
-                got=shown(f"{prefix}{name}")[1:-1],
+                got=shown(f"{prefix}{name}")[1:-1] or repr(name),
                 fix=meant(name, known, prefix)
                 or "Remove it; `linearard train --help` lists every field.",
             )

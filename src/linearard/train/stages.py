@@ -139,9 +139,9 @@ def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
         return stage
     except UserError:
         raise
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except Exception as error:  # of transformers, or of what it reads
         raise RecipeError(
             expected=f"values in stages.{name} that transformers.TrainingArguments accepts",
-            got=f"its refusal: {' '.join(str(error).split())}",
+            got=f"its refusal: {' '.join(str(error).split())[:400].rstrip('.')}",
             fix=f"Correct stages.{name}.",
         ) from error

@@ -66,6 +66,12 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RecipeError(
             expected=f"valid YAML in {where}", got=place + problem, fix="Correct it there."
         ) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # of a value with a tag
+        raise RecipeError(
+            expected=f"valid YAML in {where}",
+            got=f"a value that does not fit its tag: {shown(str(error))[1:-1]}",
+            fix="Correct it, or leave the tag out.",
+        ) from None
     return plain_data(value, where)
 
 
