@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts
 
@@ -39,6 +40,7 @@ def choose_measures(facts: Facts, tasks: str | None = None) -> tuple[dict[str, A
         )
     searched = [n for n in {short, facts.native, facts.target // 2} if n < all_tokens]
     evaluation: dict[str, Any] = {
+        "views": [ORIGINAL, STRETCHED, RESTORED],
         "perplexity_windows": windows,
         "perplexity_tokens": _TOKENS,
         "agreement_window": short,
@@ -60,6 +62,7 @@ def _on_cpu(facts: Facts, tasks: str | None) -> dict[str, Any]:
     """What a few cores measure in a minute or two."""
     short, long = min(512, facts.native), min(_SHORT, facts.target)
     evaluation: dict[str, Any] = {
+        "views": [ORIGINAL, STRETCHED, RESTORED],
         "perplexity_windows": [short],
         "perplexity_tokens": 6144,
         "agreement_window": short,

@@ -15,13 +15,14 @@ _ALIGNMENT, _LONG, _READ, _POLISH = 0.14, 0.25, 0.2, 0.04
 _TRIAL_STEPS = 8
 _CPU_WINDOW, _CPU_LONG_WINDOW, _CPU_ALIGNMENT, _CPU_LONG = 512, 2048, 0.6, 0.2
 #: Of what a stage has changed, to choose from: a stage that helps little may leave little.
-_SHARES = [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0]
-_FEW_SHARES = [0.1, 0.25, 0.5, 0.75, 1.0]
+_SHARES = [0.2, 0.4, 0.6, 0.8, 0.9, 1.0]
+_FEW_SHARES = [0.1, 0.25, 0.5, 1.0]
 _POLISH_RATE = 0.25  # of the alignment's
 #: Windows of the model's own text: questions and answers of a benchmark or a chat are as short.
 _OWN, _CHAT = 512, 1024
 _LOOKS = 6
 _LEAST_WATCHED = 8  # short held-out windows
+_LONGEST_WATCHED = 65_536  # tokens: a look at more takes as long as a step
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def build_stages(
         "held_out": {
             **watched,
             **trials,
-            "long_window": sizes.long,
+            "long_window": min(sizes.long, _LONGEST_WATCHED),
             "every": max(1, steps // _LOOKS),
             "shares": _SHARES,
         },
@@ -234,7 +235,11 @@ def build_stages(
             "sequences": sizes.polished,
             "learning_rate": _POLISH_RATE * alignment_rate,
             "objective": {"relations": {"qk": 1.0, "v": 1.0}, "inputs": "teacher"},
-            "held_out": {**watched, "long_window": sizes.long, "shares": _FEW_SHARES},
+            "held_out": {
+                **watched,
+                "long_window": min(sizes.long, _LONGEST_WATCHED),
+                "shares": _FEW_SHARES,
+            },
         }
     return stages
 
