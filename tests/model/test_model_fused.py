@@ -355,14 +355,15 @@ def test_norm_and_mlp_gradients():
 def test_steps_on_a_gpu_are_as_near_to_float32_as_the_models_own(architecture):
     """Loss and gradients in bfloat16, fused and not, beside those in float32."""
     ids = tiny.tokens(2, 96)
-    _, exact = step(module_for(restorable(architecture, fused=False)), ids)
+    objective = {"relations": {}, "lm_weight": 1.0}
+    _, exact = step(module_for(restorable(architecture, fused=False), **objective), ids)
     errors = {}
     for fused in (True, False):
         made = restorable(architecture, fused=True, dtype=torch.bfloat16)
         made.model.to("cuda")
         if not fused:
             unfuse(made.model)
-        module = module_for(made)
+        module = module_for(made, **objective)
         with torch.autocast("cuda", torch.bfloat16):
             loss = module(ids.cuda())["loss"]
         loss.backward()
