@@ -106,6 +106,11 @@ def test_what_a_mask_says():
     assert mask_of(both, size=9, skip=False).causal == Causal(9, apart)
     chunked = masks.chunked_causal_mask_function(25, torch.zeros(2, dtype=torch.int64))
     assert mask_of(chunked, size=25).causal == Causal(25, Documents(((25, 25, 11),) * 2))
+    # A mask that a model insists on, to add to it, is written: as Doge does.
+    for padding in (None, attention_mask("right").bool()):
+        insisted = mask_of(masks.causal_mask_function, padding=padding, skip=False)
+        assert insisted.shape == (2, 1, TOKENS, TOKENS)
+    assert mask_of(window, size=9, skip=False).shape == (2, 1, TOKENS, TOKENS)
     looks_ahead = masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(documents))
     assert mask_of(looks_ahead, skip=False).causal is None
     padded = mask_of(masks.causal_mask_function, padding=attention_mask("right").bool())
@@ -115,6 +120,32 @@ def test_what_a_mask_says():
     whole = within.whole()
     assert torch.equal(whole[:, :, 7:30, 3:50], within.block(range(7, 30), range(3, 50)))
     assert torch.equal(whole[1, 0, 10], torch.arange(TOKENS).ge(3) & torch.arange(TOKENS).le(10))
+
+
+def test_a_model_that_adds_to_its_mask():
+    """Doge makes a mask of values for every layer and adds it to the causal one, which must be there."""
+    import transformers
+
+    def made():
+        torch.manual_seed(0)
+        config = transformers.DogeConfig(
+            vocab_size=tiny.VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            pad_token_id=0,
+        )
+        return transformers.DogeForCausalLM(config).eval().requires_grad_(False)
+
+    ids, padding = tiny.tokens(2, 41), torch.ones(2, 41, dtype=torch.int64)
+    padding[1, 30:] = 0
+    untouched, tapped = made(), made()
+    AttentionTap(tapped)
+    for options in ({}, {"attention_mask": padding}):
+        expected, got = (model(input_ids=ids, **options).logits for model in (untouched, tapped))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 class Watch(TorchDispatchMode):

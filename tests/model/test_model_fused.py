@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tiny
-from benchmarks.same_training import fuse_everywhere
+from benchmarks.same_training import fuse_everywhere, unfuse
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model.fused import fuse_layers
 from linearard.model.fused.layers import gated_mlp, norm
@@ -347,3 +347,29 @@ def test_norm_and_mlp_gradients():
     assert torch.autograd.gradcheck(lambda x: gated_mlp(x, gate, up, down), (x,))
     by_hand = down(nn.functional.silu(gate(x)) * up(x))
     torch.testing.assert_close(gated_mlp(x, gate, up, down), by_hand)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("architecture", FUSED)
+def test_steps_on_a_gpu_are_as_near_to_float32_as_the_models_own(architecture):
+    """Loss and gradients in bfloat16, fused and not, beside those in float32."""
+    ids = tiny.tokens(2, 96)
+    objective = {"relations": {}, "lm_weight": 1.0}
+    _, exact = step(module_for(restorable(architecture, fused=False), **objective), ids)
+    errors = {}
+    for fused in (True, False):
+        made = restorable(architecture, fused=True, dtype=torch.bfloat16)
+        made.model.to("cuda")
+        if not fused:
+            unfuse(made.model)
+        module = module_for(made, **objective)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = module(ids.cuda())["loss"]
+        loss.backward()
+        made.tap.observe(None)
+        found = {name: p.grad for name, p in made.model.named_parameters() if p.requires_grad}
+        wrong = sum(float((found[name].cpu() - exact[name]).square().sum()) for name in exact)
+        right = sum(float(gradient.square().sum()) for gradient in exact.values())
+        errors[fused] = (wrong / right) ** 0.5
+    assert errors[True] < max(1.5 * errors[False], 0.05), errors

@@ -16,6 +16,15 @@ TOKENS, BATCH = 150, 2
 #: A vocabulary so small that logits decide nothing.
 SIZES = {"vocab_size": 40, "hidden_size": 96, "intermediate_size": 200, "head_dim": 24}
 TERMS = {
+    "short": {
+        "relations": {},
+        "logit_weight": 1.0,
+        "logit_positions": None,
+        "hidden_weight": 1.0,
+        "hidden_layers": [-1],
+        "lm_weight": 0.3,
+        "recall_weight": 0.3,
+    },
     "text": {"relations": {}, "lm_weight": 1.0},
     "long": {
         "relations": {},
@@ -86,6 +95,7 @@ def peak_of_a_step(config, adapter, objective, recompute):
         ("gemma3", "direct", "text"),
         ("olmo2", "direct", "long"),
         ("phi3", "lora", "long"),
+        ("llama", "direct", "short"),
     ],
 )
 def test_a_step_holds_at_most_what_is_planned(architecture, kind, case, recompute):

@@ -94,14 +94,12 @@ class UnwrittenMask:
         asked = self._arguments
         if self.queries != self.keys or any(self._offsets) or asked.get("use_vmap"):
             return None
-        window = asked.get("local_size")
-        window = None if window is None or window >= self.keys else window
-        padding = asked.get("attention_mask")
+        window, padding = self._window, asked.get("attention_mask")
         if padding is None and window is None and asked["allow_is_causal_skip"]:
             return Causal(None, None)
         if window == 1 or self.keys == 1:
             return None  # the token before, which tells where a document begins, is not in sight
-        begins, agrees = self._boundaries(window)
+        begins, agrees = self._boundaries
         if padding is not None:
             begins, one_run = _with_padding(begins, padding)
             agrees = agrees & one_run
@@ -112,9 +110,29 @@ class UnwrittenMask:
         apart = any(len(of_one) > 1 for of_one in lengths)
         return Causal(window, Documents(lengths) if apart else None)
 
-    def _boundaries(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """Where documents begin, bool `[batch, tokens]`, and whether they and `window` are all that hides."""
-        device, last = self._arguments["device"], self.keys - 1
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the model wants the mask itself, as Doge does, which adds another to it.
+
+        Packed texts forbid to leave the mask out, too; what is forbidden for no other reason is wanted.
+        """
+        asked = self._arguments
+        if asked["allow_is_causal_skip"] or asked.get("use_vmap"):
+            return False
+        if self.queries != self.keys or any(self._offsets) or self._window == 1 or self.keys == 1:
+            return True
+        begins, agrees = self._boundaries
+        return bool(agrees & ~begins[:, 1:].any())
+
+    @property
+    def _window(self) -> int | None:
+        window = self._arguments.get("local_size")
+        return None if window is None or window >= self.keys else window
+
+    @cached_property
+    def _boundaries(self) -> tuple[Tensor, Tensor]:
+        """Where documents begin, bool `[batch, tokens]`, and whether they and a window are all that hides."""
+        window, device, last = self._window, self._arguments["device"], self.keys - 1
         batch = torch.arange(self.batch, device=device)[:, None]
         rows = torch.arange(self.keys, device=device)[None].expand(self.batch, -1)
 
@@ -155,6 +173,8 @@ def compact_mask(
     arguments = {"allow_is_causal_skip": True, "device": "cpu"} | arguments
     sizes = (batch_size, q_length, kv_length)
     mask = UnwrittenMask(arguments, sizes, (q_offset, kv_offset))
+    if mask.is_asked_for:
+        return mask.whole()
     return None if mask.causal == Causal(None, None) else mask
 
 

@@ -208,7 +208,7 @@ class _Step:
                 f"backward pass of layer {i}",
                 gradients=self._held(done + self.gradients[i]),
                 activations=sum(between[: i + 1]) + (inside[i] if again[i] else 0.0),
-                teacher=sum(compared) + taught * self.recompute,
+                teacher=sum(compared),
                 workspace=kept.differentiating(i, self.student_pass),
                 **{"weight casts": held},
             )
@@ -261,10 +261,15 @@ class _Step:
         return sum(p.adapter_weights(rank) for at, p in projections if (index, at) in among)
 
     def _head_workspace(self) -> float:
-        """Logits in chunks. In plain PyTorch, logit KL holds four in float32, cross-entropy 2.5."""
+        """Distances of hidden states, and logits in chunks.
+
+        In plain PyTorch, logit KL holds four chunks in float32, cross-entropy 2.5.
+        """
         objective, kept = self.objective, self.kept
+        compared = len(objective.compared_layers(len(self.shape.layers)))
+        distances = float(_FLOAT32 * compared * self.rows * self.shape.hidden)
         if not objective.needs_output:
-            return 0.0
+            return distances
         chunk = min(LOGIT_ELEMENTS, self.rows * self.shape.vocab)
         if self.setting.fused:  # in place, in the precision of the products
             held = self.setting.element * chunk * (2.0 if objective.logit_weight else 1.0)
@@ -274,4 +279,4 @@ class _Step:
         rows = terms * self.rows
         if objective.logit_weight:
             rows += min(objective.logit_positions or kept.tokens, kept.tokens) * kept.batch
-        return held + rows * self.shape.hidden * self.setting.element
+        return distances + held + rows * self.shape.hidden * self.setting.element
