@@ -155,7 +155,9 @@ def test_returns_end_in_the_last_good_weights():
             return [self.weight]
 
     class HeldOut:
-        look = staticmethod(lambda: Look(float(adapter.weight.detach().abs().max()) + 0.01))
+        look = staticmethod(
+            lambda view="restored": Look(float(adapter.weight.detach().abs().max()) + 0.01)
+        )
 
     adapter = Adapter()
     guard = Guard(adapter, HeldOut, HeldOutConfig(every=1))

@@ -19,6 +19,8 @@ from linearard.train.held_out_config import HeldOutConfig
 _LOGGER = logging.getLogger(__name__)
 #: KL above this many times the least so far, and by this many nats, has diverged.
 _TIMES, _NATS = 1.5, 0.01
+#: But not below this share of the KL that the stretched model had before any stage.
+_OF_UNTRAINED = 0.5
 #: So has a long window whose loss is this many nats above the least so far.
 _LONG_NATS = 0.3
 _MOST_RETURNS = 4
@@ -42,14 +44,15 @@ class Guard(TrainerCallback):
         self.returns: list[dict[str, Any]] = []
         self._least_kl = self._least_long = math.inf
         self._good_step, self._good = 0, self._copy()
-        self._stopped = False
+        self._stopped, self._untrained_kl = False, 0.0
 
     def begin(self) -> None:
         """Look before the first step."""
-        self.begin_with(self._held_out.look())
+        self.begin_with(self._held_out.look(), self._held_out.look("stretched").kl)
 
-    def begin_with(self, look: Look) -> None:
-        """Begin with a look that was taken before."""
+    def begin_with(self, look: Look, untrained_kl: float) -> None:
+        """Begin with a look that was taken before, and the KL of the stretched model before any stage."""
+        self._untrained_kl = untrained_kl
         self._accept(0, look)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -110,6 +113,7 @@ class Guard(TrainerCallback):
             "returns": self.returns,
             "least": [self._least_kl, self._least_long],
             "good_step": self._good_step,
+            "untrained_kl": self._untrained_kl,
             "stopped": self._stopped,
         }
 
@@ -127,7 +131,7 @@ class Guard(TrainerCallback):
 
         self.looks, self.returns = list(state["looks"]), list(state["returns"])
         self._least_kl, self._least_long = state["least"]
-        self._good_step = state["good_step"]
+        self._good_step, self._untrained_kl = state["good_step"], state["untrained_kl"]
         path = folder / _GOOD_FILE
         self._good = self._copy()
         if path.is_file():
@@ -137,7 +141,7 @@ class Guard(TrainerCallback):
     def _diverged(self, look: Look) -> bool:
         if not look.finite:
             return True
-        if look.kl > _TIMES * self._least_kl + _NATS:
+        if look.kl > max(_TIMES * self._least_kl + _NATS, _OF_UNTRAINED * self._untrained_kl):
             return True
         return look.long is not None and look.long > self._least_long + _LONG_NATS
 

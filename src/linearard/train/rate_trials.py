@@ -55,7 +55,9 @@ def choose_rate(begun: Look, attempt: Callable[[float], Look], trials: int) -> R
     run(1.0)
     while len(tried.found) < trials and not tried.harmful:
         higher = 2 * tried.factor
-        if run(higher) < _BETTER * tried.gain(tried.factor):
+        gained = run(higher) >= _BETTER * tried.gain(tried.factor)
+        # What long windows gain by haste is lost in KL, which more steps do not bring back.
+        if not gained or tried.found[higher].kl > tried.found[tried.factor].kl:
             break
         tried.factor = higher
     while tried.factor <= 1.0 and (

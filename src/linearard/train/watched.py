@@ -46,13 +46,15 @@ class WatchedStage:
             random_state = RandomState()
             self.guard.begin()
             decided = {"learning_rate": args.learning_rate, "begun": self.guard.looks[0]}
+            decided["untrained_kl"] = self.guard.state()["untrained_kl"]
             if self._config.rate_trials:
                 decided |= self._find_rate(Look(**_without_step(self.guard.looks[0])))
             random_state.restore()
             if args.should_save:
                 write_decisions(self._folder, decided)
         else:
-            self.guard.begin_with(Look(**_without_step(decided["begun"])))
+            begun = Look(**_without_step(decided["begun"]))
+            self.guard.begin_with(begun, decided["untrained_kl"])
         self._trainer.set_learning_rate(decided["learning_rate"])
 
     def finish(self, step: int) -> None:

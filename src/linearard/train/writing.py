@@ -19,7 +19,7 @@ from linearard.train.chat_template import ChatFrame
 from linearard.train.conversations import ConversationWriter
 
 _LENGTH = 640  # tokens of a document that does not end by itself before
-_CONVERSATION = 1024  # tokens of a conversation, which ends there at the latest
+_CONVERSATION = 768  # tokens of a conversation, which ends there at the latest
 _LARGEST_BATCH, _SMALLEST_BATCH = 2048, 8
 # A batch takes as long as its longest document, however many there are: rather too many than one batch more.
 _MARGIN = 1.125
