@@ -87,7 +87,7 @@ def test_a_watched_run_that_was_cut_off_ends_the_same(tmp_path, base_folder):
     stage = run / "stage1-only"
     latest = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.rmtree(latest)
-    early = {name: decided[name] for name in ("learning_rate", "begun", "trials")}
+    early = {name: decided[name] for name in ("learning_rate", "begun", "untrained_kl", "trials")}
     (stage / "held_out.json").write_text(json.dumps(early))
     assert small_run.final_bytes(small_run.train(made, "--resume")) == once
     assert decisions(run)["looks"] == decided["looks"]
