@@ -39,6 +39,8 @@ _NO_OTHER_MASKS = {
     "gemma3_text",
     "phi3",
 }
+#: Models that hand caps of scores and sinks to the attention function, and do nothing else with its mask.
+_CAPPED_OR_SINKING = {"gemma2", "gpt_oss"}
 _TAP = "_linearard_tap"
 
 
@@ -174,11 +176,12 @@ def unpadded(model: nn.Module) -> Iterator[None]:
 def _base_implementation(model: nn.Module) -> str:
     config = model.config.get_text_config()
     base = (config._attn_implementation or "eager").removeprefix(_PREFIX)
-    # transformers runs these eagerly and writes all scores down: its own kernels know neither caps nor sinks.
-    special = getattr(config, "attn_logit_softcapping", None) or any(
-        isinstance(getattr(module, "sinks", None), nn.Parameter) for module in model.modules()
-    )
-    return _KERNELS if base == "sdpa" or (base == "eager" and special) else base
+    if config.model_type in _CAPPED_OR_SINKING:
+        # transformers runs these eagerly and writes all scores down: its own kernels know no caps and sinks.
+        return _KERNELS if base in ("sdpa", "eager") else base
+    if base == "sdpa":
+        return "eager" if getattr(config, "attn_logit_softcapping", None) else _KERNELS
+    return base
 
 
 def _register(base: str) -> None:

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Models that add a mask of their own to the one they are given, and before transformers 5.24 do not say so.
+_READ_MASKS = {"doge"}
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -164,8 +167,10 @@ def compact_mask(
         q_offset, kv_offset: positions of the first query and of the first key.
         arguments: what `transformers.masking_utils.sdpa_mask` takes beside these.
     """
-    if q_length == 1 or not isinstance(q_offset, int) or not isinstance(kv_offset, int):
-        from transformers.masking_utils import sdpa_mask  # a single row, or a cache of a fixed size
+    fixed = isinstance(q_offset, int) and isinstance(kv_offset, int)  # no cache of a fixed size
+    reads = getattr(arguments.get("config"), "model_type", None) in _READ_MASKS
+    if q_length == 1 or reads or not fixed:
+        from transformers.masking_utils import sdpa_mask
 
         return sdpa_mask(
             batch_size, q_length, kv_length, q_offset=q_offset, kv_offset=kv_offset, **arguments
