@@ -16,6 +16,7 @@ from linearard.errors import RecipeError, UserError, shown
 from linearard.fields import LARGEST_SEED, a_list, described, text, user_path, whole
 from linearard.sweep.overrides import Changes, changed_recipe, flatten
 from linearard.train import Recipe, build_section, load_recipe
+from linearard.train.secrets import refuse_secrets
 from linearard.train.yaml_text import parse_yaml, read_yaml
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,119}")
@@ -120,6 +121,7 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
     fix = "Give the path of one; docs/SWEEP.md describes it."
     values = read_yaml(str(path), "a sweep file in YAML", fix)
     given = {k: parse_yaml(v, f"--{k}") for k, v in (overrides or {}).items()}
+    refuse_secrets([values, given])  # also in what no arm keeps: the folder gets a copy of the file
     if isinstance(values, dict) and "output_dir" in given:
         values["output_dir"] = given.pop("output_dir")
     file = build_section(SweepFile, values, "sweep")
