@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from linearard.train.secrets import refuse_secrets
 from linearard.train.yaml_text import parse_yaml, read_yaml
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,119}")
+_MOST_ARMS = 2000
 #: Files in the folder of a sweep, and the row of the original model in its tables.
 _TAKEN = ("sweep.yaml", "sweep.json", "sweep.md", "sweep.html", "original")
 
@@ -231,6 +233,12 @@ def _combinations(grid: Changes) -> Iterator[tuple[str, Changes]]:
             raise RecipeError(
                 expected=f"grid.{name} to be a list of values", got=shown(values), fix="Correct it."
             )
+    if (size := math.prod(map(len, grid.values()))) > _MOST_ARMS:
+        raise RecipeError(
+            expected=f"a grid of at most {_MOST_ARMS} combinations",
+            got=str(size),
+            fix="Shorten its lists.",
+        )
     ends = Counter(name.rpartition(".")[2] for name in grid)
     varied = [name for name, values in grid.items() if len(values) > 1] or list(grid)
     for values in itertools.product(*grid.values()):
