@@ -230,6 +230,36 @@ class TestModelFolder:
         with pytest.raises(ModelError, match="dense weights"):
             load_config(ModelConfig(name=str(with_code)))
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"vocab_size": 2**40},
+            {"vocab_size": -5},
+            {"hidden_size": 2**40},
+            {"num_hidden_layers": 2**31},
+            {"num_hidden_layers": 0},
+            {"num_attention_heads": 0},
+            {"num_key_value_heads": 0},
+            {"head_dim": -1},
+            {"max_position_embeddings": 2**70},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+            {
+                "rope_parameters": {
+                    "rope_type": "linear",
+                    "rope_theta": 1e4,
+                    "factor": float("inf"),
+                }
+            },
+        ],
+        ids=str,
+    )
+    def test_sizes_that_no_model_has(self, changes, with_code):
+        """What is counted through or allocated before a weight is read."""
+        edit(with_code / "config.json", **changes)
+        with pytest.raises(ModelError):
+            load_config(ModelConfig(name=str(with_code)))
+
     @pytest.mark.parametrize("name", ["../../outside", "a/b", "/tmp/x", "..\\x"])
     def test_chat_templates_stay_in_their_folder(self, name, with_code):
         templates = [{"name": name, "template": "x"}, {"name": "default", "template": "y"}]
