@@ -9,6 +9,18 @@ from typing import Any
 
 from linearard.errors import ModelError, RecipeError, shown
 
+#: Sizes of a configuration, above those of any model there is.
+_LARGEST = {
+    "vocab_size": 1 << 27,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": 1 << 30,
+}
+
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder of an adapter: peft and transformers would load what it names in the model's place.
@@ -32,7 +44,8 @@ def check_configuration(config: Any, name: str) -> None:
         name: how the user named the model.
 
     Raises:
-        ModelError: the weights are packed, or the configuration names kernels of the hub, which are code.
+        ModelError: the weights are packed, a size is beyond reason, or the configuration names kernels of
+            the hub, which are code.
     """
     packed = getattr(config, "quantization_config", None) or {}
     method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
@@ -44,6 +57,7 @@ def check_configuration(config: Any, name: str) -> None:
             got=f"{name!r}, saved as {by}",
             fix="Name the model that it was made from; model.load_in_4bit packs it.",
         )
+    _check_sizes(config.get_text_config(), name)
     parts = [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))]
     for part in filter(None, parts):
         for key in ("_attn_implementation", "_experts_implementation"):
@@ -55,6 +69,36 @@ def check_configuration(config: Any, name: str) -> None:
                     fix="Remove it from config.json; if you trust the kernels, give them with "
                     "--model.attn_implementation.",
                 )
+
+
+def _check_sizes(config: Any, name: str) -> None:
+    """Refuse sizes that no model has: they would be counted through, or allocated."""
+    for key, most in _LARGEST.items():
+        value = getattr(config, key, None)
+        if value is None or isinstance(value, list | dict):  # one a layer, in some architectures
+            continue
+        if type(value) not in (int, float) or not 0 < value <= most:
+            raise ModelError(
+                expected=f"a configuration with {key} above 0, at most {most}",
+                got=f"{shown(value)} in {name!r}",
+                fix="Check config.json, or use another model.",
+            )
+    for rope in _rope_sections(config):
+        for key, value in rope.items():
+            positive = key in ("rope_theta", "factor")
+            if type(value) in (int, float) and not (0 if positive else -1e-30) < value <= 1e30:
+                raise ModelError(
+                    expected=f"a configuration with a finite, positive {key}",
+                    got=f"{shown(value)} in {name!r}",
+                    fix="Check config.json, or use another model.",
+                )
+
+
+def _rope_sections(config: Any) -> list[dict[str, Any]]:
+    """`rope_parameters`, and those of each kind of layer within."""
+    parameters = getattr(config, "rope_parameters", None)
+    found = parameters if isinstance(parameters, dict) else {}
+    return [found, *(own for own in found.values() if isinstance(own, dict))]
 
 
 def check_templates(tokenizer: Any, name: str) -> None:

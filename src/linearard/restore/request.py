@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from linearard.errors import RecipeError
+from linearard.errors import RecipeError, shown
 
 SCALINGS = ("yarn", "linear")
 ADAPTERS = ("auto", "direct", "lora")
@@ -51,7 +51,7 @@ class RestoreRequest:
             if getattr(self, name) not in known:
                 raise RecipeError(
                     expected=f"--{name} among {', '.join(known)}",
-                    got=repr(getattr(self, name)),
+                    got=shown(getattr(self, name)),
                     fix=f"Correct --{name}.",
                 )
 
@@ -84,7 +84,7 @@ def _parse(text: str, units: dict[str, float]) -> int:
     except ValueError:
         raise RecipeError(
             expected="a number of tokens such as 131072, 64k or 4.2M",
-            got=repr(text),
+            got=shown(text),
             fix="Correct --window or --tokens.",
         ) from None
     return round(count)

@@ -19,6 +19,7 @@ from linearard.restore.request import RestoreRequest
 from linearard.restore.verdict import Verdict, judge
 from linearard.train import RECIPE_FILE, Recipe, recipe_from_dict
 from linearard.train.stages import stage_arguments
+from linearard.train.yaml_text import parse_yaml
 
 EXPORT_FOLDER, VERDICT_FILE = "exported", "verdict.json"
 #: Room for what a plan may be short of.
@@ -76,8 +77,12 @@ def plan_restoration(
     }
     composed: Composed = compose(request, facts, section, tasks)
 
+    # All of it is what the user said: no file has a part in it.
+    given = {name: parse_yaml(value, f"--{name}") for name, value in (overrides or {}).items()}
+
     def load(changes: dict[str, str]) -> Recipe:
-        return recipe_from_dict(composed.source, (overrides or {}) | changes)
+        fields = (overrides or {}) | changes
+        return recipe_from_dict(composed.source, fields, allowed=composed.source | given)
 
     limit = None if gpu_memory is None else _MARGIN * gpu_memory
     planned = planned_recipe(load, stage_arguments, limit, facts.config)

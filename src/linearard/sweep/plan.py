@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from linearard.errors import RecipeError, UserError, shown
 from linearard.fields import LARGEST_SEED, a_list, described, text, user_path, whole
 from linearard.sweep.overrides import Changes, changed_recipe, flatten
 from linearard.train import Recipe, build_section, load_recipe
+from linearard.train.secrets import refuse_secrets
 from linearard.train.yaml_text import parse_yaml, read_yaml
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,119}")
+_MOST_ARMS = 2000
 #: Files in the folder of a sweep, and the row of the original model in its tables.
 _TAKEN = ("sweep.yaml", "sweep.json", "sweep.md", "sweep.html", "original")
 
@@ -120,6 +123,7 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
     fix = "Give the path of one; docs/SWEEP.md describes it."
     values = read_yaml(str(path), "a sweep file in YAML", fix)
     given = {k: parse_yaml(v, f"--{k}") for k, v in (overrides or {}).items()}
+    refuse_secrets([values, given])  # also in what no arm keeps: the folder gets a copy of the file
     if isinstance(values, dict) and "output_dir" in given:
         values["output_dir"] = given.pop("output_dir")
     file = build_section(SweepFile, values, "sweep")
@@ -229,6 +233,12 @@ def _combinations(grid: Changes) -> Iterator[tuple[str, Changes]]:
             raise RecipeError(
                 expected=f"grid.{name} to be a list of values", got=shown(values), fix="Correct it."
             )
+    if (size := math.prod(map(len, grid.values()))) > _MOST_ARMS:
+        raise RecipeError(
+            expected=f"a grid of at most {_MOST_ARMS} combinations",
+            got=str(size),
+            fix="Shorten its lists.",
+        )
     ends = Counter(name.rpartition(".")[2] for name in grid)
     varied = [name for name, values in grid.items() if len(values) > 1] or list(grid)
     for values in itertools.product(*grid.values()):
