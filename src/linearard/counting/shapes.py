@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from linearard.capture import AttentionTap, needs_no_mask
 from linearard.errors import ModelError
-from linearard.model import AdapterConfig
+from linearard.model import AdapterConfig, empty_model
 from linearard.model.adapters import Adapter, TwoViewLinear
 from linearard.model.fused import fuse_layers
 from linearard.rope import depends_on_length
@@ -146,12 +145,12 @@ class ModelShape:
         Raises:
             ModelError: no causal language model, or one whose layers are of an unknown kind.
         """
-        config = copy.deepcopy(config.get_text_config())
-        model = _empty_model(config)
+        model = empty_model(config.get_text_config())
+        config = model.config
         base = sum(p.numel() for p in model.parameters())
-        AttentionTap(model)  # as in a run: it decides which attention runs
+        tap = AttentionTap(model)  # as in a run: it decides which attention runs
         with torch.device("meta"):
-            trained = Adapter(model, adapter)
+            trained = Adapter(model, adapter, tap.modules.values())
         parameters = trained.parameters()
         lora = adapter.kind == "lora"
         layers = tuple(
@@ -173,20 +172,6 @@ class ModelShape:
             fused=_fused(model),
             steady=needs_no_mask(model) and not depends_on_length(config),
         )
-
-
-def _empty_model(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            expected="the configuration of a causal language model",
-            got=f"{type(config).__name__}: {' '.join(str(error).split())[:200]}",
-            fix="Check model.name.",
-        ) from error
 
 
 def _fused(model: Any) -> frozenset[str]:

@@ -120,7 +120,7 @@ class RestorationModule(nn.Module):
         if objective.config.needs_output:
             return False
         every_kind = {"q", "k", "v"} <= objective.config.active_relations.keys()
-        reaches_end = objective.last_layer == self.restorable.tap.num_layers - 1
+        reaches_end = objective.last_layer == max(self.restorable.tap.modules)
         # Other targets than q, k and v may lie behind the attention of the last layer.
         default_targets = self.restorable.adapter.config.target_modules is None
         return not (every_kind and reaches_end and default_targets)

@@ -42,7 +42,7 @@ class Objective:
         self.config, self._offload = config, offload_teacher
         self._restorable, self._language_model = restorable, language_model
         layers = restorable.tap.num_layers
-        self._layers = config.weights_by_layer(layers)
+        self._layers = config.weights_by_layer(layers, sorted(restorable.tap.modules))
         self._compared = config.compared_layers(layers)
         if unseen := [i for i in self._compared if i not in restorable.layers.layers]:
             raise ModelError(

@@ -68,7 +68,7 @@ class RestorableModel:
         self.fingerprint, self.packed = _fingerprint(model), has_packed(model)
         self.rope = RopeViews(model, scaling)
         self.tap, self.layers = AttentionTap(model), LayerTap(model)
-        self.adapter = Adapter(model, adapter, trainable=trainable)
+        self.adapter = Adapter(model, adapter, self.tap.modules.values(), trainable=trainable)
         self.model = self.adapter.model
         fuse_layers(self.model)
         self._current = "restored"
