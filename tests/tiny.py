@@ -70,6 +70,8 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3Config", {}),
 }
+#: Names of what every tiny model says of its shape.
+SHAPE_KEYS = tuple(_SHAPE)
 ARCHITECTURES = tuple(_ARCHITECTURES)
 
 

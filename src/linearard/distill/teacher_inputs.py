@@ -28,6 +28,7 @@ def teacher_input_terms(
     language_model: ChunkedCausalLM,
     input_ids: Tensor,
     attention_mask: Tensor | None,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[int, Tensor]]]:
     """The weighted loss, each relation's term, and each relation's KL by layer, in nats.
 
@@ -37,6 +38,7 @@ def teacher_input_terms(
         restorable, language_model: the model.
         input_ids: int64 `[batch, tokens]`.
         attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None.
+        shares: what the terms are multiplied with, the same for all: they count the same positions.
 
     Returns:
         The loss with gradient; the other two detached.
@@ -72,6 +74,8 @@ def teacher_input_terms(
     loss = torch.stack([config.weights[name] * term for name, term in terms.items()]).sum()
     if wanted:
         loss = _WithKnownGradient.apply(loss, beside.gradients, *parameters)
+    if shares is not None:
+        loss, terms = shares[0] * loss, {name: shares[0] * term for name, term in terms.items()}
     return loss, terms, beside.by_layer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from linearard.capture import AttentionTap
-from linearard.errors import ModelError
+from linearard.errors import ModelError, RopeError
 from linearard.model.adapters import AdapterConfig
 from linearard.model.targets import find_targets
 from linearard.rope import RopeViews
@@ -54,7 +54,12 @@ def check_supported(config: Any, scaling: dict[str, Any], adapter: AdapterConfig
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return
     model = empty_model(config)
-    RopeViews(model, scaling)
+    views = RopeViews(model, scaling)
+    try:
+        views.check()
+    except RopeError as error:
+        other = "Choose another model: its rotary module does more than its frequencies say."
+        raise error.reworded(fix=other) from None
     tap = AttentionTap(model)
     decoder = model.get_decoder()
     inside = set(decoder.modules()) if isinstance(decoder, torch.nn.Module) else set()

@@ -19,8 +19,8 @@ def check_slower(native: RopeTable, stretched: RopeTable, fix: str | None = None
         fix: what to do about a pair that turns faster.
 
     Raises:
-        RopeError: a pair turns faster than natively; pairs no longer stand in the order of their
-            frequencies; the slowest pair is slowed less than the fastest; or nothing differs.
+        RopeError: a pair turns faster than natively, pairs no longer stand in the order of their
+            frequencies, or nothing differs.
     """
     before, after = native.inv_freq.double(), stretched.inv_freq.double()
     if stretched.same_as(native):
@@ -39,14 +39,30 @@ def check_slower(native: RopeTable, stretched: RopeTable, fix: str | None = None
             fix=fix or "Check rope.factor, rope.rope_theta and the scaling's other parameters.",
         )
     swapped = ((after.diff() > 0) & (before.diff() <= 0)).nonzero().flatten().tolist()
-    slowed = before / after.clamp_min(torch.finfo(torch.float64).tiny)
-    if swapped or slowed[-1] < slowed[0] * (1 - _ROUNDING):
+    if swapped:
         raise RopeError(
-            expected="a stretch that slows slow rotary pairs the most and leaves them in order",
-            got=f"pair {swapped[0] + 1} faster than the one before it"
-            if swapped
-            else f"the fastest pair slowed {slowed[0]:.3g} times and the slowest {slowed[-1]:.3g} times",
-            fix="Give frequencies (or factors) highest frequency first, and yarn a beta_fast above "
+            expected="rotary pairs in the order of their frequencies",
+            got=f"pair {swapped[0] + 1} faster than the one before it",
+            fix="Give frequencies (or factors) highest frequency first.",
+        )
+
+
+def check_direction(plain: RopeTable, stretched: RopeTable) -> None:
+    """Refuse a table that slows fast pairs more than slow ones, which tell long distances.
+
+    Args:
+        plain: frequencies without any scaling.
+        stretched: of as many pairs.
+
+    Raises:
+        RopeError: the slowest pair is slowed less than the fastest.
+    """
+    slowed = plain.inv_freq.double() / stretched.inv_freq.double()
+    if slowed[-1] < slowed[0] * (1 - _ROUNDING):
+        raise RopeError(
+            expected="a stretch that slows the slowest rotary pairs the most",
+            got=f"the fastest pair slowed {slowed[0]:.3g} times and the slowest {slowed[-1]:.3g} times",
+            fix="Give factors (or frequencies) highest frequency first, and yarn a beta_fast above "
             "beta_slow.",
         )
 

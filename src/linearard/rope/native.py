@@ -69,8 +69,7 @@ def nothing_to_stretch(config: Any) -> RopeError:
     """The refusal of a model whose RoPE lives in layers with a sliding window alone."""
     return RopeError(
         expected="RoPE in layers that see the whole text",
-        got=f"model_type {config.model_type!r}, which has RoPE only in layers with a sliding window of "
-        f"{getattr(config, 'sliding_window', None)} tokens; those without a window have none",
+        got=f"model_type {config.model_type!r}, which has RoPE in layers with a sliding window alone",
         fix="Choose another model: the window of these layers does not grow, so that there is nothing to "
         "stretch.",
     )
@@ -94,7 +93,13 @@ def native_window(config: Any, scaling: dict[str, Any] | None = None) -> int:
     A scaling of such a model names the true window as its `original_max_position_embeddings`. Where the
     model's own RoPE is scaled already, that key is a parameter of its formula and says nothing of this.
     """
-    longest = int(config.max_position_embeddings)
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        raise RopeError(
+            expected="a configuration with max_position_embeddings, the model's window",
+            got=f"none in that of model_type {config.model_type!r}",
+            fix="Choose a RoPE decoder such as Llama, Mistral, Qwen, OLMo2 or Gemma.",
+        )
     if scaling and native_parameters(config).get("rope_type", "default") == "default":
         carries = ORIGINAL in carried_keys(config)  # then it is the model's own, whatever it counts
         return longest if carries else int(scaling.get(ORIGINAL) or longest)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from linearard.errors import RopeError
-from linearard.rope.judge import check_slower
+from linearard.rope.judge import check_direction, check_slower
 from linearard.rope.native import (
     ORIGINAL,
     carried_keys,
@@ -23,7 +23,7 @@ from linearard.rope.native import (
     native_parameters,
     native_window,
 )
-from linearard.rope.table import RopeTable, formula_table, native_table, table_over
+from linearard.rope.table import RopeTable, formula_table, native_table, plain_table, table_over
 
 #: Required and optional keys per scaling, beside those allowed everywhere.
 _KEYS: dict[str, tuple[set[str], set[str]]] = {
@@ -72,7 +72,7 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
     native_kind = native.get("rope_type", native.get("type", "default"))
     if native_kind not in _KEYS:
         raise RopeError(
-            expected=f"a model whose own rope_type is one of {', '.join(_KEYS)}",
+            expected=f"a model whose own rope_type is one of {', '.join(sorted(_KEYS.keys() - {'table'}))}",
             got=f"{native_kind!r} of model_type {config.model_type!r}",
             fix="Choose another model: its frequencies cannot be stretched here.",
         )
@@ -107,6 +107,7 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
             fix="Check partial_rotary_factor or the length of the table.",
         )
     check_slower(own_table, table, _fix_of_faster(kind, native_kind, native, config))
+    check_direction(plain_table(scaling, config), table)
     return scaling
 
 
@@ -263,7 +264,7 @@ def _belongs_to_the_model(scaling: dict[str, Any], native: dict[str, Any], confi
 
 
 def _check_original(value: Any, config: Any, over_model: bool) -> None:
-    longest = int(config.max_position_embeddings)
+    longest = native_window(config)
     shortest = longest if over_model else 2
     if isinstance(value, bool) or not isinstance(value, int) or not shortest <= value <= longest:
         expected = f"{longest}" if over_model else f"from 2 to {longest}"

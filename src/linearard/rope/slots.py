@@ -32,6 +32,12 @@ class Slot:
         return self.prefix[:-1] or None
 
     @property
+    def rope_type(self) -> str:
+        """Of its formula, as the module is now."""
+        kind = self.module.rope_type
+        return kind[self.layer_type] if isinstance(kind, dict) else kind
+
+    @property
     def name(self) -> str:
         """Of the buffer."""
         return self.prefix + _SUFFIX
@@ -58,7 +64,7 @@ def find_slots(model: nn.Module, config: Any) -> list[Slot]:
 
     Args:
         model: a `transformers` decoder, or a model with one inside; without weights (on the `meta`
-            device) its native tables are those of fresh modules.
+            device) fresh modules with numbers in them stand for its own.
         config: its text configuration.
 
     Raises:
@@ -74,9 +80,9 @@ def find_slots(model: nn.Module, config: Any) -> list[Slot]:
             fix="Choose a RoPE decoder such as Llama, Mistral, Qwen, OLMo2 or Gemma.",
         )
     for slot in slots:
-        fresh = _fresh_table(slot, config)
+        other, fresh = _fresh(slot, config)
         if getattr(slot.module, slot.name).device.type == "meta":
-            slot.tables["native"] = fresh
+            slot.module, slot.tables["native"] = other, fresh
             continue
         native = slot.live
         if not native.same_as(fresh):
@@ -101,11 +107,12 @@ def _slots_in(model: Any) -> list[Slot]:
     return slots
 
 
-def _fresh_table(slot: Slot, config: Any) -> RopeTable:
-    """The table of another module of this kind, on the CPU, which shows that it gives cosine and sine."""
+def _fresh(slot: Slot, config: Any) -> tuple[nn.Module, RopeTable]:
+    """Another module of this kind, on the CPU, which shows that it gives cosine and sine; its table."""
     kind = type(slot.module)
     try:
-        fresh = Slot(kind(config=config), slot.prefix)
+        module = kind(config=config)
+        fresh = Slot(module, slot.prefix)
         table = fresh.live
         cos, sin = _rotate(fresh, torch.device("cpu"))
         good = isinstance(cos, Tensor) and isinstance(sin, Tensor)
@@ -118,7 +125,7 @@ def _fresh_table(slot: Slot, config: Any) -> RopeTable:
             got=f"{kind.__name__}, which rotates in another way",
             fix="Choose a RoPE decoder such as Llama, Mistral, Qwen, OLMo2 or Gemma.",
         )
-    return table
+    return module, table
 
 
 def _rotate(slot: Slot, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -131,9 +138,8 @@ def _rotate(slot: Slot, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _positions(slot: Slot) -> list[int]:
     """Those to look at: beyond a window, `longrope` and `dynamic` modules take another table."""
-    kind, config = slot.module.rope_type, slot.module.config
-    kind = kind.get(slot.layer_type) if isinstance(kind, dict) else kind
-    if kind == "longrope":
+    config = slot.module.config
+    if slot.rope_type == "longrope":
         window = (config.rope_parameters.get(slot.layer_type) or config.rope_parameters)[ORIGINAL]
     else:
         window = config.max_position_embeddings

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearard.rope.native import ORIGINAL, head_dim, native_parameters
+from linearard.rope.native import ORIGINAL, head_dim, native_parameters, native_window
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,26 @@ def formula_table(scaling: dict[str, Any], config: Any, *, window: int, tokens: 
     return RopeTable(inv_freq.detach().float().cpu().clone(), float(attention))
 
 
-def native_table(config: Any) -> RopeTable:
-    """The model's own table at the end of its window, as its configuration gives it.
+def native_table(config: Any, tokens: int | None = None) -> RopeTable:
+    """The model's own table, as its configuration gives it.
 
     Args:
         config: the model's text configuration, untouched.
+        tokens: length of the text; None: the whole window.
     """
-    native, window = native_parameters(config), int(config.max_position_embeddings)
+    native, window = native_parameters(config), native_window(config)
     native.setdefault("rope_type", "default")
     if native["rope_type"] in ("yarn", "llama3", "longrope"):
         outside = getattr(config, ORIGINAL, None)  # Phi-3 puts this one above all
         native[ORIGINAL] = outside or native.get(ORIGINAL) or window
-    return formula_table(native, config, window=window, tokens=window)
+    return formula_table(native, config, window=window, tokens=tokens or window)
+
+
+def plain_table(scaling: dict[str, Any], config: Any) -> RopeTable:
+    """Frequencies of the model's base without any scaling, for as much of a head as `scaling` rotates."""
+    plain = {"rope_type": "default", "rope_theta": native_parameters(config)["rope_theta"]}
+    plain |= {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
+    return formula_table(plain, config, window=1, tokens=1)
 
 
 def table_over(native: RopeTable, scaling: dict[str, Any], config: Any, window: int) -> RopeTable:
@@ -95,8 +103,6 @@ def table_over(native: RopeTable, scaling: dict[str, Any], config: Any, window: 
     """
     kind, factor = scaling["rope_type"], scaling["factor"]
     live = native.inv_freq.double()
-    plain = {"rope_type": "default", "rope_theta": native_parameters(config)["rope_theta"]}
-    plain |= {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
     target = round(factor * window)
     own = formula_table(scaling | {ORIGINAL: window}, config, window=window, tokens=target)
     if kind in ("yarn", "llama3"):
@@ -105,8 +111,7 @@ def table_over(native: RopeTable, scaling: dict[str, Any], config: Any, window: 
         share = kept(turns, scaling)
         slowed = live * share + live / factor * (1 - share)
     else:
-        before = formula_table(plain, config, window=window, tokens=target)
-        slowed = live * own.inv_freq.double() / before.inv_freq.double()
+        slowed = live * own.inv_freq.double() / plain_table(scaling, config).inv_freq.double()
     return RopeTable(slowed.float(), native.attention_scaling * own.attention_scaling)
 
 

@@ -20,7 +20,7 @@ from linearard.rope.native import carried_keys, depends_on_length, native_window
 from linearard.rope.scaling import check_scaling, compute_table, target_window
 from linearard.rope.slots import View, check_rotation, find_slots
 from linearard.rope.softmax import SoftmaxScales
-from linearard.rope.table import RopeTable
+from linearard.rope.table import RopeTable, native_table
 
 
 class RopeViews:
@@ -65,7 +65,10 @@ class RopeViews:
                     got=f"{table.inv_freq.numel()}",
                     fix="Check partial_rotary_factor or the length of the table.",
                 )
-            if not self.depends_on_length:  # else `check_scaling` has judged, at the window's end
+            if scaling.get("rope_type", scaling.get("type")) != "table":
+                _check_formula(native, config)
+            # natively, longrope's module holds the table of short text: `check_scaling` has judged
+            if slot.rope_type != "longrope":
                 check_slower(native, table)
         self._softmax = SoftmaxScales(model, self.scaling, config)
         self._rope_types = [_copy_rope_type(slot.module) for slot in self._slots]
@@ -172,7 +175,8 @@ class RopeViews:
             RopeError: a live module rotates by other angles, or other code replaced it.
         """
         modules = set(self._model.modules())
-        if any(slot.module not in modules for slot in self._slots):
+        empty = any(parameter.is_meta for parameter in self._model.parameters())
+        if not empty and any(slot.module not in modules for slot in self._slots):
             raise RopeError(
                 expected="the rotary modules that the model was loaded with",
                 got="another one in their place",
@@ -182,6 +186,19 @@ class RopeViews:
             self.activate(view)
             for slot in self._slots:
                 check_rotation(slot, view)
+
+
+def _check_formula(live: RopeTable, config: Any) -> None:
+    """Refuse formulas over frequencies that do not follow the formula of their own configuration.
+
+    HunYuan's `alpha` makes them others than those of the type that its configuration names.
+    """
+    if not live.same_as(native_table(config, tokens=1)):
+        raise RopeError(
+            expected="native frequencies that follow the formula which the model's configuration names",
+            got="others in its rotary module",
+            fix="Give an explicit table (rope.rope_type table, with rope.inv_freq).",
+        )
 
 
 def _copy_rope_type(module: nn.Module) -> Any:

@@ -20,7 +20,7 @@ from transformers import (
 from linearard import interruption
 from linearard.capture import needs_no_mask
 from linearard.counting import worth_recording
-from linearard.distill import RestorationModule
+from linearard.distill import RestorationModule, needs_shares, step_shares
 from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, read_metadata, written
 from linearard.train import checkpoints
@@ -166,6 +166,22 @@ class RestorationTrainer(SavingTrainer):
         self.args.learning_rate = rate
         if self.optimizer_cls_and_kwargs is not None:
             self.optimizer_cls_and_kwargs[1]["lr"] = rate
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        """The batches of a step, each with what its terms' means weigh among all of them."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        if needs_shares(batches, self.args.world_size):
+            objectives = {name: part.objective for name, part in self.args.all_parts.items()}
+            shares = step_shares(objectives, batches, self._sum_over_processes)
+            for batch, own in zip(batches, shares, strict=True):
+                batch["shares"] = own
+        return batches, items
+
+    def _sum_over_processes(self, counts: Tensor) -> Tensor:
+        if self.args.world_size < 2:
+            return counts
+        # NCCL moves what is on its device alone
+        return self.accelerator.reduce(counts.to(self.args.device), "sum").to(counts.device)
 
     def compute_loss(
         self,
