@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from linearard.capture import AttentionTap, needs_no_mask
+from linearard.counting.experts import expert_matrices
 from linearard.errors import ModelError
 from linearard.model import AdapterConfig, empty_model
 from linearard.model.adapters import Adapter, TwoViewLinear
@@ -35,12 +36,14 @@ class Projection:
         role: what it makes: `q`, `k`, `v`, `qkv`, `attention output`, `mlp in` or `mlp out`.
         inputs, outputs: features.
         trained: whether the adapter changes it.
+        packs: whether `model.load_in_4bit` packs it, which leaves experts as they are.
     """
 
     role: str
     inputs: int
     outputs: int
     trained: bool
+    packs: bool = True
 
     @property
     def feeds_attention(self) -> bool:
@@ -132,7 +135,7 @@ class ModelShape:
     def packable(self) -> int:
         """Base weights that `model.load_in_4bit` packs: of the decoder's linear layers."""
         every = (projection for layer in self.layers for projection in layer.projections)
-        return sum(projection.inputs * projection.outputs for projection in every)
+        return sum(p.inputs * p.outputs for p in every if p.packs)
 
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
@@ -153,8 +156,9 @@ class ModelShape:
             trained = Adapter(model, adapter, tap.modules.values())
         parameters = trained.parameters()
         lora = adapter.kind == "lora"
+        attention = set(map(id, tap.modules.values()))
         layers = tuple(
-            _layer(module, config, window)
+            _layer(module, config, window, attention)
             for module, window in zip(model.get_decoder().layers, _windows(config), strict=True)
         )
         return cls(
@@ -194,18 +198,25 @@ def _windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def _layer(module: nn.Module, config: Any, window: int | None) -> LayerShape:
+def _layer(module: nn.Module, config: Any, window: int | None, attention: set[int]) -> LayerShape:
+    inside = {
+        id(inner) for part in module.modules() if id(part) in attention for inner in part.modules()
+    }
     found = [
-        _projection(name.rsplit(".", 1)[-1], part, config.hidden_size, ".mlp." in f".{name}")
+        _projection(name.rsplit(".", 1)[-1], part, config.hidden_size, id(part) not in inside)
         for name, part in module.named_modules()
         if isinstance(part, TwoViewLinear) or _is_base(name, part)
+    ]
+    found += [
+        Projection("mlp in" if leads_in else "mlp out", inputs, outputs, trained=False, packs=False)
+        for inputs, outputs, leads_in in expert_matrices(module, config)
     ]
     order = ("q", "k", "v", "qkv", "attention output", "mlp in", "mlp out")
     found.sort(key=lambda projection: order.index(projection.role))
     roles = {projection.role for projection in found}
     if not {"attention output", "mlp in", "mlp out"} <= roles or not roles & {"q", "qkv"}:
         raise ModelError(
-            expected="decoder layers of attention and one MLP, made of linear layers",
+            expected="decoder layers of attention and an MLP or experts, made of linear layers",
             got=f"a {type(module).__name__} with {', '.join(sorted(roles)) or 'none'}",
             fix="Plan another model; this one can only be measured.",
         )
@@ -246,7 +257,7 @@ def _is_base(name: str, part: nn.Module) -> bool:
 
 
 def _projection(name: str, part: Any, hidden: int, in_mlp: bool) -> Projection:
-    role = _ROLES.get(name)
+    role = None if in_mlp else _ROLES.get(name)
     if role is None and not in_mlp:
         role = "attention output"
     elif role is None:
@@ -256,5 +267,5 @@ def _projection(name: str, part: Any, hidden: int, in_mlp: bool) -> Projection:
 
 
 def _intermediate(layers: tuple[LayerShape, ...], config: Any) -> int:
-    widths = [p.inputs for layer in layers for p in layer.projections if p.role == "mlp out"]
+    widths = [sum(p.inputs for p in layer.projections if p.role == "mlp out") for layer in layers]
     return max(widths, default=getattr(config, "intermediate_size", 0))
