@@ -19,6 +19,7 @@ from linearard.distill.relations import TeacherRelations, relation_terms
 from linearard.errors import ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel, sharing_projections
 from linearard.ops import pointwise
+from linearard.ops.derivatives import first_derivatives_only
 
 
 def teacher_input_terms(
@@ -159,9 +160,11 @@ class _WithKnownGradient(torch.autograd.Function):
         ctx: Any, loss: Tensor, gradients: dict[int, Tensor], *parameters: Tensor
     ) -> Tensor:
         ctx.gradients = [gradients.get(id(parameter)) for parameter in parameters]
+        ctx.save_for_backward(*parameters)
         return loss.clone()
 
     @staticmethod
+    @first_derivatives_only("relations with the teacher's inputs", "Set objective.inputs to own.")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         found = [gradient for gradient in gradients if gradient is not None]
