@@ -65,6 +65,10 @@ class RestorableModel:
         self.name = name
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
+        if (
+            getattr(self.config, "head_dim", 0) is None
+        ):  # which half of transformers' formulas multiply
+            self.config.head_dim = self.config.hidden_size // self.config.num_attention_heads
         self.fingerprint, self.packed = _fingerprint(model), has_packed(model)
         self.rope = RopeViews(model, scaling)
         self.tap, self.layers = AttentionTap(model), LayerTap(model)
