@@ -69,4 +69,7 @@ def check_supported(config: Any, scaling: dict[str, Any], adapter: AdapterConfig
             got=f"{type(model).__name__}, whose is a {type(decoder).__name__}",
             fix="Choose a RoPE decoder such as Llama, Mistral, Qwen, OLMo2 or Gemma.",
         )
-    find_targets(model, tap.modules.values(), adapter.target_modules)
+    asked = adapter.target_modules
+    if asked is None or not any("." in entry for entry in asked):
+        # The paths of a model around this one, with a vision tower, begin otherwise.
+        find_targets(model, tap.modules.values(), asked)

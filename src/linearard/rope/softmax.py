@@ -75,5 +75,13 @@ def _with(config: Any, parameters: dict[str, Any]) -> Any:
 
 
 def _built(module: nn.Module, config: Any) -> float:
-    with torch.device("meta"):
-        return float(type(module)(config, layer_idx=module.layer_idx).scaling)
+    try:
+        with torch.device("meta"):
+            return float(type(module)(config, layer_idx=module.layer_idx).scaling)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise RopeError(
+            expected="an attention module made of a configuration and a layer's number, where "
+            "mscale_all_dim may change its softmax scale",
+            got=f"{type(module).__name__}: {' '.join(str(error).split())[:200]}",
+            fix="Leave rope.mscale_all_dim out, or choose another model.",
+        ) from error

@@ -190,7 +190,8 @@ def prepare_run(
     stages = stage_arguments(recipe, config, device, dtype, progress)
     check_supported(config, recipe.rope, recipe.adapter)
     tokenizer = load_tokenizer(recipe.model) if tokenizer is None else tokenizer
-    check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
+    if not recipe.model.resize_embeddings:
+        check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
     claim, notes = Claim(), []
     with next(iter(stages.values())).main_process_first(local=False):
         if is_main_process():
