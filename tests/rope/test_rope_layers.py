@@ -231,7 +231,7 @@ def test_a_head_dim_of_null_is_worked_out(kind):
         ("GPT2Config", {}, "rotary position embeddings"),
         ("PhimoeConfig", {"num_local_experts": 2}, "does more than its frequencies say"),
         ("FalconConfig", {"alibi": False, "num_kv_heads": 2}, "attention interface"),
-        ("RecurrentGemmaConfig", {}, "max_position_embeddings|attention in 3 layers"),
+        ("RecurrentGemmaConfig", {}, "sliding window alone|attention in 3 layers|its window"),
     ],
 )
 def test_refused_in_words_without_weights(name, changes, words):

@@ -83,10 +83,10 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
     carried = carried_keys(config)
     _check_keys(scaling, kind, carried)
     over_model = _counts_from_model(scaling, kind, native_kind)
-    _check_numbers({k: v for k, v in scaling.items() if k not in carried or k == ORIGINAL})
-    scaling["factor"] = float(scaling["factor"])
     if ORIGINAL in scaling:
         _check_original(scaling[ORIGINAL], config, over_model)
+    _check_numbers({k: v for k, v in scaling.items() if k not in carried})
+    scaling["factor"] = float(scaling["factor"])
     scaling |= carried
     scaling.setdefault("rope_theta", native.get("rope_theta"))
     if native.get("partial_rotary_factor") is not None:
