@@ -20,7 +20,7 @@ from transformers import (
 from linearard import interruption
 from linearard.capture import needs_no_mask
 from linearard.counting import worth_recording
-from linearard.distill import RestorationModule, needs_shares, step_shares
+from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, read_metadata, written
 from linearard.train import checkpoints
@@ -33,6 +33,7 @@ from linearard.train.optimizers import own_optimizer
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
 from linearard.train.saving import SavingTrainer
+from linearard.train.shares import add_shares
 from linearard.train.watched import WatchedStage
 from linearard.train.windows import check_datasets, check_window, numbered, the_only_item
 
@@ -170,18 +171,8 @@ class RestorationTrainer(SavingTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
         """The batches of a step, each with what its terms' means weigh among all of them."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        if needs_shares(batches, self.args.world_size):
-            objectives = {name: part.objective for name, part in self.args.all_parts.items()}
-            shares = step_shares(objectives, batches, self._sum_over_processes)
-            for batch, own in zip(batches, shares, strict=True):
-                batch["shares"] = own
+        add_shares(batches, self.args, self.accelerator)
         return batches, items
-
-    def _sum_over_processes(self, counts: Tensor) -> Tensor:
-        if self.args.world_size < 2:
-            return counts
-        # NCCL moves what is on its device alone
-        return self.accelerator.reduce(counts.to(self.args.device), "sum").to(counts.device)
 
     def compute_loss(
         self,
