@@ -70,7 +70,14 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3Config", {}),
 }
+#: Names of what every tiny model says of its shape.
+SHAPE_KEYS = tuple(_SHAPE)
 ARCHITECTURES = tuple(_ARCHITECTURES)
+#: Mixtures of experts, which need more said than their name; no part of the sweeps over `ARCHITECTURES`.
+_ARCHITECTURES |= {
+    "mixtral": ("MixtralConfig", {}),
+    "glm4_moe": ("Glm4MoeConfig", {}),
+}
 
 
 def tiny_config(architecture: str = "llama", **changes: Any) -> Any:

@@ -239,19 +239,36 @@ def test_attention_outside_the_interface_is_refused():
         AttentionTap(falcon)
 
 
-def test_layers_without_attention_are_refused():
+def hybrid(layer_types):
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
-    hybrid = Lfm2ForCausalLM(
+    return Lfm2ForCausalLM(
         Lfm2Config(
             vocab_size=11,
             hidden_size=8,
             intermediate_size=8,
-            num_hidden_layers=2,
+            num_hidden_layers=3,
             num_attention_heads=2,
             num_key_value_heads=1,
-            layer_types=["conv", "full_attention"],
+            layer_types=layer_types,
         )
     )
-    with pytest.raises(ModelError, match="1 of 2 layers of Lfm2ForCausalLM"):
-        AttentionTap(hybrid)
+
+
+def test_layers_without_attention_are_left_alone():
+    model = hybrid(["conv", "full_attention", "conv"])
+    tap, seen = AttentionTap(model), []
+    tap.observe(lambda attention: seen.append(attention.layer))
+    model(input_ids=torch.arange(7)[None], use_cache=False)
+    assert seen == [1] == list(tap.modules) and tap.num_layers == 3
+
+
+def test_a_layer_that_should_have_attention_and_has_none_is_refused(llama):
+    del llama.model.layers[1].self_attn.layer_idx
+    with pytest.raises(ModelError, match="2 layers of LlamaForCausalLM"):
+        AttentionTap(llama)
+
+
+def test_a_model_without_any_attention_is_refused():
+    with pytest.raises(ModelError, match="attention modules"):
+        AttentionTap(hybrid(["conv"] * 3))

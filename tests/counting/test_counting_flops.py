@@ -61,10 +61,31 @@ class Counter(TorchDispatchMode):
 KEPT = {"": 0, "all": 0, "all but two": 2, "none": 9}
 
 
+#: What mixtures of experts ask for beside the shape of all: each token goes through 2 of 5.
+EXPERTS = {
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    # the first layer has a plain MLP, the others an expert for every token too
+    "glm4_moe": {
+        "head_dim": 8,
+        "n_routed_experts": 5,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 20,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+}
+
+
 def counted_in_a_step(architecture, adapter, objective, recompute, fused=False):
     """Operations of one step by ATen name: dense attention and dense relations."""
-    model = tiny.tiny_model(architecture, attn_implementation="eager")
+    model = tiny.tiny_model(
+        architecture, attn_implementation="eager", **EXPERTS.get(architecture, {})
+    )
     restorable = RestorableModel(model, None, tiny.LINEAR, adapter)
+    if architecture in EXPERTS:
+        model.set_experts_implementation("eager")  # products one by one, which can be counted
     if fused:
         fuse_layers(restorable.model, everywhere=True)
     module = RestorationModule(restorable, objective).train()
@@ -77,7 +98,8 @@ def counted_in_a_step(architecture, adapter, objective, recompute, fused=False):
 
 
 def planned(architecture, adapter, objective, recompute, fused=False):
-    shape = ModelShape.of(tiny.tiny_config(architecture), adapter)
+    config = tiny.tiny_config(architecture, **EXPERTS.get(architecture, {}))
+    shape = ModelShape.of(config, adapter)
     how = {"native_window": tiny.WINDOW, "recompute": bool(recompute), "fused": fused}
     how["kept_layers"] = KEPT[recompute]
     found = step_products(shape, objective, TOKENS, BATCH, **how)
@@ -107,6 +129,14 @@ def test_products_are_those_of_a_real_step(name, recompute, fused):
 def test_every_architecture_and_adapter(architecture, kind):
     objective = ObjectiveConfig(relations=SELF, lm_weight=1.0, implementation="reference")
     adapter = AdapterConfig(r=3, dropout=0.0, kind=kind)
+    got = planned(architecture, adapter, objective, "")
+    assert got == counted_in_a_step(architecture, adapter, objective, "")
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_mixtures_of_experts_count_the_experts_that_run(architecture):
+    objective = ObjectiveConfig(relations=SELF, lm_weight=1.0, implementation="reference")
+    adapter = AdapterConfig(r=3, dropout=0.0)
     got = planned(architecture, adapter, objective, "")
     assert got == counted_in_a_step(architecture, adapter, objective, "")
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 import tiny
+from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.errors import ModelError, RecipeError
 from linearard.model import AdapterConfig
 
@@ -142,8 +143,128 @@ def test_a_model_without_known_projections_says_what_it_has(llama):
     for layer in llama.model.layers:
         layer.self_attn.query = layer.self_attn.q_proj
         del layer.self_attn.q_proj
-    with pytest.raises(ModelError, match="lm_head, o_proj, query"):
+    with pytest.raises(ModelError, match="k_proj, o_proj, query"):
         tiny.tiny_restorable(model=llama)
+
+
+TARGETS = {
+    "a name": (["k_proj"], [f"layers.{i}.self_attn.k_proj" for i in range(3)]),
+    "a path": (["model.layers.1.self_attn.q_proj"], ["layers.1.self_attn.q_proj"]),
+    "the end of a path": (["layers.1.self_attn.v_proj"], ["layers.1.self_attn.v_proj"]),
+    "a pattern": (
+        ["layers.[02].self_attn.[qk]_proj"],
+        [f"layers.{i}.self_attn.{x}_proj" for i in (0, 2) for x in "qk"],
+    ),
+    "a pattern and a name": (
+        ["layers.0.*.q_proj", "down_proj"],
+        ["layers.0.self_attn.q_proj", *(f"layers.{i}.mlp.down_proj" for i in range(3))],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", TARGETS)
+def test_targets_by_name_path_and_pattern(case, kind, tmp_path):
+    asked, expected = TARGETS[case]
+    restorable = tiny.tiny_restorable(kind=kind, target_modules=asked)
+    marks = (".lora_A.default.weight", ".lora_B.default.weight", ".weight")
+    trained = set()
+    for name, parameter in restorable.model.named_parameters():
+        if parameter.requires_grad:
+            mark = next(mark for mark in marks if name.endswith(mark))
+            trained.add(name.removesuffix(mark).partition("model.layers.")[2])
+    assert trained == {path.removeprefix("layers.") for path in expected}
+    # and a checkpoint of them can be read again
+    tiny.perturb_adapter(restorable)
+    restorable.adapter.save(tmp_path)
+    other = tiny.tiny_restorable(kind=kind, target_modules=asked)
+    other.adapter.load(tmp_path)
+    for one, two in zip(restorable.adapter.parameters(), other.adapter.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def gemma3_with_vision():
+    import transformers
+
+    text = tiny.tiny_config("gemma3").to_dict()
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=250,
+        boi_token_index=251,
+        eoi_token_index=252,
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("asked", [None, ["q_proj", "v_proj"], ["layers.*.self_attn.k_proj"]])
+def test_a_vision_tower_is_not_trained(asked, kind):
+    """Its projections have the same names, and no gradient: two processes would wait for one."""
+    model = gemma3_with_vision()
+    before = [name for name, _ in model.named_modules() if "vision" in name and "q_proj" in name]
+    assert len(before) == 2
+    restorable = tiny.tiny_restorable(model=model, kind=kind, target_modules=asked)
+    trained = [n for n, p in restorable.model.named_parameters() if p.requires_grad]
+    a_layer = (3 if asked is None else len(asked)) * (2 if kind == "lora" else 1)
+    assert len(trained) == 3 * a_layer and all("language_model" in name for name in trained)
+    train(restorable)  # every trained weight gets a gradient: nothing is left over
+    module = RestorationModule(restorable, ObjectiveConfig(relations={"qk": 1.0}, lm_weight=1.0))
+    module(tiny.tokens())["loss"].backward()
+    assert all(parameter.grad is not None for parameter in restorable.adapter.parameters())
+
+
+@pytest.mark.parametrize("name", ["Qwen3NextConfig", "Lfm2Config", "OlmoHybridConfig"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hybrid_models_are_restored_where_they_rotate(name, kind):
+    """Layers without attention are left alone; those with it lose KL to the original by training."""
+    import transformers
+
+    shape = {k: v for k, v in tiny.tiny_config().to_dict().items() if k in tiny.SHAPE_KEYS}
+    other = "conv" if name == "Lfm2Config" else "linear_attention"
+    own = {
+        "Qwen3NextConfig": {
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        }
+    }.get(name, {})
+    if not hasattr(transformers, name):
+        pytest.skip(f"this version of transformers has no {name}")
+    config = getattr(transformers, name)(
+        **shape | own, layer_types=[other, "full_attention", other]
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    restorable = tiny.tiny_restorable(model=model, kind=kind)
+    trained = [n for n, p in restorable.model.named_parameters() if p.requires_grad]
+    assert trained and all(".layers.1." in name for name in trained)
+    module = RestorationModule(restorable, ObjectiveConfig(relations={"qk": 1.0}))
+    optimizer = torch.optim.AdamW(restorable.adapter.parameters(), lr=0.02)
+    losses = []
+    for _ in range(16):
+        loss = module(tiny.tokens())["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def llama3(factor, low, high):
 
 
 FACTORS = [1.0 + 0.25 * i for i in range(HEAD_DIM // 2)]
-EXPLICIT = [0.9 * 0.8**i for i in range(HEAD_DIM // 2)]
+EXPLICIT = [0.9 * 0.74**i for i in range(HEAD_DIM // 2)]
 MSCALE = (0.1 * 0.7 * math.log(8) + 1) / (0.1 * 0.3 * math.log(8) + 1)
 CASES = {
     "linear": ({"rope_type": "linear", "factor": 8}, linear(8), 1.0),
@@ -172,6 +172,15 @@ def test_partial_rotary_models_rotate_a_part():
     torch.testing.assert_close(table.inv_freq.double(), expected, rtol=2e-6, atol=0)
 
 
+def test_a_larger_base_alone_is_a_scaling():
+    scaling = check_scaling({"rope_type": "default", "factor": 8, "rope_theta": 5e5}, config())
+    table = compute_table(scaling, config())
+    expected = torch.tensor(plain(5e5), dtype=torch.float64)
+    torch.testing.assert_close(table.inv_freq.double(), expected, rtol=2e-6, atol=0)
+    assert table.attention_scaling == 1.0 and target_window(scaling, config()) == 8 * NATIVE
+    assert check_scaling(scaling, config()) == scaling
+
+
 def test_another_base_is_a_stretch_of_its_own():
     scaling = check_scaling({"rope_type": "linear", "factor": 2, "rope_theta": 5e5}, config())
     expected = torch.tensor([f / 2 for f in plain(5e5)], dtype=torch.float64)
@@ -237,6 +246,52 @@ REFUSED = {
         {"rope_type": "table", "factor": 2, "inv_freq": [1.0] * 31 + [0.0]},
         "inv_freq to be a list of 32 positive numbers",
     ),
+    "one frequency faster": (
+        {"rope_type": "table", "factor": 2, "inv_freq": [*plain()[:31], 1.1 * plain()[31]]},
+        "pair 31 would turn 1.1 times as fast",
+    ),
+    "a factor below 1": (
+        {"rope_type": "longrope", "factor": 2, "long_factor": [0.5, *[2.0] * 31]},
+        "pair 0 would turn 2 times as fast",
+    ),
+    "a smaller base": (
+        {"rope_type": "linear", "factor": 2, "rope_theta": 100.0},
+        "turn faster than in the model",
+    ),
+    "a smaller base alone": (
+        {"rope_type": "default", "factor": 2, "rope_theta": 9000.0},
+        "turn faster than in the model",
+    ),
+    "the same base": (
+        {"rope_type": "default", "factor": 2, "rope_theta": THETA},
+        "the same table twice",
+    ),
+    "no base": ({"rope_type": "default", "factor": 2}, "no rope_theta"),
+    "factors in reverse": (
+        {"rope_type": "longrope", "factor": 8, "long_factor": FACTORS[::-1]},
+        "slows the slowest rotary pairs the most",
+    ),
+    "pairs out of order": (
+        {
+            "rope_type": "table",
+            "factor": 8,
+            "inv_freq": [*EXPLICIT[:5], 0.02, *EXPLICIT[6:]],
+        },
+        "pair 6 faster than the one before it",
+    ),
+    "betas in reverse": (
+        {"rope_type": "yarn", "factor": 8, "beta_fast": 1, "beta_slow": 32},
+        "beta_slow below beta_fast",
+    ),
+    "one beta beyond the other's default": (
+        {"rope_type": "yarn", "factor": 8, "beta_slow": 33},
+        "beta_slow below beta_fast",
+    ),
+    "two types": ({"type": "yarn", "rope_type": "linear", "factor": 8}, "and type 'yarn'"),
+    "counted from nowhere": (
+        {"rope_type": "linear", "factor": 8, "counted_from": "today"},
+        "counted_from to be model or original",
+    ),
     "no such file": (
         {"rope_type": "table", "factor": 2, "inv_freq": "no/such.json"},
         "'no/such.json'",
@@ -257,12 +312,13 @@ def test_a_native_scaling_is_not_discarded():
     native = {**LLAMA3, "rope_theta": THETA, "original_max_position_embeddings": 512}
     scaled = config(rope_parameters=native)
     with pytest.raises(RopeError, match="would discard the model's 'llama3' scaling"):
-        check_scaling({"rope_type": "linear", "factor": 16}, scaled)
+        check_scaling({"rope_type": "linear", "factor": 16, "counted_from": "original"}, scaled)
     # the same type with a larger factor, or a table that says everything, are explicit enough
     same = check_scaling({**LLAMA3, "factor": 16}, scaled)
     assert same["original_max_position_embeddings"] == 512  # the model's own, not its window
     assert target_window(same, scaled) == 16 * 512
-    check_scaling({"rope_type": "table", "factor": 2, "inv_freq": EXPLICIT}, scaled)
+    slow = [f / 9 for f in plain()]
+    check_scaling({"rope_type": "table", "factor": 2, "inv_freq": slow}, scaled)
 
 
 def test_a_factor_that_does_not_reach_beyond_the_native_window_is_refused():

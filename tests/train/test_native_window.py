@@ -16,7 +16,7 @@ SCALINGS = {
     "yarn": {},
     "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "longrope": {"long_factor": LONG},
-    "table": {"inv_freq": [0.9, 0.1, 0.01, 0.001]},
+    "table": {"inv_freq": [0.9, 0.08, 0.007, 0.0005]},
 }
 
 

@@ -64,6 +64,45 @@ def test_accumulation_is_batch_size(objective, tmp_path, base_folder):
     assert_same_run(once, split, steps=5)
 
 
+#: Windows beyond the native one in which some tokens repeat earlier ones: how many differs from window to
+#: window, and so does the number of positions that each of these terms counts.
+COUNTS = {
+    "recall": {"relations": {}, "recall_weight": 1},
+    "logit": {"relations": {}, "logit_weight": 1, "logit_positions": None, "recall_weight": 1e-3},
+    "together": {
+        "relations": {},
+        "logit_weight": 1,
+        "logit_positions": 100,
+        "lm_weight": 0.5,
+        "recall_weight": 1,
+    },
+}
+REPEATING = {"window": 256, "data": {"recall": 0.3}}
+
+
+@pytest.mark.parametrize("objective", COUNTS)
+def test_a_step_is_one_sum_where_windows_count_differently(objective, tmp_path, base_folder):
+    """Four at once, four times one and twice two: seven windows, of which the last step has three."""
+    runs = []
+    for batch, accumulated in ((4, 1), (1, 4), (2, 2)):
+        recipe = small_run.one_stage(
+            tmp_path / str(batch),
+            base_folder,
+            objective=COUNTS[objective],
+            sequences=7,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+            **REPEATING,
+        )
+        runs.append(small_run.train(recipe))
+    assert_trained(runs[0])
+    for other in runs[1:]:
+        assert_same_run(runs[0], other, steps=2)
+        for one, two in zip(*(small_run.history(run, "stage1-only") for run in (runs[0], other))):
+            for name in one.keys() & {"recall", "logit_kl", "lm"}:
+                assert one[name] == pytest.approx(two[name], rel=1e-5)
+
+
 def test_terms_are_logged_as_means_over_the_step(tmp_path, base_folder):
     """The loss of a step is the sum of its logged terms, however the step is split."""
     options = {"objective": OBJECTIVES["all"], "gradient_accumulation_steps": 2}
@@ -90,6 +129,8 @@ def test_two_processes_are_twice_the_batch(tmp_path, base_folder):
         }
         for name in ("self", "qk", "lm")
     }
+    stages["hidden"] = stages["lm"] | {"objective": {"relations": {}, "hidden_weight": 1}}
+    stages["counts"] = stages["lm"] | REPEATING | {"objective": COUNTS["together"]}
     runs = []
     for processes, batch in ((1, 4), (2, 2)):
         place = tmp_path / str(processes)
@@ -108,8 +149,9 @@ def test_two_processes_are_twice_the_batch(tmp_path, base_folder):
     for index, name in enumerate(stages, 1):
         assert_same_run(*runs, stage=f"stage{index}-{name}", steps=3)
         # One process speaks for both, and nobody else says a word.
-        assert result.stderr.count(f"stage {name}: 3 steps, 576 tokens") == 1
-    assert len(result.stderr.splitlines()) == 4, result.stderr
+        tokens = 12 * stages[name]["window"]
+        assert result.stderr.count(f"stage {name}: 3 steps, {tokens:,} tokens") == 1
+    assert len(result.stderr.splitlines()) == 6, result.stderr
     assert result.stdout == ""
     metadata = json.loads((runs[1] / "stage3-lm/checkpoint-3/linearard.json").read_text())
     assert metadata["processes"] == 2

@@ -4,9 +4,18 @@ from linearard.capture.attention import (
     AttentionTap,
     LayerAttention,
     StopForward,
+    attention_layers,
     needs_no_mask,
     unpadded,
 )
 from linearard.capture.layers import LayerTap
 
-__all__ = ["AttentionTap", "LayerAttention", "LayerTap", "StopForward", "needs_no_mask", "unpadded"]
+__all__ = [
+    "AttentionTap",
+    "LayerAttention",
+    "LayerTap",
+    "StopForward",
+    "attention_layers",
+    "needs_no_mask",
+    "unpadded",
+]

@@ -41,6 +41,8 @@ _NO_OTHER_MASKS = {
 }
 #: Models that hand caps of scores and sinks to the attention function, and do nothing else with its mask.
 _CAPPED_OR_SINKING = {"gemma2", "gpt_oss"}
+#: Layer types of hybrid models that mix tokens in another way, or not at all.
+_WITHOUT_ATTENTION = {"linear_attention", "conv", "mamba", "recurrent", "mlp", "moe"}
 _TAP = "_linearard_tap"
 
 
@@ -80,7 +82,8 @@ class AttentionTap:
             change.
 
     Attributes:
-        modules: the attention module of each layer.
+        modules: the attention module of each layer that has one; hybrid models have others (Qwen3-Next).
+        num_layers: of the decoder, with attention or not.
 
     Raises:
         ModelError: the model's attention does not go through the `transformers` attention interface.
@@ -92,25 +95,25 @@ class AttentionTap:
         _register(base)
         model.set_attn_implementation(_PREFIX + base)
         self.modules: dict[int, nn.Module] = {}
-        for module in model.modules():
+        for module in _decoder(model).modules():
             if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling"):
                 setattr(module, _TAP, self)
                 self.modules[module.layer_idx] = module
-        layers = self.modules.keys()
         config = model.config.get_text_config()
-        if not layers or config._attn_implementation != _PREFIX + base:
+        wanted = attention_layers(config)
+        if not self.modules or config._attn_implementation != _PREFIX + base:
             raise ModelError(
                 expected="attention modules that use the transformers attention interface",
                 got=type(model).__name__,
                 fix="Choose an architecture whose attention is selectable with attn_implementation.",
             )
-        if layers != set(range(config.num_hidden_layers)):
+        if not self.modules.keys() >= set(wanted):
             raise ModelError(
-                expected="attention in every layer",
-                got=f"{len(layers)} of {config.num_hidden_layers} layers of {type(model).__name__} with it",
-                fix="Choose a decoder without recurrent or convolutional layers.",
+                expected=f"attention in {len(wanted)} layers, all that layer_types do not give another kind",
+                got=f"{len(self.modules)} layers of {type(model).__name__} with it",
+                fix="Choose another decoder.",
             )
-        self.num_layers = len(layers)
+        self.num_layers = config.num_hidden_layers
 
     def stopping_at(self, observer: Observer | None) -> contextlib.AbstractContextManager[None]:
         """Like `observe`, and a `StopForward` from the observer ends the block quietly.
@@ -148,6 +151,12 @@ class _Stopping(contextlib.AbstractContextManager[None]):
         return stopped
 
 
+def attention_layers(config: Any) -> list[int]:
+    """Layers of a text configuration that have attention: all, but for hybrid models (Qwen3-Next)."""
+    types = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    return [layer for layer, kind in enumerate(types) if kind not in _WITHOUT_ATTENTION]
+
+
 def needs_no_mask(model: nn.Module) -> bool:
     """Whether whole windows are read without a mask: see `unpadded`."""
     config = model.config.get_text_config()
@@ -171,6 +180,12 @@ def unpadded(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation_internal = before
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """The language model inside: a vision tower beside it is none of ours."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder if isinstance(decoder, nn.Module) else model
 
 
 def _base_implementation(model: nn.Module) -> str:

@@ -39,9 +39,10 @@ def _all_fields() -> str:
         "recipe fields (in the YAML file, or on the command line as --section.field VALUE):",
         "  output_dir, seed",
         "  rope.*  as in transformers' rope_parameters: rope_type (linear, dynamic, yarn, llama3,",
-        "          longrope, or table with inv_freq), factor and the type's own keys;",
-        "          original_max_position_embeddings is the window that the stretch counts from, where",
-        "          the model was trained on less than its configuration promises",
+        "          longrope, default with a larger rope_theta, or table with inv_freq), factor and the",
+        "          type's own keys; original_max_position_embeddings is the window that the stretch",
+        "          counts from, where the model was trained on less than its configuration promises;",
+        "          counted_from: model counts from a model whose RoPE is scaled already",
     ]
     for name, items in sections:
         lines.append(f"\n{name}:")

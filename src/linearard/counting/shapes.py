@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 from torch import nn
 
 from linearard.capture import AttentionTap, needs_no_mask
+from linearard.counting.experts import expert_matrices
 from linearard.errors import ModelError
-from linearard.model import AdapterConfig
+from linearard.model import AdapterConfig, empty_model
 from linearard.model.adapters import Adapter, TwoViewLinear
 from linearard.model.fused import fuse_layers
 from linearard.rope import depends_on_length
@@ -36,12 +36,14 @@ class Projection:
         role: what it makes: `q`, `k`, `v`, `qkv`, `attention output`, `mlp in` or `mlp out`.
         inputs, outputs: features.
         trained: whether the adapter changes it.
+        packs: whether `model.load_in_4bit` packs it, which leaves experts as they are.
     """
 
     role: str
     inputs: int
     outputs: int
     trained: bool
+    packs: bool = True
 
     @property
     def feeds_attention(self) -> bool:
@@ -133,7 +135,7 @@ class ModelShape:
     def packable(self) -> int:
         """Base weights that `model.load_in_4bit` packs: of the decoder's linear layers."""
         every = (projection for layer in self.layers for projection in layer.projections)
-        return sum(projection.inputs * projection.outputs for projection in every)
+        return sum(p.inputs * p.outputs for p in every if p.packs)
 
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:
@@ -146,16 +148,17 @@ class ModelShape:
         Raises:
             ModelError: no causal language model, or one whose layers are of an unknown kind.
         """
-        config = copy.deepcopy(config.get_text_config())
-        model = _empty_model(config)
+        model = empty_model(config.get_text_config())
+        config = model.config
         base = sum(p.numel() for p in model.parameters())
-        AttentionTap(model)  # as in a run: it decides which attention runs
+        tap = AttentionTap(model)  # as in a run: it decides which attention runs
         with torch.device("meta"):
-            trained = Adapter(model, adapter)
+            trained = Adapter(model, adapter, tap.modules.values())
         parameters = trained.parameters()
         lora = adapter.kind == "lora"
+        attention = set(map(id, tap.modules.values()))
         layers = tuple(
-            _layer(module, config, window)
+            _layer(module, config, window, attention)
             for module, window in zip(model.get_decoder().layers, _windows(config), strict=True)
         )
         return cls(
@@ -173,20 +176,6 @@ class ModelShape:
             fused=_fused(model),
             steady=needs_no_mask(model) and not depends_on_length(config),
         )
-
-
-def _empty_model(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            expected="the configuration of a causal language model",
-            got=f"{type(config).__name__}: {' '.join(str(error).split())[:200]}",
-            fix="Check model.name.",
-        ) from error
 
 
 def _fused(model: Any) -> frozenset[str]:
@@ -209,18 +198,25 @@ def _windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def _layer(module: nn.Module, config: Any, window: int | None) -> LayerShape:
+def _layer(module: nn.Module, config: Any, window: int | None, attention: set[int]) -> LayerShape:
+    inside = {
+        id(inner) for part in module.modules() if id(part) in attention for inner in part.modules()
+    }
     found = [
-        _projection(name.rsplit(".", 1)[-1], part, config.hidden_size, ".mlp." in f".{name}")
+        _projection(name.rsplit(".", 1)[-1], part, config.hidden_size, id(part) not in inside)
         for name, part in module.named_modules()
         if isinstance(part, TwoViewLinear) or _is_base(name, part)
+    ]
+    found += [
+        Projection("mlp in" if leads_in else "mlp out", inputs, outputs, trained=False, packs=False)
+        for inputs, outputs, leads_in in expert_matrices(module, config)
     ]
     order = ("q", "k", "v", "qkv", "attention output", "mlp in", "mlp out")
     found.sort(key=lambda projection: order.index(projection.role))
     roles = {projection.role for projection in found}
     if not {"attention output", "mlp in", "mlp out"} <= roles or not roles & {"q", "qkv"}:
         raise ModelError(
-            expected="decoder layers of attention and one MLP, made of linear layers",
+            expected="decoder layers of attention and an MLP or experts, made of linear layers",
             got=f"a {type(module).__name__} with {', '.join(sorted(roles)) or 'none'}",
             fix="Plan another model; this one can only be measured.",
         )
@@ -261,7 +257,7 @@ def _is_base(name: str, part: nn.Module) -> bool:
 
 
 def _projection(name: str, part: Any, hidden: int, in_mlp: bool) -> Projection:
-    role = _ROLES.get(name)
+    role = None if in_mlp else _ROLES.get(name)
     if role is None and not in_mlp:
         role = "attention output"
     elif role is None:
@@ -271,5 +267,5 @@ def _projection(name: str, part: Any, hidden: int, in_mlp: bool) -> Projection:
 
 
 def _intermediate(layers: tuple[LayerShape, ...], config: Any) -> int:
-    widths = [p.inputs for layer in layers for p in layer.projections if p.role == "mlp out"]
+    widths = [sum(p.inputs for p in layer.projections if p.role == "mlp out") for layer in layers]
     return max(widths, default=getattr(config, "intermediate_size", 0))

@@ -1,6 +1,14 @@
 """Objectives: relation loss streamed over layers, logit KL, language-model loss."""
 
 from linearard.distill.config import RELATIONS, ObjectiveConfig
+from linearard.distill.counts import needs_shares, step_shares
 from linearard.distill.module import RestorationModule, relation_profile
 
-__all__ = ["RELATIONS", "ObjectiveConfig", "RestorationModule", "relation_profile"]
+__all__ = [
+    "RELATIONS",
+    "ObjectiveConfig",
+    "RestorationModule",
+    "needs_shares",
+    "relation_profile",
+    "step_shares",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,13 +182,24 @@ class ObjectiveConfig:
         weights |= {"lm": self.lm_weight, "recall": self.recall_weight}
         return {name: w for name, w in weights.items() if w}
 
-    def weights_by_layer(self, num_layers: int) -> dict[int, float]:
+    def weights_by_layer(
+        self, num_layers: int, attention: Sequence[int] | None = None
+    ) -> dict[int, float]:
         """Normalised weight of each counted layer.
 
+        Args:
+            num_layers: of the decoder.
+            attention: those of them that have attention; None: all.
+
         Raises:
-            RecipeError: a layer the model does not have, or a wrong number of weights.
+            RecipeError: a layer the model does not have, or has without attention, or a wrong number
+                of weights.
         """
-        layers = _layers_of(num_layers, "layers", self.layers)
+        attention = range(num_layers) if attention is None else attention
+        asked = list(attention) if self.layers is None else self.layers
+        layers = _layers_of(num_layers, "layers", asked)
+        if without := [layer for layer in layers if layer not in attention]:
+            _refuse("layers", f"layers with attention ({', '.join(map(str, attention))})", without)
         weights = self.layer_weights or [1.0] * len(layers)
         if len(weights) != len(layers):
             _refuse("layer_weights", f"{len(layers)} weights, one a layer", f"{len(weights)}")

@@ -60,6 +60,7 @@ class RestorationModule(nn.Module):
         attention_mask: Tensor | None = None,
         repeated: Tensor | None = None,
         part: str = "",
+        shares: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss of a batch.
 
@@ -68,6 +69,8 @@ class RestorationModule(nn.Module):
             attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None: no padding.
             repeated: bool `[batch, tokens]`, for a recall term: tokens that repeat earlier ones.
             part: which of several objectives; the batch is of one part.
+            shares: float32 `[terms]`, what the terms are multiplied with in the order of the objective's
+                `weights` (see `step_shares`); None: 1.
 
         Returns:
             `loss` (scalar with gradient) and each term, unweighted and detached, in nats (the hidden
@@ -81,7 +84,7 @@ class RestorationModule(nn.Module):
         self._choose_recomputed_layers(objective)
         tap.observe(None)  # whoever waited for an earlier backward pass
         try:
-            loss, terms, _ = objective(input_ids, attention_mask, repeated)
+            loss, terms, _ = objective(input_ids, attention_mask, repeated, shares)
         except BaseException:
             tap.observe(None)
             raise
@@ -117,10 +120,12 @@ class RestorationModule(nn.Module):
         return any(map(self._leaves_unused, self._objectives.values()))
 
     def _leaves_unused(self, objective: Objective) -> bool:
-        if objective.config.needs_output:
+        layers = self.restorable.tap.num_layers
+        last_output = layers - 1 in objective.config.compared_layers(layers)
+        if objective.config.needs_output or last_output:
             return False
         every_kind = {"q", "k", "v"} <= objective.config.active_relations.keys()
-        reaches_end = objective.last_layer == self.restorable.tap.num_layers - 1
+        reaches_end = objective.last_layer == max(self.restorable.tap.modules)
         # Other targets than q, k and v may lie behind the attention of the last layer.
         default_targets = self.restorable.adapter.config.target_modules is None
         return not (every_kind and reaches_end and default_targets)

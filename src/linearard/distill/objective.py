@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from linearard.distill.config import ObjectiveConfig
+from linearard.distill.counts import told_positions
 from linearard.distill.hidden import hidden_distance
 from linearard.distill.output import next_token_loss, output_kl
 from linearard.distill.relations import StudentRelations, TeacherRelations
@@ -42,7 +42,7 @@ class Objective:
         self.config, self._offload = config, offload_teacher
         self._restorable, self._language_model = restorable, language_model
         layers = restorable.tap.num_layers
-        self._layers = config.weights_by_layer(layers)
+        self._layers = config.weights_by_layer(layers, sorted(restorable.tap.modules))
         self._compared = config.compared_layers(layers)
         if unseen := [i for i in self._compared if i not in restorable.layers.layers]:
             raise ModelError(
@@ -55,7 +55,11 @@ class Objective:
         self._teacher_window = config.teacher_window or restorable.rope.native_window // 2 * 2
 
     def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor | None, repeated: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        repeated: Tensor | None = None,
+        shares: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[int, Tensor]]]:
         """The loss with gradient; each term, unweighted and detached; the relations' KL by layer.
 
@@ -65,6 +69,7 @@ class Objective:
             input_ids: int64 `[batch, tokens]`.
             attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None.
             repeated: bool `[batch, tokens]`, tokens that repeat earlier ones; for the recall term.
+            shares: what the terms are multiplied with (see `step_shares`), or None: 1.
 
         Raises:
             DataError: a recall term without `repeated`.
@@ -78,7 +83,13 @@ class Objective:
             )
         if config.inputs == "teacher":
             return teacher_input_terms(
-                config, self._layers, restorable, self._language_model, input_ids, attention_mask
+                config,
+                self._layers,
+                restorable,
+                self._language_model,
+                input_ids,
+                attention_mask,
+                shares,
             )
         mask = None if attention_mask is None else attention_mask.bool()
         teacher_output, teacher_hidden, student = None, {}, None
@@ -106,10 +117,7 @@ class Objective:
         if watch is not None:
             terms |= {f"relation_{name}": term for name, term in watch.terms.items()}
         if config.logit_weight:
-            told = mask
-            if config.recall_weight:  # the distribution that foretells a repeated token is not told
-                told = functional.pad(~repeated[:, 1:], (0, 1), value=True)
-                told = told if mask is None else told & mask
+            told = told_positions(mask, repeated if config.recall_weight else None)
             terms["logit_kl"] = output_kl(
                 self._language_model, teacher_output, output, config.logit_positions, told
             )
@@ -120,6 +128,9 @@ class Objective:
         if config.recall_weight:
             wanted = repeated if mask is None else repeated & mask
             terms["recall"] = next_token_loss(self._language_model, output, input_ids, wanted)
+        if shares is not None:
+            named = dict(zip(config.weights, shares.unbind(), strict=True))
+            terms = {name: named[name] * term for name, term in terms.items()}
         loss = sum(config.weights[name] * term for name, term in terms.items())
         detached = {name: term.detach() for name, term in terms.items()}
         return loss, detached, {} if watch is None else watch.by_layer

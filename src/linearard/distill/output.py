@@ -16,6 +16,7 @@ from torch import Tensor
 from linearard.errors import RecipeError
 from linearard.model import ChunkedCausalLM
 from linearard.ops import pointwise
+from linearard.ops.derivatives import anchor, first_derivatives_only
 
 #: Logits of some rows, and where these rows are -> their summed loss. The logits become its gradient.
 _ChunkLoss = Callable[[Tensor, slice], Tensor]
@@ -41,7 +42,7 @@ def next_token_loss(
 
     rows = hidden[:, :-1].flatten(0, 1)
     count = len(targets) if counted is None else counted.sum().clamp(min=1)
-    return _SumOverRows.apply(rows, language_model, chunk_loss) / count
+    return _SumOverRows.apply(rows, anchor(rows), language_model, chunk_loss) / count
 
 
 def output_kl(
@@ -71,7 +72,7 @@ def output_kl(
         return pointwise.kl_rows(form(teacher[part]), logits, some).sum()
 
     count = len(student) if counted is None else counted.sum().clamp(min=1)
-    return _SumOverRows.apply(student, language_model, chunk_loss) / count
+    return _SumOverRows.apply(student, anchor(student), language_model, chunk_loss) / count
 
 
 def check_frozen_head(language_model: ChunkedCausalLM) -> None:
@@ -93,7 +94,11 @@ class _SumOverRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, language_model: ChunkedCausalLM, chunk_loss: _ChunkLoss
+        ctx: Any,
+        rows: Tensor,
+        place: Tensor,
+        language_model: ChunkedCausalLM,
+        chunk_loss: _ChunkLoss,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(rows) if wanted else None
@@ -117,10 +122,11 @@ class _SumOverRows(torch.autograd.Function):
             if wanted:
                 with precise:
                     (gradient[part],) = torch.autograd.grad(logits, leaf, slope)
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, place)
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None  # a number of float32 changes no precision
+    @first_derivatives_only("losses on the output", "Form the logits of the whole window yourself.")
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient, _ = ctx.saved_tensors
+        return gradient * upstream, None, None, None  # a number of float32 changes no precision

@@ -19,6 +19,7 @@ from linearard.distill.relations import TeacherRelations, relation_terms
 from linearard.errors import ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel, sharing_projections
 from linearard.ops import pointwise
+from linearard.ops.derivatives import first_derivatives_only
 
 
 def teacher_input_terms(
@@ -28,6 +29,7 @@ def teacher_input_terms(
     language_model: ChunkedCausalLM,
     input_ids: Tensor,
     attention_mask: Tensor | None,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[int, Tensor]]]:
     """The weighted loss, each relation's term, and each relation's KL by layer, in nats.
 
@@ -37,6 +39,7 @@ def teacher_input_terms(
         restorable, language_model: the model.
         input_ids: int64 `[batch, tokens]`.
         attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None.
+        shares: what the terms are multiplied with, the same for all: they count the same positions.
 
     Returns:
         The loss with gradient; the other two detached.
@@ -72,6 +75,8 @@ def teacher_input_terms(
     loss = torch.stack([config.weights[name] * term for name, term in terms.items()]).sum()
     if wanted:
         loss = _WithKnownGradient.apply(loss, beside.gradients, *parameters)
+    if shares is not None:
+        loss, terms = shares[0] * loss, {name: shares[0] * term for name, term in terms.items()}
     return loss, terms, beside.by_layer
 
 
@@ -155,9 +160,11 @@ class _WithKnownGradient(torch.autograd.Function):
         ctx: Any, loss: Tensor, gradients: dict[int, Tensor], *parameters: Tensor
     ) -> Tensor:
         ctx.gradients = [gradients.get(id(parameter)) for parameter in parameters]
+        ctx.save_for_backward(*parameters)
         return loss.clone()
 
     @staticmethod
+    @first_derivatives_only("relations with the teacher's inputs", "Set objective.inputs to own.")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         found = [gradient for gradient in gradients if gradient is not None]

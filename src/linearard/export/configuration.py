@@ -44,15 +44,18 @@ def exported_rope(rope: RopeViews, model_type: str = "") -> dict[str, Any]:
     kind, theta = scaling["rope_type"], scaling["rope_theta"]
     partial = {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
     if kind in ("longrope", "table") or model_type in _LONGROPE_ONLY:
-        return _as_longrope(table, theta, rope) | partial
-    if kind == "dynamic":
-        return {"rope_type": "default", "rope_theta": _base_of(table)} | partial
+        return _as_longrope(table, theta, rope) | partial | rope.carried
+    if kind in ("default", "dynamic"):
+        base = theta if kind == "default" else _base_of(table)
+        return {"rope_type": "default", "rope_theta": base} | partial | rope.carried
     if kind == "yarn":
         scaling["attention_factor"] = table.attention_scaling
         # Older vLLM multiplies its own default, 0.1 ln(factor) + 1, by this; transformers ignores it.
         scaling["attn_factor"] = table.attention_scaling / (0.1 * math.log(scaling["factor"]) + 1)
-    if kind == "linear":  # no key of its formula; the window itself is exported beside it
-        scaling.pop(_ORIGINAL, None)
+    if kind == "linear" and _ORIGINAL not in rope.carried:
+        scaling.pop(
+            _ORIGINAL, None
+        )  # no key of its formula; the window itself is exported beside it
     return scaling
 
 

@@ -30,6 +30,7 @@ from linearard.model.magnitudes import check_weights, out_of_range
 from linearard.model.packed import check_packing, is_packed
 from linearard.model.restorable import RestorableModel, check_trainable
 from linearard.model.room import check_can_be_made, check_room, room_for_checkpoint
+from linearard.model.supported import check_supported, empty_model
 from linearard.model.written import write_json
 
 __all__ = [
@@ -46,10 +47,12 @@ __all__ = [
     "check_can_be_made",
     "check_packing",
     "check_room",
+    "check_supported",
     "check_tokenizer",
     "check_trainable",
     "check_undamaged",
     "check_weights",
+    "empty_model",
     "gguf_path",
     "is_packed",
     "load_config",

@@ -7,7 +7,7 @@ low-rank product, direct training by a frozen copy of the trained matrices alone
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from linearard.errors import CheckpointError, ModelError, RecipeError
+from linearard.errors import CheckpointError, RecipeError
 from linearard.fields import a_list, check_fields, described, number, one_of, text, whole
 from linearard.model.load import forget_quantization
 from linearard.model.packed import has_packed, is_packed, unpacked
+from linearard.model.targets import as_peft_targets, find_targets
 
-#: Names of the projections that make queries, keys and values, by convention of the architecture.
-_QKV_NAMES = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("qkv_proj",),
-    ("query_key_value",),
-    ("Wqkv",),
-    ("c_attn",),
-)
 _DIRECT_FILE = "direct_weights.safetensors"
 
 
@@ -48,7 +41,8 @@ class AdapterConfig:
     dropout: float = described(0.05, "LoRA dropout.", number(0, 1, below=True))
     target_modules: list[str] | None = described(
         None,
-        "Names of the projections; null finds those of q, k and v.",
+        "Linear layers of the decoder: names (q_proj), paths (layers.3.self_attn.q_proj) or patterns "
+        "(layers.*.self_attn.[qk]_proj); null finds those of q, k and v.",
         a_list(text("a name"), least=1).or_null(),
     )
     pairs: str = described(
@@ -100,13 +94,26 @@ class TwoViewLinear(nn.Linear):
 class Adapter:
     """The trainable part of a model, and the switch that takes it out.
 
+    Args:
+        model: a causal language model.
+        config: what is trained.
+        attention: the decoder's attention modules, whose projections are meant by default.
+        trainable: whether to ask for gradients.
+
     Attributes:
         model: the model to call: a `PeftModel` for LoRA, the model itself for direct training.
     """
 
-    def __init__(self, model: Any, config: AdapterConfig, *, trainable: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: AdapterConfig,
+        attention: Iterable[nn.Module],
+        *,
+        trainable: bool = True,
+    ) -> None:
         self.config = config
-        targets = _targets(model, config.target_modules)
+        targets = find_targets(model, attention, config.target_modules)
         model.requires_grad_(False)
         if config.kind == "lora":
             self.model = _with_lora(model, config, targets)
@@ -281,19 +288,6 @@ def _lora_layer_type() -> type:
     return BaseTunerLayer
 
 
-def _targets(model: nn.Module, asked: list[str] | None) -> list[str]:
-    present = {name for _, name, _ in _named_linears(model, nn.Linear)}
-    for names in (asked,) if asked else _QKV_NAMES:
-        if set(names) <= present:
-            return list(names)
-    wanted = ", ".join(asked) if asked else "q_proj, k_proj, v_proj (or one fused qkv projection)"
-    raise ModelError(
-        expected=f"projections named {wanted}",
-        got=f"linear layers named {', '.join(sorted(present)) or 'nothing'}",
-        fix="Name those that make queries, keys and values in adapter.target_modules.",
-    )
-
-
 def _with_lora(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -301,7 +295,7 @@ def _with_lora(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=targets,
+        target_modules=as_peft_targets(model, targets),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -316,6 +310,6 @@ def _named_linears(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[nn
 
 
 def _replace_linears(model: nn.Module, targets: list[str]) -> None:
-    found = [item for item in _named_linears(model, nn.Linear) if item[1] in targets]
-    for parent, name, module in found:
-        setattr(parent, name, TwoViewLinear(module))
+    for path in targets:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, TwoViewLinear(model.get_submodule(path)))

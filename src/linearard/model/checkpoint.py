@@ -66,6 +66,7 @@ def write_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) ->
             "name": restorable.name,
             "fingerprint": restorable.fingerprint,
             "load_in_4bit": restorable.packed,
+            "resize_embeddings": restorable.resized,
         },
         "rope": {
             "scaling": rope.scaling,
@@ -191,7 +192,8 @@ def load_restored(
     folder = Path(folder)
     metadata = read_metadata(folder)
     base = metadata["base_model"]
-    remembered = {"name": base["name"], "load_in_4bit": base.get("load_in_4bit", False)}
+    flags = ("load_in_4bit", "resize_embeddings")
+    remembered = {"name": base["name"]} | {flag: base.get(flag) or False for flag in flags}
     model = model or ModelConfig(**(remembered | model_overrides))
     try:
         adapter = AdapterConfig(**metadata["adapter"])

@@ -24,6 +24,7 @@ from linearard.model.gguf_file import GgufFile, open_gguf
 from linearard.model.gguf_rope import apply_rope
 from linearard.model.gguf_tokenizer import settle_tokenizer
 from linearard.model.packed import check_packing, keep_layout, packing
+from linearard.model.rows import add_rows
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _INSIDE = Rule(
@@ -58,6 +59,11 @@ class ModelConfig:
         False,
         "Base weights in 4 bits (NF4, by the package bitsandbytes), the same for teacher and student: a "
         "quarter of their memory, for slower steps. For LoRA; not from a GGUF.",
+        flag(),
+    )
+    resize_embeddings: bool = described(
+        False,
+        "Where the tokenizer has more tokens than the model has rows: add rows, each the mean of the others.",
         flag(),
     )
     device: str = described("auto", "cuda, cuda:N, cpu, or auto: CUDA if there is one.", text())
@@ -214,6 +220,8 @@ def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
     else:
         model.to(device)
     model.eval()
+    if config.resize_embeddings:
+        add_rows(model, len(tokenizer))
     check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, config.name)
     return model, tokenizer
 
@@ -346,7 +354,8 @@ def check_tokenizer(tokenizer: Any, rows: int, name: str) -> None:
         raise ModelError(
             expected=f"a tokenizer of at most {rows} tokens, the rows of the model's embedding",
             got=f"one of {len(tokenizer)} for {name}",
-            fix="Use the tokenizer that belongs to the model.",
+            fix="Use the tokenizer that belongs to the model, or set model.resize_embeddings if tokens were "
+            "added to it on purpose.",
         )
 
 

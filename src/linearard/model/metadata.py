@@ -46,6 +46,11 @@ def check_metadata(metadata: dict[str, Any], path: Path) -> None:
         ("base_model.name", _is_text, "text"),
         ("base_model.fingerprint", _is_text, "text"),
         ("base_model.load_in_4bit", lambda v: v is None or isinstance(v, bool), "true or false"),
+        (
+            "base_model.resize_embeddings",
+            lambda v: v is None or isinstance(v, bool),
+            "true or false",
+        ),
         ("rope.scaling", lambda v: isinstance(v, dict), "a mapping"),
         ("rope.tables", _are_tables, "frequency tables by kind of layer"),
         ("adapter", lambda v: isinstance(v, dict), "a mapping"),

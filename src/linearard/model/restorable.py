@@ -23,6 +23,7 @@ from linearard.model.fused import fuse_layers
 from linearard.model.load import ModelConfig, load_model
 from linearard.model.packed import has_packed, is_packed
 from linearard.model.pairs import move_pairs
+from linearard.model.rows import has_added_rows
 from linearard.rope import RopeViews
 
 _VIEWS = {
@@ -47,6 +48,7 @@ class RestorableModel:
         rope, adapter: its RoPE views and its trainable part.
         tap, layers: what its attention and its layers compute.
         packed: whether base weights are in 4 bits.
+        resized: whether rows were added to its embeddings.
 
     Raises:
         ModelError, RopeError: the model or the scaling cannot work, found before any training.
@@ -65,10 +67,15 @@ class RestorableModel:
         self.name = name
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
+        if (
+            getattr(self.config, "head_dim", 0) is None
+        ):  # which half of transformers' formulas multiply
+            self.config.head_dim = self.config.hidden_size // self.config.num_attention_heads
         self.fingerprint, self.packed = _fingerprint(model), has_packed(model)
+        self.resized = has_added_rows(model)
         self.rope = RopeViews(model, scaling)
         self.tap, self.layers = AttentionTap(model), LayerTap(model)
-        self.adapter = Adapter(model, adapter, trainable=trainable)
+        self.adapter = Adapter(model, adapter, self.tap.modules.values(), trainable=trainable)
         self.model = self.adapter.model
         fuse_layers(self.model)
         self._current = "restored"

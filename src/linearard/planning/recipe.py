@@ -10,7 +10,7 @@ import torch
 
 from linearard.counting.shapes import ModelShape
 from linearard.errors import ModelError
-from linearard.model import load_config, resolve_device, resolve_dtype
+from linearard.model import check_supported, load_config, resolve_device, resolve_dtype
 from linearard.planning.advice import Advice, Overrides, advise
 from linearard.planning.rates import Rates, shipped_rates, stored_rates
 from linearard.planning.run import RunPlan, plan_run
@@ -78,6 +78,7 @@ def planned_recipe(
     except ModelError as error:
         enough = "A folder with the model's config.json is enough for a plan."
         raise error.reworded(fix=f"{error.fix} {enough}") from None
+    check_supported(config, recipe.rope, recipe.adapter)
     on_cpu = recipe.model.device == "cpu"
     here = torch.cuda.is_available() and not on_cpu
     rates = _rates(recipe, on_cpu, here)

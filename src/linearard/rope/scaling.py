@@ -1,24 +1,29 @@
 """RoPE scalings: what a user may ask for, and the frequency table it means.
 
 A scaling is given as in `transformers`' `rope_parameters` (`rope_type` and its keys), or as an explicit
-table (`rope_type: table`). The frequencies themselves come from `transformers`' own functions, so a
-restored model sees the numbers that `transformers` and vLLM will compute from the exported configuration.
+table (`rope_type: table`).
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from linearard.errors import RopeError
+from linearard.rope.judge import check_direction, check_slower
+from linearard.rope.native import (
+    ORIGINAL,
+    carried_keys,
+    head_dim,
+    native_parameters,
+    native_window,
+)
+from linearard.rope.table import RopeTable, formula_table, native_table, plain_table, table_over
 
 #: Required and optional keys per scaling, beside those allowed everywhere.
 _KEYS: dict[str, tuple[set[str], set[str]]] = {
@@ -31,69 +36,15 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
     "longrope": ({"factor", "long_factor"}, {"short_factor", "attention_factor"}),
     "table": ({"factor", "inv_freq"}, {"attention_factor"}),
+    "default": ({"factor", "rope_theta"}, set()),
 }
-#: The window the stretch counts from. transformers reads it for yarn, llama3 and longrope only.
-_ORIGINAL = "original_max_position_embeddings"
-_EVERYWHERE = {"rope_type", "rope_theta", "partial_rotary_factor", _ORIGINAL}
-
-
-@dataclass(frozen=True)
-class RopeTable:
-    """What a rotary module multiplies positions with.
-
-    Attributes:
-        inv_freq: float32 `[rotary_dim / 2]`, radians per position, on the CPU.
-        attention_scaling: factor on cos and sin (YaRN's and LongRoPE's attention factor).
-    """
-
-    inv_freq: Tensor
-    attention_scaling: float
-
-    def same_as(self, other: RopeTable, rtol: float = 1e-5) -> bool:
-        """Whether both tables rotate alike up to `rtol` per frequency."""
-        return (
-            self.inv_freq.shape == other.inv_freq.shape
-            and torch.allclose(self.inv_freq, other.inv_freq, rtol=rtol, atol=0.0)
-            and math.isclose(self.attention_scaling, other.attention_scaling, rel_tol=rtol)
-        )
-
-
-def native_parameters(config: Any) -> dict[str, Any]:
-    """The model's own `rope_parameters` for full attention, of a `transformers` text configuration.
-
-    Configurations that keep one entry per layer type (Gemma 3) answer with `full_attention`'s.
-    """
-    parameters = getattr(config, "rope_parameters", None)
-    if not parameters:
-        raise RopeError(
-            expected="a model with rotary position embeddings (RoPE)",
-            got=f"model_type {config.model_type!r}, whose configuration has no rope_parameters",
-            fix="Choose a RoPE decoder such as Llama, Mistral, Qwen, OLMo2 or Gemma.",
-        )
-    return dict(parameters.get("full_attention", parameters))
-
-
-def depends_on_length(config: Any) -> bool:
-    """Whether a native table changes as the text grows, so that its module reads the length on the host.
-
-    Args:
-        config: the model's text configuration, untouched.
-    """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    found = [parameters, *(own for own in parameters.values() if isinstance(own, dict))]
-    return any(own.get("rope_type") in ("dynamic", "longrope") for own in found)
-
-
-def native_window(config: Any, scaling: dict[str, Any] | None = None) -> int:
-    """Tokens the model was trained to read: `max_position_embeddings` before any stretch.
-
-    A few configurations promise more than the training held (Mistral-7B-v0.1: 32768, trained on 8192).
-    A scaling of such a model names the true window as its `original_max_position_embeddings`. Where the
-    model's own RoPE is scaled already, that key is a parameter of its formula and says nothing of this.
-    """
-    if scaling and native_parameters(config).get("rope_type", "default") == "default":
-        return int(scaling.get(_ORIGINAL) or config.max_position_embeddings)
-    return int(config.max_position_embeddings)
+#: What a scaling of the model's own type takes from the model where it says nothing else.
+_INHERITED = {
+    "yarn": ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+}
+_COUNTED_FROM = "counted_from"
+_EVERYWHERE = {"rope_type", "rope_theta", "partial_rotary_factor", ORIGINAL, _COUNTED_FROM}
 
 
 def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -101,29 +52,125 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
 
     Args:
         scaling: as in `rope_parameters`, or `{"rope_type": "table", "factor": f, "inv_freq": [...]}`
-            where `inv_freq` may also name a JSON file holding the list.
+            where `inv_freq` may also name a JSON file holding the list. `counted_from: model` applies
+            the formula to the model's frequencies as they are, scaled or not, and counts `factor` from
+            its window of today; `original`, the default for a scaling of the model's own type, applies
+            it to plain frequencies. Over a model scaled in another way `model` is the only choice.
         config: the model's text configuration, untouched.
 
     Returns:
-        The complete scaling: `rope_theta`, `partial_rotary_factor` and the original window filled in.
+        The complete scaling: `rope_theta`, `partial_rotary_factor`, the original window and keys that
+        the model reads beside a formula's filled in. Counted from a scaled model it is a `table`.
 
     Raises:
         RopeError: unknown type or key, factor <= 1, a value that is no positive number, wrong list
-            length, a native scaling that the requested one would silently discard, or no stretch.
+            length, no stretch, or one that makes a frequency faster than the model's own.
     """
     scaling = dict(scaling)
-    kind = scaling.get("rope_type", scaling.pop("type", None))
+    kind = _kind(scaling)
+    native = native_parameters(config)
+    native_kind = native.get("rope_type", native.get("type", "default"))
+    if native_kind not in _KEYS:
+        raise RopeError(
+            expected=f"a model whose own rope_type is one of {', '.join(sorted(_KEYS.keys() - {'table'}))}",
+            got=f"{native_kind!r} of model_type {config.model_type!r}",
+            fix="Choose another model: its frequencies cannot be stretched here.",
+        )
+    if native_kind == kind:
+        for key in _INHERITED.get(kind, ()):
+            if native.get(key) is not None:
+                scaling.setdefault(key, native[key])
+    carried = carried_keys(config)
+    _check_keys(scaling, kind, carried)
+    over_model = _counts_from_model(scaling, kind, native_kind)
+    if ORIGINAL in scaling:
+        _check_original(scaling[ORIGINAL], config, over_model)
+    _check_numbers({k: v for k, v in scaling.items() if k not in carried})
+    scaling["factor"] = float(scaling["factor"])
+    scaling |= carried
+    scaling.setdefault("rope_theta", native.get("rope_theta"))
+    if native.get("partial_rotary_factor") is not None:
+        scaling.setdefault("partial_rotary_factor", native["partial_rotary_factor"])
+    if kind in ("yarn", "llama3", "longrope") and not over_model:
+        own = native.get(ORIGINAL) if native_kind == kind else None
+        scaling.setdefault(ORIGINAL, own or native_window(config))
+    _check_lists(scaling, kind, config)
+    own_table = native_table(config)
+    if over_model:
+        scaling = _as_table(scaling, native, own_table, config)
+    _check_window(scaling, native, config)
+    table = compute_table(scaling, config)
+    if table.inv_freq.shape != own_table.inv_freq.shape:
+        raise RopeError(
+            expected=f"{len(own_table.inv_freq)} frequencies, as the model's rotary module has",
+            got=f"{len(table.inv_freq)}",
+            fix="Check partial_rotary_factor or the length of the table.",
+        )
+    check_slower(own_table, table, _fix_of_faster(kind, native_kind, native, config))
+    check_direction(plain_table(scaling, config), table)
+    return scaling
+
+
+def target_window(scaling: dict[str, Any], config: Any) -> int:
+    """Tokens the stretched model is meant to read: factor times the native window.
+
+    A scaling that names its own `original_max_position_embeddings` counts from there.
+    """
+    native = native_parameters(config)
+    original = native_window(config)
+    if scaling.get(ORIGINAL) and not _belongs_to_the_model(scaling, native, config):
+        original = scaling[ORIGINAL]
+    if scaling["rope_type"] == native.get("rope_type") == "linear":
+        original /= native["factor"]  # the native window holds the native factor already
+    return round(scaling["factor"] * original)
+
+
+def compute_table(scaling: dict[str, Any], config: Any) -> RopeTable:
+    """The frequency table of a checked scaling.
+
+    `dynamic` and `longrope` change their table with the length of the text in `transformers`. A model can
+    be trained for one table only, so both are taken at the target window, which is also what vLLM does
+    for `dynamic`; the export writes a configuration in which the table is the same at every length.
+    """
+    if scaling["rope_type"] == "table":
+        return RopeTable(
+            torch.tensor(scaling["inv_freq"], dtype=torch.float32),
+            float(scaling.get("attention_factor", 1.0)),
+        )
+    window, target = native_window(config, scaling), target_window(scaling, config)
+    return formula_table(scaling, config, window=window, tokens=target)
+
+
+def _kind(scaling: dict[str, Any]) -> str:
+    """The scaling's type, whichever of its two names it is under; one name is left."""
+    older = scaling.pop("type", None)
+    kind = scaling.setdefault("rope_type", older)
+    if older is not None and older != kind:
+        raise RopeError(
+            expected="one type of scaling",
+            got=f"rope_type {kind!r} and type {older!r} in one mapping",
+            fix="Leave rope.type, the older name, out.",
+        )
     if kind not in tuple(_KEYS):
         raise RopeError(
             expected=f"rope_type to be one of {', '.join(_KEYS)}",
             got=repr(kind),
             fix="Set rope.rope_type in the recipe.",
         )
-    scaling["rope_type"] = kind
+    return kind
+
+
+def _check_keys(scaling: dict[str, Any], kind: str, carried: dict[str, Any]) -> None:
     required, optional = _KEYS[kind]
     known = required | optional | _EVERYWHERE
-    for key in scaling:
-        if key not in known:
+    for key, value in scaling.items():
+        if key in carried and value != carried[key]:
+            raise RopeError(
+                expected=f"{key} {carried[key]!r}, which the model itself reads in its configuration",
+                got=repr(value),
+                fix=f"Leave rope.{key} out.",
+            )
+        if key not in known and key not in carried:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else "Remove it."
             raise RopeError(
@@ -143,90 +190,86 @@ def check_scaling(scaling: dict[str, Any], config: Any) -> dict[str, Any]:
             got=repr(factor),
             fix="Set rope.factor to target window / native window, for instance 8.",
         )
-    scaling["factor"] = float(factor)
-    native = native_parameters(config)
-    if _ORIGINAL in scaling:
-        _check_original(scaling[_ORIGINAL], config)
-    _check_numbers(scaling)
-    native_kind = native.get("rope_type", "default")
-    if native_kind not in ("default", kind) and kind != "table":
+
+
+def _counts_from_model(scaling: dict[str, Any], kind: str, native_kind: str) -> bool:
+    """Whether the formula applies to frequencies that are scaled already; takes its key out."""
+    asked = scaling.pop(_COUNTED_FROM, None)
+    if asked not in (None, "model", "original"):
         raise RopeError(
-            expected=f"rope_type {native_kind!r} (the model's own) or 'table'",
-            got=f"{kind!r}, which would discard the model's {native_kind!r} scaling",
-            fix=f"Give the complete {native_kind!r} parameters with a larger factor, or an explicit table.",
+            expected="counted_from to be model or original",
+            got=repr(asked),
+            fix="Set rope.counted_from, or leave it out.",
         )
-    scaling.setdefault("rope_theta", native.get("rope_theta"))
-    if native.get("partial_rotary_factor") is not None:
-        scaling.setdefault("partial_rotary_factor", native["partial_rotary_factor"])
-    if kind in ("yarn", "llama3", "longrope"):
-        own = native.get(_ORIGINAL) if native_kind == kind else None
-        scaling.setdefault(_ORIGINAL, own or native_window(config))
-    half = _rotary_half(config, scaling)
-    if kind == "longrope":
-        # One table for every length: the one for long text. See `compute_table`.
-        scaling["short_factor"] = scaling["long_factor"]
-        _check_list("long_factor", scaling["long_factor"], half)
-    if kind == "table":
-        scaling["inv_freq"] = _read_list(scaling["inv_freq"])
-        _check_list("inv_freq", scaling["inv_freq"], half)
+    if native_kind == "default" or kind == "table":
+        return False
+    if kind != native_kind and asked == "original":
+        raise RopeError(
+            expected=f"rope_type {native_kind!r} (the model's own) with counted_from original",
+            got=f"{kind!r}, which would discard the model's {native_kind!r} scaling",
+            fix="Set rope.counted_from to model, or give an explicit table.",
+        )
+    return kind != native_kind or asked == "model"
+
+
+def _as_table(
+    scaling: dict[str, Any], native: dict[str, Any], own_table: RopeTable, config: Any
+) -> dict[str, Any]:
+    """The scaling over the model's own frequencies, written out."""
+    theta = native.get("rope_theta")
+    if scaling["rope_type"] in ("yarn", "llama3") and scaling["rope_theta"] != theta:
+        raise RopeError(
+            expected=f"rope_theta {theta}, the model's own, for a scaling counted from the model as it is",
+            got=repr(scaling["rope_theta"]),
+            fix="Leave rope.rope_theta out, or give an explicit table.",
+        )
+    table = table_over(own_table, scaling, config, native_window(config))
+    kept = ("factor", "partial_rotary_factor", *carried_keys(config))
+    return {key: scaling[key] for key in kept if key in scaling} | {
+        "rope_type": "table",
+        "rope_theta": theta,
+        "inv_freq": table.inv_freq.tolist(),
+        "attention_factor": table.attention_scaling,
+    }
+
+
+def _check_window(scaling: dict[str, Any], native: dict[str, Any], config: Any) -> None:
     native_tokens, target = native_window(config, scaling), target_window(scaling, config)
     if target <= native_tokens:  # possible where the model's own RoPE is scaled already
         raise RopeError(
             expected=f"a factor that stretches beyond the model's window of {native_tokens} tokens",
             got=f"{scaling['factor']:g}, which gives {target}",
-            fix=f"Raise rope.factor: it counts from the window before the model's own {kind!r} scaling.",
+            fix="Raise rope.factor: it counts from the window before the model's own "
+            f"{native.get('rope_type')!r} scaling. Or set rope.counted_from to model.",
         )
-    return scaling
 
 
-def target_window(scaling: dict[str, Any], config: Any) -> int:
-    """Tokens the stretched model is meant to read: factor times the native window.
-
-    A scaling that names its own `original_max_position_embeddings` counts from there.
-    """
-    original = scaling.get(_ORIGINAL) or native_window(config)
-    native = native_parameters(config)
-    if scaling["rope_type"] == native.get("rope_type") == "linear":
-        original /= native["factor"]  # the native window holds the native factor already
-    return round(scaling["factor"] * original)
-
-
-def compute_table(scaling: dict[str, Any], config: Any) -> RopeTable:
-    """The frequency table of a checked scaling.
-
-    `dynamic` and `longrope` change their table with the length of the text in `transformers`. A model can
-    be trained for one table only, so both are taken at the target window, which is also what vLLM does
-    for `dynamic`; the export writes a configuration in which the table is the same at every length.
-    """
-    kind = scaling["rope_type"]
-    if kind == "table":
-        return RopeTable(
-            torch.tensor(scaling["inv_freq"], dtype=torch.float32),
-            float(scaling.get("attention_factor", 1.0)),
-        )
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    stretched = copy.deepcopy(config)
-    stretched.rope_parameters = dict(scaling)
-    if kind == "dynamic":  # its formula counts from the configuration's window
-        stretched.max_position_embeddings = native_window(config, scaling)
-    target = target_window(scaling, config)
-    inv_freq, attention_scaling = ROPE_INIT_FUNCTIONS[kind](
-        stretched, torch.device("cpu"), seq_len=target
+def _fix_of_faster(kind: str, native_kind: str, native: dict[str, Any], config: Any) -> str | None:
+    if kind != native_kind or kind == "default":
+        return None
+    before = native.get(ORIGINAL) or native_window(config)
+    return (
+        f"The formula counts from before the model's own {kind!r} scaling: give the model's own keys "
+        f"({ORIGINAL} {before}) and a factor above its {native.get('factor')}. To count from the model as it "
+        "is, set rope.counted_from to model."
     )
-    return RopeTable(inv_freq.detach().float().cpu().clone(), float(attention_scaling))
 
 
-def _rotary_half(config: Any, scaling: dict[str, Any]) -> int:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(head_dim * (scaling.get("partial_rotary_factor") or 1.0)) // 2
+def _belongs_to_the_model(scaling: dict[str, Any], native: dict[str, Any], config: Any) -> bool:
+    """Whether the original window stands in the scaling for the model's other code alone."""
+    same_formula = scaling["rope_type"] == native.get("rope_type")
+    return ORIGINAL in carried_keys(config) and not (
+        same_formula and scaling["rope_type"] in ("yarn", "llama3", "longrope")
+    )
 
 
-def _check_original(value: Any, config: Any) -> None:
-    longest = int(config.max_position_embeddings)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 < value <= longest:
+def _check_original(value: Any, config: Any, over_model: bool) -> None:
+    longest = native_window(config)
+    shortest = longest if over_model else 2
+    if isinstance(value, bool) or not isinstance(value, int) or not shortest <= value <= longest:
+        expected = f"{longest}" if over_model else f"from 2 to {longest}"
         raise RopeError(
-            expected=f"{_ORIGINAL} from 2 to {longest}, the model's max_position_embeddings",
+            expected=f"{ORIGINAL} {expected}, the model's max_position_embeddings",
             got=repr(value),
             fix="Give the tokens the model was trained to read, or leave the key out.",
         )
@@ -255,6 +298,24 @@ def _check_numbers(scaling: dict[str, Any]) -> None:
             got=f"{low} and {high}",
             fix="Set rope.low_freq_factor and rope.high_freq_factor; Llama 3.1 has 1 and 4.",
         )
+    fast, slow = scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)
+    if not slow < fast:
+        raise RopeError(
+            expected="beta_slow below beta_fast",
+            got=f"beta_fast {fast} and beta_slow {slow}, which slow the fast pairs and keep the slow ones",
+            fix="Set rope.beta_fast and rope.beta_slow; the paper has 32 and 1.",
+        )
+
+
+def _check_lists(scaling: dict[str, Any], kind: str, config: Any) -> None:
+    half = int(head_dim(config) * (scaling.get("partial_rotary_factor") or 1.0)) // 2
+    if kind == "longrope":
+        # One table for every length: the one for long text. See `compute_table`.
+        scaling["short_factor"] = scaling["long_factor"]
+        _check_list("long_factor", scaling["long_factor"], half)
+    if kind == "table":
+        scaling["inv_freq"] = _read_list(scaling["inv_freq"])
+        _check_list("inv_freq", scaling["inv_freq"], half)
 
 
 def _check_list(name: str, values: Any, length: int) -> None:

@@ -1,51 +1,26 @@
 """Native and stretched RoPE on one model: find the rotary modules, switch their tables, check them live.
 
 A rotary module of `transformers` keeps `inv_freq` and `attention_scaling` (one pair, or one per layer
-type with a prefix, as in Gemma 3). Switching a view replaces both; nothing else of the model changes.
+type with a prefix, as in Gemma 3). Switching a view replaces both, and the softmax scale of the few models
+that draw it from their RoPE; nothing else of the model changes.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from linearard.errors import ModelError, RopeError
-from linearard.rope.scaling import (
-    RopeTable,
-    check_scaling,
-    compute_table,
-    depends_on_length,
-    native_window,
-    target_window,
-)
-
-View = Literal["native", "stretched"]
-_SUFFIX = "inv_freq"
-
-
-@dataclass
-class _Slot:
-    """One frequency table of one rotary module."""
-
-    module: nn.Module
-    prefix: str  # "" or "full_attention_"
-    tables: dict[View, RopeTable] = field(default_factory=dict)
-    on_device: dict[tuple[View, torch.device], Tensor] = field(default_factory=dict)
-
-    @property
-    def layer_type(self) -> str | None:
-        return self.prefix[:-1] or None
-
-    @property
-    def live(self) -> RopeTable:
-        buffer = getattr(self.module, self.prefix + _SUFFIX)
-        scaling = getattr(self.module, self.prefix + "attention_scaling")
-        return RopeTable(buffer.detach().float().cpu().clone(), float(scaling))
+from linearard.errors import RopeError
+from linearard.rope.judge import check_slower
+from linearard.rope.layers import slots_to_stretch
+from linearard.rope.native import carried_keys, depends_on_length, native_window
+from linearard.rope.scaling import check_scaling, compute_table, target_window
+from linearard.rope.slots import View, check_rotation, find_slots
+from linearard.rope.softmax import SoftmaxScales
+from linearard.rope.table import RopeTable, native_table
 
 
 class RopeViews:
@@ -54,8 +29,14 @@ class RopeViews:
     Args:
         model: a `transformers` RoPE decoder with its native frequencies in place. It is left in the
             stretched view.
-        scaling: see `check_scaling`. Layers of a sliding-window type (Gemma 3) keep native RoPE: their
-            window does not grow.
+        scaling: see `check_scaling`. Layers with a sliding window keep native RoPE where others see the
+            whole text (Gemma 3): their window does not grow.
+
+    Attributes:
+        scaling: complete, as `check_scaling` gives it.
+        native_window, target_window: tokens.
+        carried: keys of the model's `rope_parameters` that every exported form must keep.
+        depends_on_length: whether the native table changes as the text grows.
 
     Raises:
         ModelError: the model has no rotary module this class can switch.
@@ -68,32 +49,34 @@ class RopeViews:
         self.native_window = native_window(config, self.scaling)
         self.target_window = target_window(self.scaling, config)
         self.depends_on_length = depends_on_length(config)
+        self.carried = carried_keys(config)
         self._model = model
-        self._slots = _find_slots(model)
+        self._slots = find_slots(model, config)
         table = compute_table(self.scaling, config)
+        stretched = slots_to_stretch(model, self._slots, config)
         for slot in self._slots:
-            native = slot.live
-            _check_native(slot, native, config)
-            stretched = table if slot.layer_type in (None, "full_attention") else native
-            if stretched.inv_freq.shape != native.inv_freq.shape:
+            native = slot.tables["native"]
+            slot.tables["stretched"] = table if slot in stretched else native
+            if slot not in stretched:
+                continue
+            if table.inv_freq.shape != native.inv_freq.shape:
                 raise RopeError(
                     expected=f"{native.inv_freq.numel()} frequencies, as the model's rotary module has",
-                    got=f"{stretched.inv_freq.numel()}",
+                    got=f"{table.inv_freq.numel()}",
                     fix="Check partial_rotary_factor or the length of the table.",
                 )
-            slot.tables = {"native": native, "stretched": stretched}
-        if all(slot.tables["native"].same_as(slot.tables["stretched"]) for slot in self._slots):
-            raise RopeError(
-                expected="stretched frequencies that differ from the native ones",
-                got="the same table twice",
-                fix="Check rope.factor and the scaling's other parameters.",
-            )
+            if scaling.get("rope_type", scaling.get("type")) != "table":
+                _check_formula(native, config)
+            # natively, longrope's module holds the table of short text: `check_scaling` has judged
+            if slot.rope_type != "longrope":
+                check_slower(native, table)
+        self._softmax = SoftmaxScales(model, self.scaling, config)
         self._rope_types = [_copy_rope_type(slot.module) for slot in self._slots]
         self._skip: tuple[int, int] | None = None
         self._native_types = {
             slot.layer_type
             for slot in self._slots
-            if slot.layer_type not in (None, "full_attention")
+            if slot.layer_type is not None and slot not in stretched
         }
         for module in {slot.module for slot in self._slots}:
             module.register_forward_pre_hook(self._move_positions, with_kwargs=True)
@@ -102,25 +85,22 @@ class RopeViews:
     def activate(self, view: View) -> None:
         """Put one view's tables into the rotary modules. Cheap: a few attribute assignments."""
         for slot, native_type in zip(self._slots, self._rope_types, strict=True):
-            module, name = slot.module, slot.prefix + _SUFFIX
-            device = getattr(module, name).device
-            if (view, device) not in slot.on_device:
-                # A copy: native "longrope" modules write into their buffer as the text grows.
-                slot.on_device[view, device] = slot.tables[view].inv_freq.to(device, copy=True)
-            setattr(module, name, slot.on_device[view, device])
-            setattr(module, slot.prefix + "attention_scaling", slot.tables[view].attention_scaling)
+            slot.put(view)
             if native_type is not None:
                 # "dynamic" and "longrope" modules rewrite their own table as the text grows: the
                 # stretched view has one table, so it presents itself as "default".
-                module.rope_type = native_type if view == "native" else _frozen_type(native_type)
+                slot.module.rope_type = (
+                    native_type if view == "native" else _frozen_type(native_type)
+                )
+        self._softmax.put(view)
 
     @contextlib.contextmanager
     def reordered(self, order: Tensor | None) -> Iterator[None]:
         """Rotate natively inside the block, each slot by the frequency of pair `order[slot]`."""
         self.activate("native")
         for slot in self._slots if order is not None else ():
-            live = getattr(slot.module, slot.prefix + _SUFFIX)
-            setattr(slot.module, slot.prefix + _SUFFIX, live[order.to(live.device)])
+            live = getattr(slot.module, slot.name)
+            setattr(slot.module, slot.name, live[order.to(live.device)])
         try:
             yield
         finally:
@@ -184,6 +164,10 @@ class RopeViews:
         """Tables by layer type; the key is `""` where the model has one table for all layers."""
         return {slot.layer_type or "": slot.tables[view] for slot in self._slots}
 
+    def softmax_scales(self, view: View) -> dict[int, float]:
+        """Factor on attention scores by layer; the same in both views of most models."""
+        return self._softmax.of(view)
+
     def check(self) -> None:
         """Run every rotary module in both views and compare with the tables; ends in the stretched view.
 
@@ -191,7 +175,8 @@ class RopeViews:
             RopeError: a live module rotates by other angles, or other code replaced it.
         """
         modules = set(self._model.modules())
-        if any(slot.module not in modules for slot in self._slots):
+        empty = any(parameter.is_meta for parameter in self._model.parameters())
+        if not empty and any(slot.module not in modules for slot in self._slots):
             raise RopeError(
                 expected="the rotary modules that the model was loaded with",
                 got="another one in their place",
@@ -200,60 +185,20 @@ class RopeViews:
         for view in ("native", "stretched"):
             self.activate(view)
             for slot in self._slots:
-                _check_rotation(slot, view)
+                check_rotation(slot, view)
 
 
-def _find_slots(model: nn.Module) -> list[_Slot]:
-    slots = []
-    for module in model.modules():
-        if not hasattr(module, "rope_type") or not isinstance(module, nn.Module):
-            continue
-        names = [name for name, _ in module.named_buffers(recurse=False)]
-        for name in names:
-            if name.endswith(_SUFFIX) and "original" not in name and "long_" not in name:
-                slots.append(_Slot(module, name[: -len(_SUFFIX)]))
-    if not slots:
-        raise ModelError(
-            expected="a decoder with a rotary embedding module (inv_freq, attention_scaling)",
-            got=type(model).__name__,
-            fix="Choose a RoPE decoder such as Llama, Mistral, Qwen, OLMo2 or Gemma.",
-        )
-    return slots
+def _check_formula(live: RopeTable, config: Any) -> None:
+    """Refuse formulas over frequencies that do not follow the formula of their own configuration.
 
-
-def _check_native(slot: _Slot, live: RopeTable, config: Any) -> None:
-    fresh_module = type(slot.module)(config=config)
-    fresh = _Slot(fresh_module, slot.prefix).live
-    if not live.same_as(fresh):
+    HunYuan's `alpha` makes them others than those of the type that its configuration names.
+    """
+    if not live.same_as(native_table(config, tokens=1)):
         raise RopeError(
-            expected="the native frequencies of the model's configuration in its rotary module",
-            got=f"other ones (largest live {live.inv_freq.max():.6g}, configured {fresh.inv_freq.max():.6g})",
-            fix="Load the model afresh; casting a whole model with .to(dtype) rounds its frequencies.",
+            expected="native frequencies that follow the formula which the model's configuration names",
+            got="others in its rotary module",
+            fix="Give an explicit table (rope.rope_type table, with rope.inv_freq).",
         )
-
-
-def _check_rotation(slot: _Slot, view: View) -> None:
-    table = slot.tables[view]
-    device = getattr(slot.module, slot.prefix + _SUFFIX).device
-    positions = torch.tensor([[0, 1, 2, 17, 101]], device=device)
-    kwargs = {"layer_type": slot.layer_type} if slot.layer_type else {}
-    x = torch.zeros(1, 1, 1, device=device, dtype=torch.float32)
-    cos, sin = slot.module(x, positions, **kwargs)
-    angles = positions[0].double().cpu()[:, None] * table.inv_freq.double()
-    for live, expected in ((cos, angles.cos()), (sin, angles.sin())):
-        expected = expected * table.attention_scaling
-        live = live[0].double().cpu()
-        # Pairs lie half a head apart in most models, side by side in a few (Cohere).
-        layouts = (live[:, : expected.shape[-1]], live[:, 0::2])
-        if not any(
-            layout.shape == expected.shape and (layout - expected).abs().max() < 1e-4
-            for layout in layouts
-        ):
-            raise RopeError(
-                expected=f"the model to rotate by its {view} RoPE table",
-                got="other angles from the live rotary module",
-                fix="Do not replace or cast the rotary module after the views were made.",
-            )
 
 
 def _copy_rope_type(module: nn.Module) -> Any:

@@ -20,6 +20,7 @@ from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import (
     RestorableModel,
     check_packing,
+    check_supported,
     check_tokenizer,
     load_config,
     load_tokenizer,
@@ -187,8 +188,10 @@ def prepare_run(
     if recipe.model.load_in_4bit:
         check_packing()
     stages = stage_arguments(recipe, config, device, dtype, progress)
+    check_supported(config, recipe.rope, recipe.adapter)
     tokenizer = load_tokenizer(recipe.model) if tokenizer is None else tokenizer
-    check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
+    if not recipe.model.resize_embeddings:
+        check_tokenizer(tokenizer, config.vocab_size, recipe.model.name)
     claim, notes = Claim(), []
     with next(iter(stages.values())).main_process_first(local=False):
         if is_main_process():

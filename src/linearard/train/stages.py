@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from linearard.capture import attention_layers
 from linearard.data import DataConfig
 from linearard.data.config import SELF
 from linearard.errors import RecipeError, RopeError, UserError, shown
@@ -58,7 +59,7 @@ def stage_arguments(
             _check_held_out(f"stages.{name}", stages[name].held_out, native, target)
             for part, config_of_part in stages[name].all_parts.items():
                 where = f"stages.{name}.parts.{part}" if part else f"stages.{name}"
-                _check_part(where, config_of_part, native, target, config.num_hidden_layers)
+                _check_part(where, config_of_part, native, target, config)
                 _check_data(where, config_of_part, recipe.data)
                 if dtype == torch.float16 and config_of_part.objective.inputs == "teacher":
                     raise RecipeError(
@@ -81,9 +82,9 @@ def _check_held_out(where: str, held_out: HeldOutConfig, native: int, target: in
             )
 
 
-def _check_part(where: str, part: PartConfig, native: int, target: int, num_layers: int) -> None:
+def _check_part(where: str, part: PartConfig, native: int, target: int, config: Any) -> None:
     """Whether windows and objective fit the model."""
-    objective = part.objective
+    objective, num_layers = part.objective, config.num_hidden_layers
     limit = native if objective.needs_native_window else target
     if part.window > limit:
         kind = "native" if objective.needs_native_window else "stretched"
@@ -101,7 +102,7 @@ def _check_part(where: str, part: PartConfig, native: int, target: int, num_laye
             fix="Lower it, or leave it out.",
         )
     try:
-        objective.weights_by_layer(num_layers)
+        objective.weights_by_layer(num_layers, attention_layers(config))
         objective.compared_layers(num_layers)
     except RecipeError as error:
         raise error.reworded(

@@ -35,6 +35,7 @@ from linearard.train.peers import watching_peers
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
 from linearard.train.saving import SavingTrainer
+from linearard.train.shares import add_shares
 from linearard.train.watched import WatchedStage
 from linearard.train.windows import check_datasets, check_window, numbered, the_only_item
 
@@ -168,6 +169,12 @@ class RestorationTrainer(SavingTrainer):
         self.args.learning_rate = rate
         if self.optimizer_cls_and_kwargs is not None:
             self.optimizer_cls_and_kwargs[1]["lr"] = rate
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        """The batches of a step, each with what its terms' means weigh among all of them."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        add_shares(batches, self.args, self.accelerator)
+        return batches, items
 
     def compute_loss(
         self,

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from linearard.ops.derivatives import first_derivatives_only
 from linearard.ops.relation_kl.visibility import Visibility
 
 
@@ -73,7 +73,9 @@ class LinearMemoryRows(torch.autograd.Function):
         return tuple(rows)
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives_only(
+        "the relation KL", "Set implementation to reference, which has derivatives of every order."
+    )
     def backward(ctx, *grads):
         """Gradients reach the student only."""
         cu_seqlens, valid, *saved = ctx.saved_tensors
