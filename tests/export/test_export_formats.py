@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import log, pi
 from pathlib import Path
 
 import pytest
@@ -171,11 +172,21 @@ def flat_parameters(exports, name):
     return exports[name, "merged", "lora", "float32"].config["rope_parameters"]
 
 
-def test_linear_is_written_as_it_was_asked_for(exports):
-    for name in ("linear", "linear from 48"):
-        expected = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-        assert flat_parameters(exports, name) == expected
-    assert isinstance(flat_parameters(exports, "linear")["factor"], float)  # vLLM tells by the type
+def test_linear_of_a_llama_is_llama3_that_divides_every_frequency(exports):
+    """vLLM multiplies the window of `linear` by its factor once more."""
+    for name, window in (("linear", 64), ("linear from 48", 48)):
+        flat = flat_parameters(exports, name)
+        assert flat["rope_type"] == "llama3" and flat["factor"] == 4.0
+        assert flat["original_max_position_embeddings"] / flat["low_freq_factor"] == 1 < 2 * pi
+        assert flat["high_freq_factor"] > flat["low_freq_factor"]
+        assert flat["original_max_position_embeddings"] == window
+
+
+def test_linear_of_others_is_written_as_it_was_asked_for(exports):
+    config = exports["olmo2", "merged", "lora", "float32"].config
+    expected = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    assert config["rope_parameters"] == expected
+    assert isinstance(config["rope_parameters"]["factor"], float)  # vLLM tells by the type
 
 
 def test_dynamic_becomes_a_larger_base(exports):
@@ -184,7 +195,9 @@ def test_dynamic_becomes_a_larger_base(exports):
     assert flat == {"rope_type": "default", "rope_theta": pytest.approx(expected, rel=1e-5)}
 
 
-@pytest.mark.parametrize("name", ["longrope", "table", "phi3"])
+@pytest.mark.parametrize(
+    "name", ["longrope", "table", "phi3", "yarn without attention factor", "yarn with mscale"]
+)
 def test_tables_become_longrope_with_equal_factors(name, exports):
     flat = flat_parameters(exports, name)
     assert flat["rope_type"] == "longrope" and flat["short_factor"] == flat["long_factor"]
@@ -197,15 +210,12 @@ def test_tables_become_longrope_with_equal_factors(name, exports):
         assert flat[key] == table.attention_scaling
 
 
-@pytest.mark.parametrize("name", ["yarn", "yarn without attention factor", "yarn with mscale"])
-def test_yarn_names_its_attention_factor_twice(name, exports):
-    """transformers and new vLLM read attention_factor; older vLLM multiplies attn_factor by its own."""
-    from math import log
-
-    flat = flat_parameters(exports, name)
-    (table,) = exports[name, "merged", "lora", "float32"].rope.tables("stretched").values()
-    assert flat["attention_factor"] == table.attention_scaling
-    assert flat["attn_factor"] * (0.1 * log(4) + 1) == pytest.approx(table.attention_scaling)
+def test_plain_yarn_names_its_attention_factor_twice(exports):
+    """transformers and new vLLM read attention_factor; others multiply attn_factor by their own."""
+    flat = flat_parameters(exports, "yarn")
+    (table,) = exports["yarn", "merged", "lora", "float32"].rope.tables("stretched").values()
+    assert flat["attention_factor"] == table.attention_scaling == pytest.approx(0.1 * log(4) + 1)
+    assert flat["attn_factor"] == 1.0
     assert flat["original_max_position_embeddings"] == tiny.WINDOW
 
 
@@ -242,6 +252,7 @@ def test_the_tokenizer_is_written_for_transformers_4_too(tmp_path):
 def test_merged_folder_is_a_plain_model(exports):
     names = {p.name for p in exports["linear", "merged", "lora", "float32"].folder.iterdir()}
     assert names == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "linearard_export.json",

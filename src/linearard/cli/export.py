@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> None:
     from linearard.export import ReaderProcess, check_output, export_model
     from linearard.export.gguf import GgufOptions, check_gguf
     from linearard.model import RestorableModel, load_config, load_tokenizer, load_weights
-    from linearard.pipeline import say
-    from linearard.train import open_checkpoint, share_not_kept
+    from linearard.pipeline import say, story_of
+    from linearard.train import open_checkpoint, share_not_kept, trained_window
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
     check_output(
@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
         recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
     )
     load_weights(restorable, folder)
+    rope = restorable.rope
     with ExitStack() as stack:
         pythons = [None, *args.reader]
         about = export_model(
@@ -104,13 +105,21 @@ def run(args: argparse.Namespace) -> None:
             trust_remote_code=recipe.model.trust_remote_code,
             readers=[stack.enter_context(ReaderProcess(python)) for python in pythons],
             gguf=gguf,
+            window=trained_window(recipe, rope.native_window, rope.target_window),
+            story=story_of(recipe, folder),
         )
     say(_summary(args.output, about))
 
 
 def _summary(folder: Path, about: dict[str, Any]) -> str:
     if about["form"] == "gguf":
-        return f"exported to {folder / about['file']}, checked with {about['checked_with']}"
+        said = f"exported to {folder / about['file']}: checked with {about['checked_with']}"
+        if "relative_error" in about:
+            said += (
+                f", logits within {about['relative_error']:.2g} (relative), top-1 agreement "
+                f"{about['top1_agreement']:.3f}"
+            )
+        return said
     lines = [
         f"exported to {folder}: read in a new process by transformers {', '.join(about['readers'])}, "
         f"RoPE and softmax scales as trained, float32 logits within {about['relative_error']:.2g} "

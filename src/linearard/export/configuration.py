@@ -1,29 +1,20 @@
-"""The stretched RoPE as every reader understands it.
+"""An exported `config.json`, with the stretched RoPE in every dialect.
 
 transformers 5 reads `rope_parameters`; transformers 4 and vLLM read `rope_scaling` and `rope_theta`, or
-what a class calls it. All are written. A restored model was trained for one table of frequencies, so
-scalings whose table depends on the length of the text are written in an equivalent form that does not:
-
-- `dynamic` at its target window is plain RoPE with a larger base: `rope_type: default`, larger `rope_theta`;
-- `longrope` gets equal short and long factors;
-- an explicit table is `longrope` with the factors that produce it, and so is any scaling of a model whose
-  configuration knows no other (Phi-3).
+what a class calls it. All are written, in the representation that most readers understand alike.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from linearard.export.representation import exported_rope
 from linearard.model import write_json
-from linearard.rope import RopeTable, RopeViews
+from linearard.rope import RopeViews
 
 _ORIGINAL = "original_max_position_embeddings"
-_LONGROPE_ONLY = ("phi3", "phi4_multimodal")
 #: The only scaling that these know in transformers 4, and the only two keys that it may have there.
 _TYPE_AND_FACTOR = ("olmo", "olmo2")
 #: Their code in transformers 4 never looks at a scaling.
@@ -59,33 +50,13 @@ _OF_THE_FORMULA = {
 }
 
 
-def exported_rope(rope: RopeViews, model_type: str = "") -> dict[str, Any]:
-    """Flat `rope_parameters` of the stretched view, with one table for every length.
-
-    Args:
-        rope: the views.
-        model_type: of the configuration; some types accept few scalings.
-    """
-    scaling = dict(rope.scaling)
-    tables = rope.tables("stretched")
-    table = tables.get("full_attention", tables.get(""))
-    kind, theta = scaling["rope_type"], scaling["rope_theta"]
-    partial = {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
-    if kind in ("longrope", "table") or model_type in _LONGROPE_ONLY:
-        return _as_longrope(table, theta, rope) | partial
-    if kind == "dynamic":
-        return {"rope_type": "default", "rope_theta": _base_of(table)} | partial
-    if kind == "yarn":
-        scaling["attention_factor"] = table.attention_scaling
-        # Older vLLM multiplies its own default, 0.1 ln(factor) + 1, by this; transformers ignores it.
-        scaling["attn_factor"] = table.attention_scaling / (0.1 * math.log(scaling["factor"]) + 1)
-    if kind == "linear":  # no key of its formula; the window itself is exported beside it
-        scaling.pop(_ORIGINAL, None)
-    return scaling
-
-
 def write_configuration(
-    config: Any, rope: RopeViews, folder: Path, *, dtype: str | None = None
+    config: Any,
+    rope: RopeViews,
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    window: int | None = None,
 ) -> None:
     """Write `config.json` with the stretched RoPE and window.
 
@@ -94,7 +65,9 @@ def write_configuration(
         rope: its views.
         folder: receives `config.json`.
         dtype: in which readers shall hold the weights, such as `float32`; default: the configuration's.
+        window: tokens that the model says it reads; the target window where nothing is given.
     """
+    window = window or rope.target_window
     config.save_pretrained(folder)
     path = folder / "config.json"
     content = json.loads(path.read_text())
@@ -106,7 +79,7 @@ def write_configuration(
             part["dtype"] = dtype
     nested = text.get("rope_parameters") or {}
     own = nested.get("full_attention", nested)
-    flat = exported_rope(rope, text["model_type"])
+    flat = exported_rope(rope, text["model_type"], window)
     flat = {k: v for k, v in own.items() if k not in _OF_THE_FORMULA} | flat
     if _ORIGINAL in own and flat["rope_type"] == "longrope":  # with equal factors of no other use
         flat[_ORIGINAL] = own[_ORIGINAL]
@@ -124,7 +97,7 @@ def write_configuration(
     if _ORIGINAL in text:  # Phi-3 puts this one above all
         text[_ORIGINAL] = flat.get(_ORIGINAL, rope.native_window)
     text["rope_scaling"] = None if flat["rope_type"] == "default" else _older(text, flat)
-    text["max_position_embeddings"] = rope.target_window
+    text["max_position_embeddings"] = window
     write_json(path, content)
     if "full_attention" in nested and not _is_read(config, folder, flat):
         # transformers 5 takes the flat one for all layer types here; 4 never had these classes.
@@ -192,26 +165,3 @@ def write_tokenizer(tokenizer: Any, window: int, folder: Path) -> None:
     if isinstance(content.get("extra_special_tokens"), list):  # the same; a mapping in 4
         content["additional_special_tokens"] = content.pop("extra_special_tokens")
     write_json(path, content)
-
-
-def _base_of(table: RopeTable) -> float:
-    dim = 2 * table.inv_freq.numel()
-    return float(table.inv_freq[-1].double() ** (-dim / (dim - 2)))
-
-
-def _as_longrope(table: RopeTable, theta: float, rope: RopeViews) -> dict[str, Any]:
-    dim = 2 * table.inv_freq.numel()
-    plain = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    factors = (plain / table.inv_freq.double()).tolist()
-    attention = table.attention_scaling
-    return {
-        "rope_type": "longrope",
-        "rope_theta": theta,
-        "factor": rope.scaling["factor"],
-        "short_factor": factors,
-        "long_factor": factors,
-        _ORIGINAL: rope.native_window,
-        "attention_factor": attention,
-        "short_mscale": attention,  # the names under which vLLM reads it
-        "long_mscale": attention,
-    }

@@ -11,12 +11,8 @@ from typing import Any
 import torch
 
 from linearard.errors import RecipeError
-from linearard.export.configuration import (
-    exported_rope,
-    reader_notes,
-    write_configuration,
-    write_tokenizer,
-)
+from linearard.export.card import Story, write_card
+from linearard.export.configuration import reader_notes, write_configuration, write_tokenizer
 from linearard.export.folder import check_output, filled_aside
 from linearard.export.gguf import GgufOptions, export_gguf
 from linearard.export.merging import (
@@ -32,6 +28,7 @@ from linearard.export.merging import (
 from linearard.export.probes import beyond, passages
 from linearard.export.reader import observe
 from linearard.export.reading import ReaderProcess, Trained, compare
+from linearard.export.representation import exported_rope
 from linearard.model import RestorableModel, write_json
 
 
@@ -46,6 +43,8 @@ def export_model(
     trust_remote_code: bool = False,
     readers: Sequence[ReaderProcess] = (),
     gguf: GgufOptions | None = None,
+    window: int | None = None,
+    story: Story | None = None,
 ) -> dict[str, Any]:
     """Export a restored model, read it in a new process, and compare before it is put in place.
 
@@ -61,6 +60,9 @@ def export_model(
         trust_remote_code: let the reader run code that the base model's repository brings.
         readers: processes that must read it; default: one of this environment, ended afterwards.
         gguf: how a GGUF is written; it is read by llama.cpp where that is installed.
+        window: tokens that the model says it reads (see `linearard.train.trained_window`); the target
+            window where nothing is given.
+        story: of the run, for the model card.
 
     Returns:
         What `linearard_export.json` says: `relative_error` of the reloaded logits, their
@@ -87,11 +89,14 @@ def export_model(
         ExitStack() as stack,
     ):
         about |= {"form": form, "base_model": restorable.name, "rope": restorable.rope.scaling}
+        about["window"] = window = window or restorable.rope.target_window
+        card = {"native_window": restorable.rope.native_window, "story": story}
         if form == "gguf":
-            about |= export_gguf(restorable, aside, gguf or GgufOptions())
+            about |= export_gguf(restorable, aside, gguf or GgufOptions(), window=window)
+            write_card(aside, about, **card, destination=folder)
             return about
         found, trained, probes = write_model(
-            restorable, aside, form, merge_dtype=merge_dtype, revision=revision
+            restorable, aside, form, merge_dtype=merge_dtype, revision=revision, window=window
         )
         about |= found
         request = {
@@ -107,6 +112,7 @@ def export_model(
                 compare(trained, reader.read(probes, **request), device=request["device"])
             )
         about |= comparisons[0] | {"readers": [c["transformers"] for c in comparisons]}
+        write_card(aside, about, **card, destination=folder)
     return about
 
 
@@ -117,13 +123,14 @@ def write_model(
     *,
     merge_dtype: str = "auto",
     revision: str | None = None,
+    window: int | None = None,
 ) -> tuple[dict[str, Any], Trained, Probes]:
     """Write an export without reading it back.
 
     Args:
         restorable: the model; a merge uses it up.
         folder: exists.
-        form, merge_dtype, revision: see `export_model`.
+        form, merge_dtype, revision, window: see `export_model`.
 
     Returns:
         What there is to report, what a reader has to find, and what to ask it.
@@ -132,20 +139,21 @@ def write_model(
     probes = texts + beyond(restorable, texts)
     seen = look(restorable, texts)
     rope = restorable.rope
+    window = window or rope.target_window
     about: dict[str, Any] = {}
     if form == "merged":
         model, prices = merge(restorable, merge_dtype, texts, seen)
         about |= report(prices)
         model.save_pretrained(folder)
-        write_configuration(model.config, rope, folder, dtype=prices[-1].dtype)
+        write_configuration(model.config, rope, folder, dtype=prices[-1].dtype, window=window)
     else:
         model = restorable.model
         restorable.adapter.save(folder)
         _name_base(folder, restorable.name, revision)
-        write_configuration(model.config, rope, folder)
+        write_configuration(model.config, rope, folder, window=window)
     if restorable.tokenizer is not None:
-        write_tokenizer(restorable.tokenizer, rope.target_window, folder)
-    flat = exported_rope(rope, restorable.config.model_type)
+        write_tokenizer(restorable.tokenizer, window, folder)
+    flat = exported_rope(rope, restorable.config.model_type, window)
     about["notes"] = reader_notes(restorable.config.model_type, flat, about.get("merge"))
     with packed_in_float32(model):
         observed = observe(model, probes)
