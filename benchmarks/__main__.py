@@ -11,6 +11,7 @@ BENCHMARKS = (
     "planner",
     "planner_rates",
     "queue",
+    "readers",
     "relation_kl",
     "same_training",
     "stage1",

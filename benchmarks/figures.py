@@ -295,6 +295,35 @@ def _width(where: str, result: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
+def _gguf(where: str, result: dict[str, Any]) -> dict[str, float]:
+    """The worst KL and top-1 over lengths, of GGUFs in llama.cpp against transformers, by scaling."""
+    model = _slug(result["model"])
+    end = "" if "smollm2" in model else f".{model}"
+    figures = {}
+    for name, found in result["scalings"].items():
+        for kind, suffix in (("f32", ""), ("q8_0", ".q8_0")):
+            lengths = found.get(kind, {})
+            if lengths:
+                key = f"export.gguf.{name}{end}{suffix}"
+                figures[f"{key}.kl"] = max(0.0, *(values["kl"] for values in lengths.values()))
+                figures[f"{key}.top1"] = min(values["top1"] for values in lengths.values())
+                figures[f"{key}.longest"] = max(map(int, lengths))
+    return figures
+
+
+def _exports_read(where: str, result: dict[str, Any]) -> dict[str, float]:
+    """How many exported scalings a reader rotates by the trained table and window, by reader."""
+    return {
+        f"export.readers.{_slug(reader)}.equal": sum(map(reads_rightly, found.values()))
+        for reader, found in result["readers"].items()
+    }
+
+
+def reads_rightly(said: dict[str, Any]) -> bool:
+    """Whether a reader of an export rotates by its table and says its window."""
+    return said["error"] < 2e-3 and said["window"] == 65536
+
+
 def _slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.lower()).strip("_")
 
@@ -309,4 +338,6 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "attention": _attention,
     "same_training": _same_training,
     "width": _width,
+    "gguf": _gguf,
+    "readers": _exports_read,
 }

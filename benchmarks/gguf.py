@@ -10,6 +10,7 @@ model in memory, and how often both choose the same token, over all positions of
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +59,10 @@ def main(arguments: list[str]) -> None:
         "model": Path(options.model.removeprefix("package:")).name,
         "scalings": {},
     }
+    if options.out.is_file():  # go on with what another run of the same model has measured
+        before = json.loads(options.out.read_text())
+        if before["model"] == result["model"]:
+            result["scalings"] = before["scalings"]
     ids: Tensor | None = None
     for name in options.scalings:
         start = time.monotonic()

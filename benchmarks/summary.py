@@ -16,12 +16,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, selection_arms
+from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, reads_rightly, selection_arms
+from benchmarks.models import models_tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("RECIPES", "PERFORMANCE", "PLANNING")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("RECIPES", "PERFORMANCE", "PLANNING", "MODELS", "READERS")
+    ),
 )
 SUMMARY = RESULTS / "summary.json"
 
@@ -85,6 +89,9 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "width": _width_table(figures),
         "peaks": _peaks_table(figures),
         "attention": _attention_table(figures),
+        **models_tables(),
+        "readers": _readers_table(),
+        "gguf": _gguf_table(figures),
     }
 
 
@@ -272,6 +279,43 @@ def _width_table(figures: dict[str, float]) -> str:
         for width in widths
     ]
     return _markdown(["width", *(end.removeprefix("rate_") for end in columns)], rows)
+
+
+def _readers_table() -> str:
+    path = RESULTS / "cpu" / "readers.json"
+    if not path.is_file():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    rows = []
+    for name, kind in result["written_as"].items():
+        said = [found[name] for found in result["readers"].values()]
+        cells = ["equal" if reads_rightly(one) else "another table" for one in said]
+        rows.append([name.replace("_", ", "), f"`{kind}`", *cells])
+    readers = [reader.replace("-", " ") for reader in result["readers"]]
+    return _markdown(["scaling", "written as", *readers], rows)
+
+
+def _gguf_table(figures: dict[str, float]) -> str:
+    names = [
+        key.removeprefix("export.gguf.").removesuffix(".kl")
+        for key in figures
+        if re.fullmatch(r"export\.gguf\..*\.kl", key) and ".q8_0." not in key
+    ]
+    parts = {
+        "KL": ("kl", ".1e"),
+        "top-1": ("top1", ".4f"),
+        "longest, tokens": ("longest", ",.0f"),
+        "Q8_0: KL": ("q8_0.kl", ".4f"),
+        "Q8_0: top-1": ("q8_0.top1", ".3f"),
+    }
+    rows = [
+        [
+            name.replace("_", ", "),
+            *(_cell(figures.get(f"export.gguf.{name}.{p}"), f) for p, f in parts.values()),
+        ]
+        for name in names
+    ]
+    return _markdown(["SmolLM2-135M", *parts], rows) if rows else "Not measured yet."
 
 
 def _cell(value: float | None, form: str) -> str:

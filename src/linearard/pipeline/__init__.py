@@ -2,6 +2,7 @@
 
 from linearard.pipeline.results import check_results_folder, claim_results_folder
 from linearard.pipeline.run import Outcome, check_evaluation, measure, say, train_and_report
+from linearard.pipeline.story import story_of, told
 
 __all__ = [
     "Outcome",
@@ -10,5 +11,7 @@ __all__ = [
     "claim_results_folder",
     "measure",
     "say",
+    "story_of",
+    "told",
     "train_and_report",
 ]

@@ -12,6 +12,7 @@ from linearard.train.run import (
     run_recipe,
 )
 from linearard.train.sections import build_section
+from linearard.train.trained_window import trained_window
 
 __all__ = [
     "RECIPE_FILE",
@@ -32,4 +33,5 @@ __all__ = [
     "recipe_from_dict",
     "run_recipe",
     "share_not_kept",
+    "trained_window",
 ]

@@ -1,0 +1,77 @@
+"""A run as its export's model card tells it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from linearard.evaluation import summarise
+from linearard.export import Story
+from linearard.train import RESULT_FILE, Recipe
+
+_FORMS = {"perplexity": ".2f", "kl": ".4f"}  # all other kinds: .3f
+
+
+def story_of(recipe: Recipe, checkpoint: Path | None = None) -> Story:
+    """Stages, text and scores of a run.
+
+    Args:
+        recipe: of the run.
+        checkpoint: its folder `final`: the evaluation beside it is of these weights. No scores are taken
+            for another checkpoint.
+    """
+    result = None
+    if checkpoint is not None and checkpoint.name == "final":
+        path = checkpoint.parent / RESULT_FILE
+        if path.is_file():
+            result = json.loads(path.read_text())
+    return told(recipe, result)
+
+
+def told(recipe: Recipe, result: Mapping[str, Any] | None) -> Story:
+    """The same from an evaluation in memory, or none."""
+    done = (result or {}).get("stages", {})
+    stages = [_stage(name, stage, done.get(name)) for name, stage in recipe.stages.items()]
+    if result is None:
+        return Story(stages, _text(recipe))
+    meta = result.get("meta", {})
+    documents = meta.get("documents", {})
+    measured = (
+        f"On held-out text ({documents.get('count', '?')} documents), {meta.get('device', 'unknown')}, "
+        f"{meta.get('dtype', 'unknown')}, {str(meta.get('date', ''))[:10]}."
+    )
+    scores = [
+        (row.label, {view: _value(row, view) for view in row.values}) for row in summarise(result)
+    ]
+    return Story(stages, _text(recipe), scores, measured)
+
+
+def _stage(name: str, stage: Mapping[str, Any], done: Mapping[str, Any] | None) -> str:
+    parts = list((stage.get("parts") or {}).values()) or [stage]
+    windows = sorted({part["window"] for part in parts if "window" in part})
+    said = f"Stage {name}"
+    if windows:
+        said += f": windows of {', '.join(f'{window:,}' for window in windows)} tokens"
+    if done:
+        said += f", {done['tokens']:,} tokens in {done['steps']:,} steps"
+    return said + "."
+
+
+def _text(recipe: Recipe) -> str:
+    own = any(
+        (part.get("data") or {}).get("train") == "self"
+        for stage in recipe.stages.values()
+        for part in [stage, *(stage.get("parts") or {}).values()]
+    )
+    source = recipe.data.train
+    named = ", ".join(map(str, source)) if isinstance(source, list) else str(source)
+    return f"`{named}`" + (" and text that the original wrote itself" if own else "")
+
+
+def _value(row: Any, view: str) -> str:
+    form = _FORMS.get(row.kind, ".3f")
+    ends = row.intervals.get(view)
+    said = format(row.values[view], form)
+    return f"{said} [{ends[0]:{form}}, {ends[1]:{form}}]" if ends else said
