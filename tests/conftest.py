@@ -28,6 +28,15 @@ def restorable():
 
 
 @pytest.fixture(scope="session")
+def reader():
+    """A process that reads exports with transformers alone, one for all tests."""
+    from linearard.export import ReaderProcess
+
+    with ReaderProcess() as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
 def byte_tokenizer():
     """One token a byte."""
     return tiny.tiny_tokenizer()

@@ -69,6 +69,8 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("Phi3Config", {}),
+    "gpt_neox": ("GPTNeoXConfig", {"hidden_size": 64}),
+    "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", {"hidden_size": 64}),
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="a GGUF of the base model to copy the tokenizer and chat template from; needed for "
         "SentencePiece tokenizers of models that were no GGUF",
     )
+    parser.add_argument(
+        "--merge-dtype",
+        default="auto",
+        metavar="DTYPE",
+        help="precision of the trained weights in a merged export: auto (default: the model's where it "
+        "holds what training changed, else float32), model or float32",
+    )
+    parser.add_argument(
+        "--reader",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="a further Python whose torch and transformers must read the same model, for instance an "
+        "environment with transformers 4.57; may be given several times",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.set_defaults(run=run)
     return parser
@@ -50,7 +66,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load, export, compare."""
-    from linearard.export import check_output, export_model
+    from linearard.export import ReaderProcess, check_output, export_model
     from linearard.export.gguf import GgufOptions, check_gguf
     from linearard.model import RestorableModel, load_config, load_tokenizer, load_weights
     from linearard.pipeline import say
@@ -76,11 +92,34 @@ def run(args: argparse.Namespace) -> None:
         recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
     )
     load_weights(restorable, folder)
-    found = export_model(restorable, args.output, args.format, overwrite=args.overwrite, gguf=gguf)
-    if args.format == "gguf":
-        say(f"exported to {args.output / found['file']}, checked with {found['checked_with']}")
-    if "relative_error" in found:
-        say(
-            f"exported to {args.output}: reloaded, logits within {found['relative_error']:.2g} "
-            f"(relative), top-1 agreement {found['top1_agreement']:.3f} on eight prompts"
+    with ExitStack() as stack:
+        pythons = [None, *args.reader]
+        about = export_model(
+            restorable,
+            args.output,
+            args.format,
+            overwrite=args.overwrite,
+            merge_dtype=args.merge_dtype,
+            revision=recipe.model.revision,
+            trust_remote_code=recipe.model.trust_remote_code,
+            readers=[stack.enter_context(ReaderProcess(python)) for python in pythons],
+            gguf=gguf,
         )
+    say(_summary(args.output, about))
+
+
+def _summary(folder: Path, about: dict[str, Any]) -> str:
+    if about["form"] == "gguf":
+        return f"exported to {folder / about['file']}, checked with {about['checked_with']}"
+    lines = [
+        f"exported to {folder}: read in a new process by transformers {', '.join(about['readers'])}, "
+        f"RoPE and softmax scales as trained, float32 logits within {about['relative_error']:.2g} "
+        f"(relative), top-1 agreement {about['top1_agreement']:.3f}"
+    ]
+    if merge := about.get("merge"):
+        lines.append(
+            f"merged in {merge['dtype']} ({merge['rounding']}): {merge['change']['share']:.1%} of the "
+            f"weights' change kept (cosine {merge['change']['cosine']:.3f}), KL to the original "
+            f"{merge['kl_exported']:.4g} nats, before the merge {merge['kl_restored']:.4g}"
+        )
+    return "\n".join([*lines, *about["notes"]])

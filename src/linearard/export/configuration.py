@@ -1,8 +1,8 @@
 """The stretched RoPE as every reader understands it.
 
-transformers 5 reads `rope_parameters`; transformers 4 and vLLM read `rope_scaling` and `rope_theta`. Both
-are written. A restored model was trained for one table of frequencies, so scalings whose table depends on
-the length of the text are written in an equivalent form that does not:
+transformers 5 reads `rope_parameters`; transformers 4 and vLLM read `rope_scaling` and `rope_theta`, or
+what a class calls it. All are written. A restored model was trained for one table of frequencies, so
+scalings whose table depends on the length of the text are written in an equivalent form that does not:
 
 - `dynamic` at its target window is plain RoPE with a larger base: `rope_type: default`, larger `rope_theta`;
 - `longrope` gets equal short and long factors;
@@ -24,11 +24,39 @@ from linearard.rope import RopeTable, RopeViews
 
 _ORIGINAL = "original_max_position_embeddings"
 _LONGROPE_ONLY = ("phi3", "phi4_multimodal")
-_TYPE_AND_FACTOR = (
-    "olmo",
-    "olmo2",
-    "olmo3",
-)  # the only keys their `rope_scaling` has in transformers 4
+#: The only scaling that these know in transformers 4, and the only two keys that it may have there.
+_TYPE_AND_FACTOR = ("olmo", "olmo2")
+#: Their code in transformers 4 never looks at a scaling.
+_WITHOUT_SCALING = ("nemotron",)
+#: What transformers 4 calls the base and the rotated share in these classes. What it does not know it drops.
+_OWN_NAMES = {
+    "gpt_neox": ("rotary_emb_base", "rotary_pct"),
+    "gpt_neox_japanese": ("rotary_emb_base", "rotary_pct"),
+}
+#: Keys that say what the frequencies are. All others of the model's own stay beside another scaling: its
+#: code reads them elsewhere.
+_OF_THE_FORMULA = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    _ORIGINAL,
+    "attention_factor",
+    "attn_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "low_freq_factor",
+    "high_freq_factor",
+    "short_factor",
+    "long_factor",
+    "short_mscale",
+    "long_mscale",
+    "inv_freq",
+}
 
 
 def exported_rope(rope: RopeViews, model_type: str = "") -> dict[str, Any]:
@@ -56,13 +84,16 @@ def exported_rope(rope: RopeViews, model_type: str = "") -> dict[str, Any]:
     return scaling
 
 
-def write_configuration(config: Any, rope: RopeViews, folder: Path) -> None:
+def write_configuration(
+    config: Any, rope: RopeViews, folder: Path, *, dtype: str | None = None
+) -> None:
     """Write `config.json` with the stretched RoPE and window.
 
     Args:
         config: the base model's configuration; left as it is.
         rope: its views.
         folder: receives `config.json`.
+        dtype: in which readers shall hold the weights, such as `float32`; default: the configuration's.
     """
     config.save_pretrained(folder)
     path = folder / "config.json"
@@ -70,24 +101,78 @@ def write_configuration(config: Any, rope: RopeViews, folder: Path) -> None:
     content.pop("quantization_config", None)
     # Multimodal configurations keep the language model's part one level down.
     text = content.get("text_config", content)
-    flat = exported_rope(rope, text["model_type"])
+    for part in (content, text):
+        if dtype is not None and (part is content or "dtype" in part):
+            part["dtype"] = dtype
     nested = text.get("rope_parameters") or {}
+    own = nested.get("full_attention", nested)
+    flat = exported_rope(rope, text["model_type"])
+    flat = {k: v for k, v in own.items() if k not in _OF_THE_FORMULA} | flat
+    if _ORIGINAL in own and flat["rope_type"] == "longrope":  # with equal factors of no other use
+        flat[_ORIGINAL] = own[_ORIGINAL]
     if "full_attention" in nested:
         text["rope_parameters"] = {**nested, "full_attention": flat}
-        text["rope_local_base_freq"] = nested.get("sliding_attention", flat)["rope_theta"]
+        local = nested.get("sliding_attention") or flat
+        text["rope_local_base_freq"] = local["rope_theta"]
     else:
         text["rope_parameters"] = flat
-    # Beside the scaling: where transformers 4 looks, and 5 too once there is a `rope_scaling`.
+    # Beside the scaling, where transformers 4 looks, under the names that the class has there.
     beside = ("rope_theta", "partial_rotary_factor")
     text |= {key: flat[key] for key in beside if key in flat}
+    names = zip(_OWN_NAMES.get(text["model_type"], ()), beside, strict=False)
+    text |= {name: flat[key] for name, key in names if key in flat}
     if _ORIGINAL in text:  # Phi-3 puts this one above all
         text[_ORIGINAL] = flat.get(_ORIGINAL, rope.native_window)
-    older = {k: v for k, v in flat.items() if k not in beside}
-    if text["model_type"] in _TYPE_AND_FACTOR and flat["rope_type"] == "linear":
-        older = {"type": "linear", "factor": flat["factor"]}
-    text["rope_scaling"] = None if flat["rope_type"] == "default" else older
+    text["rope_scaling"] = None if flat["rope_type"] == "default" else _older(text, flat)
     text["max_position_embeddings"] = rope.target_window
     write_json(path, content)
+    if "full_attention" in nested and not _is_read(config, folder, flat):
+        # transformers 5 takes the flat one for all layer types here; 4 never had these classes.
+        text.pop("rope_scaling")
+        write_json(path, content)
+
+
+def _is_read(config: Any, folder: Path, flat: dict[str, Any]) -> bool:
+    """Whether the configuration's own class finds the scaling of full attention again."""
+    found = type(config).from_pretrained(folder).get_text_config().rope_parameters or {}
+    found = found.get("full_attention") or {}
+    return all(found.get(key) == value for key, value in flat.items())
+
+
+def reader_notes(
+    model_type: str, flat: dict[str, Any], merge: dict[str, Any] | None = None
+) -> list[str]:
+    """What a user of some readers has to know of an export: sentences.
+
+    Args:
+        model_type: of the text configuration.
+        flat: the exported RoPE, of `exported_rope`.
+        merge: how trained weights were merged (`merging.Price` as a dictionary), if they were.
+    """
+    kind = flat["rope_type"]
+    notes = []
+    if model_type in _TYPE_AND_FACTOR and kind not in ("linear", "default"):
+        notes.append(
+            f"transformers 4 refuses {kind} scaling of {model_type}: read this export with transformers 5."
+        )
+    if model_type in _WITHOUT_SCALING and kind != "default":
+        notes.append(
+            f"transformers 4 ignores RoPE scaling of {model_type} and gives a broken model without a word: "
+            "read this export with transformers 5."
+        )
+    if merge and merge["dtype"] == "float32" and merge.get("narrower"):
+        notes.append(
+            "The trained weights are in float32, for a narrower precision does not hold what training "
+            "changed: read this export in float32 (dtype='float32', vLLM: --dtype float32)."
+        )
+    return notes
+
+
+def _older(text: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+    """The same as `rope_scaling`, which transformers 5 prefers where there is one: so it is complete."""
+    if text["model_type"] in _TYPE_AND_FACTOR and flat["rope_type"] == "linear":
+        return {"type": "linear", "factor": flat["factor"]}
+    return dict(flat)
 
 
 def write_tokenizer(tokenizer: Any, window: int, folder: Path) -> None:

@@ -7,7 +7,7 @@ low-rank product, direct training by a frozen copy of the trained matrices alone
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ _QKV_NAMES = (
     ("c_attn",),
 )
 _DIRECT_FILE = "direct_weights.safetensors"
+#: Name, trained value in float32, the base model's value -> the value to keep.
+Rounding = Callable[[str, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Adapter:
             else (TwoViewLinear, "use_original")
         )
         self._switchable = [m for m in self.model.modules() if isinstance(m, kind)]
+        self._merged_layers: list[tuple[nn.Module, str, Any, str]] = []
 
     def switch(self, on: bool) -> None:
         """Answer with the trained weights (`on`) or with the original ones."""
@@ -228,39 +231,37 @@ class Adapter:
     def _live(self) -> dict[str, torch.Tensor]:
         return self._lora_state() if self.config.kind == "lora" else dict(self._direct())
 
-    def merge(self) -> Any:
+    def merge(self, rounded: Rounding | None = None) -> Any:
         """Fold the trained weights into the base model and return it; the adapter is used up.
 
-        A base in 4 bits is unpacked first: to fold them into 4 bits would round them away.
-        """
-        if has_packed(self.model):
-            return self._unpacked()
-        if self.config.kind == "lora":
-            return self.model.merge_and_unload(safe_merge=True)
-        for parent, name, module in list(_named_linears(self.model, TwoViewLinear)):
-            dtype = module.original_weight.dtype
-            plain = nn.Linear(
-                module.in_features, module.out_features, module.bias is not None, device="meta"
-            )
-            plain.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
-            if module.bias is not None:
-                plain.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
-            setattr(parent, name, plain)
-        return self.model
+        A base in 4 bits is unpacked: to fold them into 4 bits would round them away.
 
-    def _unpacked(self) -> Any:
-        for parent, name, layer in list(_named_linears(self.model, _lora_layer_type())):
-            dense = layer.get_base_layer()
-            dense = unpacked(dense) if is_packed(dense) else dense
-            for adapter in layer.active_adapters:
-                dense.weight.data += layer.get_delta_weight(adapter).to(dense.weight.dtype)
-            setattr(parent, name, dense)
-        base = self.model.get_base_model()
-        for parent, name, layer in list(_named_linears(base, nn.Linear)):
-            if is_packed(layer):
-                setattr(parent, name, unpacked(layer))
-        forget_quantization(base)
+        Args:
+            rounded: makes the weight to keep, of any dtype, from a tensor's name, its trained value in
+                float32 and the base model's own; default: the nearest in the base model's dtype. It may be
+                called a second time with another one.
+        """
+        rounded = rounded or _nearest
+        base = self._base()
+        self._merged_layers = self._merged_layers or list(self._places(base))
+        for parent, name, layer, path in self._merged_layers:
+            setattr(parent, name, _merged(layer, path, rounded))
+        if has_packed(base):
+            for parent, name, layer in list(_named_linears(base, nn.Linear)):
+                if is_packed(layer):
+                    setattr(parent, name, unpacked(layer))
+            forget_quantization(base)
         return base
+
+    def _base(self) -> Any:
+        return self.model.get_base_model() if self.config.kind == "lora" else self.model
+
+    def _places(self, base: nn.Module) -> Iterator[tuple[nn.Module, str, Any, str]]:
+        """Parent, name in it, module, and path of every trained layer."""
+        kind = _lora_layer_type() if self.config.kind == "lora" else TwoViewLinear
+        paths = {id(module): path for path, module in base.named_modules()}
+        for parent, name, layer in _named_linears(base, kind):
+            yield parent, name, layer, paths[id(layer)]
 
     def _lora_state(self) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict
@@ -273,6 +274,34 @@ class Adapter:
                 yield f"{name}.weight", module.weight
                 if module.bias is not None:
                     yield f"{name}.bias", module.bias
+
+
+def _nearest(name: str, trained: Tensor, original: Tensor) -> Tensor:
+    return trained.to(original.dtype)
+
+
+@torch.no_grad()
+def _merged(layer: Any, path: str, rounded: Rounding) -> nn.Linear:
+    """A linear layer with the trained weights; the layer itself stays as it is."""
+    if isinstance(layer, TwoViewLinear):
+        pairs = {
+            "weight": (layer.weight, layer.original_weight),
+            "bias": (layer.bias, layer.original_bias),
+        }
+    else:
+        linear = layer.get_base_layer()
+        linear = unpacked(linear) if is_packed(linear) else linear
+        change = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
+        pairs = {"weight": (linear.weight.float() + change, linear.weight)}
+        plain_bias = linear.bias
+    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    for name, (trained, original) in pairs.items():
+        if trained is not None:
+            kept = rounded(f"{path}.{name}", trained.detach(), original.detach())
+            setattr(dense, name, nn.Parameter(kept, requires_grad=False))
+    if not isinstance(layer, TwoViewLinear):
+        dense.bias = plain_bias
+    return dense
 
 
 def _lora_layer_type() -> type:
