@@ -139,7 +139,7 @@ def test_a_killed_export_is_none(trained, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("linearard.export.save._reload", killed)
+        patch.setattr("linearard.export.ReaderProcess.read", killed)
         patch.setattr("linearard.model.written.shutil.rmtree", lambda path: None)
         assert main(["export", str(trained), str(out), "--quiet"]) == 130
     assert [path.name for path in out.iterdir()] == [".unfinished"]

@@ -303,8 +303,10 @@ def test_keys_that_the_model_reads_elsewhere_stay(tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "kind", "words"),
     [
-        ("olmo", "yarn", "transformers 4 refuses yarn scaling of olmo"),
-        ("olmo2", "longrope", "transformers 4 refuses longrope"),
+        ("olmo", "yarn", "transformers 4 refuses this yarn scaling of olmo"),
+        ("olmo2", "longrope", "transformers 4 refuses this longrope"),
+        ("phi3", "longrope", "transformers 4 refuses this longrope"),
+        ("dbrx", "yarn", "transformers 4 cannot read a configuration of dbrx"),
         ("olmo2", "linear", None),
         ("nemotron", "linear", "ignores RoPE scaling of nemotron"),
         ("nemotron", "default", None),

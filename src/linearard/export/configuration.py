@@ -26,6 +26,8 @@ _ORIGINAL = "original_max_position_embeddings"
 _LONGROPE_ONLY = ("phi3", "phi4_multimodal")
 #: The only scaling that these know in transformers 4, and the only two keys that it may have there.
 _TYPE_AND_FACTOR = ("olmo", "olmo2")
+#: A part of their configuration in transformers 4 refuses what 5 writes into all parts.
+_UNREADABLE = ("dbrx",)
 #: Their code in transformers 4 never looks at a scaling.
 _WITHOUT_SCALING = ("nemotron",)
 #: What transformers 4 calls the base and the rotated share in these classes. What it does not know it drops.
@@ -151,9 +153,15 @@ def reader_notes(
     """
     kind = flat["rope_type"]
     notes = []
-    if model_type in _TYPE_AND_FACTOR and kind not in ("linear", "default"):
+    refused = model_type in _TYPE_AND_FACTOR and kind not in ("linear", "default")
+    if refused or model_type in _LONGROPE_ONLY:  # which there has no attention factor of its own
         notes.append(
-            f"transformers 4 refuses {kind} scaling of {model_type}: read this export with transformers 5."
+            f"transformers 4 refuses this {kind} scaling of {model_type}: read this export with transformers 5."
+        )
+    if model_type in _UNREADABLE:
+        notes.append(
+            f"transformers 4 cannot read a configuration of {model_type} that transformers 5 has written: "
+            "read this export with transformers 5."
         )
     if model_type in _WITHOUT_SCALING and kind != "default":
         notes.append(
