@@ -156,7 +156,8 @@ def reader_notes(
     refused = model_type in _TYPE_AND_FACTOR and kind not in ("linear", "default")
     if refused or model_type in _LONGROPE_ONLY:  # which there has no attention factor of its own
         notes.append(
-            f"transformers 4 refuses this {kind} scaling of {model_type}: read this export with transformers 5."
+            f"transformers 4 refuses this {kind} scaling of {model_type}: read this export with "
+            "transformers 5."
         )
     if model_type in _UNREADABLE:
         notes.append(
