@@ -127,11 +127,25 @@ def write_configuration(
         text[_ORIGINAL] = flat.get(_ORIGINAL, rope.native_window)
     text["rope_scaling"] = None if flat["rope_type"] == "default" else _older(text, flat)
     text["max_position_embeddings"] = rope.target_window
+    _say_plainly(text, config.get_text_config(), rope)
     write_json(path, content)
     if "full_attention" in nested and not _is_read(config, folder, flat):
         # transformers 5 takes the flat one for all layer types here; 4 never had these classes.
         text.pop("rope_scaling")
         write_json(path, content)
+
+
+def _say_plainly(text: dict[str, Any], config: Any, rope: RopeViews) -> None:
+    """Write down what the model's own configuration leaves to its readers."""
+    # The names that transformers 4 has for what 5 has renamed, such as Qwen3-MoE's num_experts.
+    for other, name in type(config).attribute_map.items():
+        if name in text:
+            text.setdefault(other, text[name])
+    # RoPE functions of transformers 5 cannot do without it, though the model's code can (Mixtral).
+    if "head_dim" in text and text["head_dim"] is None:
+        width = config.hidden_size // config.num_attention_heads
+        if all(2 * len(table.inv_freq) <= width for table in rope.tables("native").values()):
+            text["head_dim"] = width
 
 
 def _is_read(config: Any, folder: Path, flat: dict[str, Any]) -> bool:
