@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import tiny
@@ -314,8 +315,10 @@ def test_keys_that_the_model_reads_elsewhere_stay(tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "kind", "words"),
     [
-        ("olmo", "yarn", "transformers 4 refuses yarn scaling of olmo"),
-        ("olmo2", "longrope", "transformers 4 refuses longrope"),
+        ("olmo", "yarn", "transformers 4 refuses this yarn scaling of olmo"),
+        ("olmo2", "longrope", "transformers 4 refuses this longrope"),
+        ("phi3", "longrope", "transformers 4 refuses this longrope"),
+        ("dbrx", "yarn", "transformers 4 cannot read a configuration of dbrx"),
         ("olmo2", "linear", None),
         ("nemotron", "linear", "ignores RoPE scaling of nemotron"),
         ("nemotron", "default", None),
@@ -325,3 +328,19 @@ def test_keys_that_the_model_reads_elsewhere_stay(tmp_path):
 def test_what_transformers_4_cannot_read_is_told(model_type, kind, words):
     notes = reader_notes(model_type, {"rope_type": kind})
     assert (words in notes[0] and "transformers 5" in notes[0]) if words else notes == []
+
+
+def test_what_a_configuration_leaves_to_its_readers_is_written_down(tmp_path):
+    """transformers 4 calls the number of experts otherwise, and 5 forgets that head_dim may be empty."""
+    sizes = {"num_local_experts": 3, "num_experts_per_tok": 1, "head_dim": None}
+    config = transformers.MixtralConfig(
+        **tiny.tiny_config().to_dict() | sizes | {"model_type": "mixtral"}
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    write_configuration(model.config, RopeViews(model, tiny.SCALINGS["table"]), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["num_experts"] == content["num_local_experts"] == 3
+    assert content["head_dim"] == 8 and config.head_dim is None
+    again = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    expected = tiny.SCALINGS["table"]["inv_freq"]
+    assert again.model.rotary_emb.inv_freq.tolist() == pytest.approx(expected, rel=1e-5)

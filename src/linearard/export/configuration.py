@@ -10,13 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from linearard.export.representation import exported_rope
+from linearard.export.representation import LONGROPE_ONLY, exported_rope
 from linearard.model import write_json
 from linearard.rope import RopeViews
 
 _ORIGINAL = "original_max_position_embeddings"
 #: The only scaling that these know in transformers 4, and the only two keys that it may have there.
 _TYPE_AND_FACTOR = ("olmo", "olmo2")
+#: A part of their configuration in transformers 4 refuses what 5 writes into all parts.
+_UNREADABLE = ("dbrx",)
 #: Their code in transformers 4 never looks at a scaling.
 _WITHOUT_SCALING = ("nemotron",)
 #: What transformers 4 calls the base and the rotated share in these classes. What it does not know it drops.
@@ -98,11 +100,25 @@ def write_configuration(
         text[_ORIGINAL] = flat.get(_ORIGINAL, rope.native_window)
     text["rope_scaling"] = None if flat["rope_type"] == "default" else _older(text, flat)
     text["max_position_embeddings"] = window
+    _say_plainly(text, config.get_text_config(), rope)
     write_json(path, content)
     if "full_attention" in nested and not _is_read(config, folder, flat):
         # transformers 5 takes the flat one for all layer types here; 4 never had these classes.
         text.pop("rope_scaling")
         write_json(path, content)
+
+
+def _say_plainly(text: dict[str, Any], config: Any, rope: RopeViews) -> None:
+    """Write down what the model's own configuration leaves to its readers."""
+    # The names that transformers 4 has for what 5 has renamed, such as Qwen3-MoE's num_experts.
+    for other, name in type(config).attribute_map.items():
+        if name in text:
+            text.setdefault(other, text[name])
+    # RoPE functions of transformers 5 cannot do without it, though the model's code can (Mixtral).
+    if "head_dim" in text and text["head_dim"] is None:
+        width = config.hidden_size // config.num_attention_heads
+        if all(2 * len(table.inv_freq) <= width for table in rope.tables("native").values()):
+            text["head_dim"] = width
 
 
 def _is_read(config: Any, folder: Path, flat: dict[str, Any]) -> bool:
@@ -124,9 +140,16 @@ def reader_notes(
     """
     kind = flat["rope_type"]
     notes = []
-    if model_type in _TYPE_AND_FACTOR and kind not in ("linear", "default"):
+    refused = model_type in _TYPE_AND_FACTOR and kind not in ("linear", "default")
+    if refused or model_type in LONGROPE_ONLY:  # which there has no attention factor of its own
         notes.append(
-            f"transformers 4 refuses {kind} scaling of {model_type}: read this export with transformers 5."
+            f"transformers 4 refuses this {kind} scaling of {model_type}: read this export with "
+            "transformers 5."
+        )
+    if model_type in _UNREADABLE:
+        notes.append(
+            f"transformers 4 cannot read a configuration of {model_type} that transformers 5 has written: "
+            "read this export with transformers 5."
         )
     if model_type in _WITHOUT_SCALING and kind != "default":
         notes.append(

@@ -24,7 +24,7 @@ import torch
 from linearard.rope import RopeTable, RopeViews
 
 _ORIGINAL = "original_max_position_embeddings"
-_LONGROPE_ONLY = ("phi3", "phi4_multimodal")
+LONGROPE_ONLY = ("phi3", "phi4_multimodal")
 #: llama.cpp's converter writes their `llama3` scaling.
 _LLAMA_CLASS = ("llama", "mistral")
 
@@ -44,7 +44,7 @@ def exported_rope(
     table = tables.get("full_attention", tables.get(""))
     kind, theta = scaling["rope_type"], scaling["rope_theta"]
     partial = {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
-    own_longrope = kind in ("longrope", "table") or model_type in _LONGROPE_ONLY
+    own_longrope = kind in ("longrope", "table") or model_type in LONGROPE_ONLY
     if own_longrope or (kind == "yarn" and not _is_plain_yarn(rope, table, window)):
         return _as_longrope(table, theta, rope) | partial | rope.carried
     if kind in ("default", "dynamic"):
