@@ -7,11 +7,11 @@ import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
 import torch  # noqa: E402
+from fuzzing import damaged, json_values, refused_or_done, tries  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import tiny  # noqa: E402
-from fuzzing import damaged, json_values, refused_or_done, tries  # noqa: E402
 from linearard.data.files import read_file  # noqa: E402
 from linearard.evaluation.task_files import read_tasks  # noqa: E402
 from linearard.model import (  # noqa: E402
@@ -21,7 +21,6 @@ from linearard.model import (  # noqa: E402
     load_model,
     load_tokenizer,
     load_weights,
-    read_metadata,
     save_checkpoint,
 )
 from linearard.train import open_checkpoint, share_not_kept  # noqa: E402

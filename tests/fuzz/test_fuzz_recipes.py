@@ -8,11 +8,11 @@ import pytest
 hypothesis = pytest.importorskip("hypothesis")
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from fuzzing import damaged, numbers, refused_or_done, texts, tries, values  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import tiny  # noqa: E402
-from fuzzing import damaged, numbers, refused_or_done, texts, tries, values  # noqa: E402
 from linearard.cli.main import _split  # noqa: E402
 from linearard.data import DataConfig  # noqa: E402
 from linearard.distill import ObjectiveConfig  # noqa: E402

@@ -98,7 +98,9 @@ def test_a_step_is_one_sum_where_windows_count_differently(objective, tmp_path, 
     assert_trained(runs[0])
     for other in runs[1:]:
         assert_same_run(runs[0], other, steps=2)
-        for one, two in zip(*(small_run.history(run, "stage1-only") for run in (runs[0], other))):
+        for one, two in zip(
+            *(small_run.history(run, "stage1-only") for run in (runs[0], other)), strict=True
+        ):
             for name in one.keys() & {"recall", "logit_kl", "lm"}:
                 assert one[name] == pytest.approx(two[name], rel=1e-5)
 

@@ -66,11 +66,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load, export, compare."""
-    from linearard.export import ReaderProcess, check_output, export_model
+    from linearard.export import ReaderProcess, check_output
     from linearard.export.gguf import GgufOptions, check_gguf
     from linearard.model import RestorableModel, load_config, load_tokenizer, load_weights
-    from linearard.pipeline import say, story_of
-    from linearard.train import open_checkpoint, share_not_kept, trained_window
+    from linearard.pipeline import export_run, say, story_of
+    from linearard.train import open_checkpoint, share_not_kept
 
     folder, recipe = open_checkpoint(args.checkpoint, args.overrides)
     check_output(
@@ -92,43 +92,17 @@ def run(args: argparse.Namespace) -> None:
         recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
     )
     load_weights(restorable, folder)
-    rope = restorable.rope
     with ExitStack() as stack:
         pythons = [None, *args.reader]
-        about = export_model(
+        summary = export_run(
             restorable,
+            recipe,
             args.output,
             args.format,
+            story=story_of(recipe, folder),
             overwrite=args.overwrite,
             merge_dtype=args.merge_dtype,
-            revision=recipe.model.revision,
-            trust_remote_code=recipe.model.trust_remote_code,
             readers=[stack.enter_context(ReaderProcess(python)) for python in pythons],
             gguf=gguf,
-            window=trained_window(recipe, rope.native_window, rope.target_window),
-            story=story_of(recipe, folder),
         )
-    say(_summary(args.output, about))
-
-
-def _summary(folder: Path, about: dict[str, Any]) -> str:
-    if about["form"] == "gguf":
-        said = f"exported to {folder / about['file']}: checked with {about['checked_with']}"
-        if "relative_error" in about:
-            said += (
-                f", logits within {about['relative_error']:.2g} (relative), top-1 agreement "
-                f"{about['top1_agreement']:.3f}"
-            )
-        return said
-    lines = [
-        f"exported to {folder}: read in a new process by transformers {', '.join(about['readers'])}, "
-        f"RoPE and softmax scales as trained, float32 logits within {about['relative_error']:.2g} "
-        f"(relative), top-1 agreement {about['top1_agreement']:.3f}"
-    ]
-    if merge := about.get("merge"):
-        lines.append(
-            f"merged in {merge['dtype']} ({merge['rounding']}): {merge['change']['share']:.1%} of the "
-            f"weights' change kept (cosine {merge['change']['cosine']:.3f}), KL to the original "
-            f"{merge['kl_exported']:.4g} nats, before the merge {merge['kl_restored']:.4g}"
-        )
-    return "\n".join([*lines, *about["notes"]])
+    say(summary)

@@ -1,5 +1,6 @@
-"""Train, evaluate and report: one recipe from its text to its report."""
+"""Train, evaluate, report and export: one recipe from its text to a model for others."""
 
+from linearard.pipeline.exporting import export_run
 from linearard.pipeline.results import check_results_folder, claim_results_folder
 from linearard.pipeline.run import Outcome, check_evaluation, measure, say, train_and_report
 from linearard.pipeline.story import story_of, told
@@ -9,6 +10,7 @@ __all__ = [
     "check_evaluation",
     "check_results_folder",
     "claim_results_folder",
+    "export_run",
     "measure",
     "say",
     "story_of",

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from linearard.errors import DeviceError
-from linearard.export import check_output, export_model
+from linearard.export import check_output
 from linearard.model import ModelConfig, resolve_device, write_json, written
-from linearard.pipeline import Outcome, say, told, train_and_report
+from linearard.pipeline import Outcome, export_run, say, told, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
 from linearard.restore.choice import Choice
 from linearard.restore.compose import PYDOC, Composed, compose
 from linearard.restore.facts import gather_facts
 from linearard.restore.request import RestoreRequest
 from linearard.restore.verdict import Verdict, judge
-from linearard.train import RECIPE_FILE, Recipe, recipe_from_dict, trained_window
+from linearard.train import RECIPE_FILE, Recipe, recipe_from_dict
 from linearard.train.stages import stage_arguments
 from linearard.train.yaml_text import parse_yaml
 
@@ -169,16 +169,14 @@ def restore(
             "planned_bytes": plan.planned.plan.needed,
         },
     )
-    rope = outcome.restorable.rope
-    window = trained_window(plan.recipe, rope.native_window, rope.target_window)
-    comparison = export_model(
+    summary = export_run(
         outcome.restorable,
+        plan.recipe,
         exported,
-        overwrite=resume or overwrite,
-        window=window,
         story=told(plan.recipe, outcome.result),
+        overwrite=resume or overwrite,
     )
-    say(f"exported to {exported}: reloaded, logits within {comparison['relative_error']:.2g}")
+    say(summary)
     return verdict
 
 

@@ -64,7 +64,8 @@ class Sizes:
     @property
     def tried(self) -> int:
         """Most tokens of the trials of learning rates, had nobody to go on halving."""
-        return self.trials * _TRIAL_STEPS * (self.batch + self.batch // 2)
+        polish = min(self.trials, 2) * self.batch // 2 if self.polished else 0
+        return _TRIAL_STEPS * (self.trials * (self.batch + self.batch // 2) + polish)
 
     def windows(self, window: int) -> int:
         """Windows of this many tokens in a batch of short windows."""
@@ -238,6 +239,8 @@ def build_stages(
             "held_out": {
                 **watched,
                 "long_window": min(sizes.long, _LONGEST_WATCHED),
+                "rate_trials": min(sizes.trials, 2),
+                "rate_steps": _TRIAL_STEPS,
                 "shares": _FEW_SHARES,
             },
         }

@@ -60,11 +60,18 @@ def choose_rate(begun: Look, attempt: Callable[[float], Look], trials: int) -> R
         if not gained or tried.found[higher].kl > tried.found[tried.factor].kl:
             break
         tried.factor = higher
-    while tried.factor <= 1.0 and (
-        len(tried.found) < trials or (tried.harmful and len(tried.found) < trials + _MORE_HALVINGS)
-    ):
+    while tried.factor <= 1.0 and _goes_on(tried, trials):
         lower = tried.factor / 2
-        if run(lower) <= tried.gain(tried.factor) and not math.isinf(tried.gain(tried.factor)):
+        before = tried.gain(tried.factor)
+        if run(lower) <= before and not math.isinf(before):
             break
         tried.factor = lower
     return tried
+
+
+def _goes_on(tried: RateTrials, trials: int) -> bool:
+    """Whether to halve again: beyond the trials asked for, as long as that has mended a harmful rate."""
+    if len(tried.found) < trials:
+        return True
+    was_harmful = tried.factor < 1.0 and tried.gain(2 * tried.factor) < 0
+    return (tried.harmful or was_harmful) and len(tried.found) < trials + _MORE_HALVINGS

@@ -36,6 +36,7 @@ from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
 from linearard.train.saving import SavingTrainer
 from linearard.train.shares import add_shares
+from linearard.train.step_events import StepEvents
 from linearard.train.watched import WatchedStage
 from linearard.train.windows import check_datasets, check_window, numbered, the_only_item
 
@@ -93,7 +94,7 @@ class RestorationTrainer(SavingTrainer):
             train_dataset=numbered(train_dataset),
             eval_dataset=None if eval_dataset is None else numbered(eval_dataset),
             data_collator=the_only_item if args.parts else default_data_collator,
-            callbacks=[_RefuseBadStep(self), *(callbacks or [])],
+            callbacks=[StepEvents(self), *(callbacks or [])],
             optimizer_cls_and_kwargs=own_optimizer(args),
         )
         self.remove_callback(ProgressCallback)
@@ -383,20 +384,3 @@ class RestorationTrainer(SavingTrainer):
 def _can_be_captured(args: RestorationConfig) -> bool:
     """Whether batches can be recorded, and here."""
     return args.records_graphs and args.device.type == "cuda" and args.world_size == 1
-
-
-class _RefuseBadStep(TrainerCallback):
-    def __init__(self, trainer: RestorationTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.check_room()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.end_good_step(control)
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.end_within_step()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.refuse_bad_step()
