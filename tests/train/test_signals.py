@@ -196,11 +196,46 @@ def test_one_of_two_processes_is_asked(tmp_path, base_folder):
     assert written.damage(checkpoint) == "" and str(checkpoint) in lines[0]
 
 
-def _signal_worker(launcher, rank):
+def test_a_process_that_hangs(tmp_path, base_folder):
+    """It is stopped; the other says so and ends, and the launcher ends them all."""
+    recipe = small_run.one_stage(
+        tmp_path, base_folder, sequences=400, num_train_epochs=20, save_steps=1
+    )
+    path = str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
+    script = str(Path(__file__).with_name("impatient.py"))
+    process = subprocess.Popen(
+        [*small_run.command(processes=2)[:-2], script, "6", path],
+        env=small_run.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    stage = Path(recipe["output_dir"]) / "stage1-only"
+    deadline = time.monotonic() + 240
+    while not list(stage.glob("checkpoint-*")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    stopped = _signal_worker(process.pid, rank="1", number=signal.SIGSTOP)
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "linearard: error" in line:
+            os.kill(
+                stopped, signal.SIGCONT
+            )  # so that the launcher need not wait before it kills it
+            break
+    process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "got nothing from process 1 for 6 s" in lines[-1], lines
+    assert "go on with --resume" in lines[-1]
+    assert all(written.damage(folder) == "" for folder in stage.glob("checkpoint-*"))
+
+
+def _signal_worker(launcher, rank, number=signal.SIGTERM):
     for status in Path("/proc").glob("[0-9]*/status"):
         if f"\nPPid:\t{launcher}\n" in status.read_text():
             environment = (status.parent / "environ").read_bytes().split(b"\0")
             if f"RANK={rank}".encode() in environment:
-                os.kill(int(status.parent.name), signal.SIGTERM)
-                return
+                worker = int(status.parent.name)
+                os.kill(worker, number)
+                return worker
     raise AssertionError("no such worker")

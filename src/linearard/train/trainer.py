@@ -28,8 +28,10 @@ from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
 from linearard.train.config import RestorationConfig
 from linearard.train.held_out import HeldOutText
+from linearard.train.history import thin_out
 from linearard.train.keeping import Beginning
 from linearard.train.optimizers import own_optimizer
+from linearard.train.peers import watching_peers
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
 from linearard.train.saving import SavingTrainer
@@ -125,7 +127,7 @@ class RestorationTrainer(SavingTrainer):
         self._speed.start()
         self._asked = 0
         try:
-            with interruption.deferred():
+            with watching_peers(self.accelerator), interruption.deferred():
                 result = super().train(*args, **kwargs)
                 if self._asked:
                     raise interruption.Ended(self._asked, self._kept())
@@ -356,6 +358,7 @@ class RestorationTrainer(SavingTrainer):
             logs |= self._speed.read(self.args.world_size)
             self._term_sums, self._term_counts = {}, {}
         super().log(logs, start_time)
+        thin_out(self.state.log_history, max(int(self.state.logging_steps or 1), 1))
 
     def _write_checkpoint(self, folder: Path, **extra: Any) -> None:
         guard = None if self._watched is None else self._watched.guard
