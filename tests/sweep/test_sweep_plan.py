@@ -11,6 +11,7 @@ from filelock import FileLock
 import small_run
 from linearard.cli.main import main
 from linearard.errors import RecipeError
+from linearard.model import written
 from linearard.sweep import load_sweep
 from linearard.sweep.overrides import changed_recipe, flatten
 
@@ -306,11 +307,13 @@ class TestFolder:
         (tmp_path / "out" / "thesis.tex").write_text("years of work")
         for flags in ([], ["--resume"], ["--overwrite"]):
             line = refusal(sweep_file(), *flags)
-            assert "thesis.tex and no sweep.yaml" in line and "are left alone" in line
+            assert "thesis.tex, which linearard sweep has not written there" in line
+            assert "are left alone" in line
         assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
     def test_an_earlier_sweep(self, sweep_file, tmp_path, refusal, no_weights):
         small_run.write_recipe({}, tmp_path / "out" / "sweep.yaml")
+        written.note(tmp_path / "out", ["sweep.yaml"])
         line = refusal(sweep_file())
         assert "an earlier sweep (sweep.yaml)" in line and "--resume to go on" in line
 
@@ -320,5 +323,6 @@ class TestFolder:
 
     def test_a_sweep_that_is_still_going_on(self, sweep_file, tmp_path, refusal, no_weights):
         small_run.write_recipe({}, tmp_path / "out" / "sweep.yaml")
+        written.note(tmp_path / "out", ["sweep.yaml"])
         with FileLock(tmp_path / "out" / ".lock"):
             assert "no other sweep runs" in refusal(sweep_file(), "--resume")

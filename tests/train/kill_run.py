@@ -1,26 +1,14 @@
-"""Kill a run at hard moments, resume it each time, and compare with a run that nobody disturbed.
-
-By hand: python tests/train/kill_run.py --kills 10
-"""
+"""Kill a command, started as a user starts it, at a moment that new files tell."""
 
 from __future__ import annotations
 
-import argparse
-import random
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import small_run
-import tiny
 
 _POLL_SECONDS = 0.0005
 
@@ -38,16 +26,6 @@ class Kill:
 
     def __str__(self) -> str:
         return f"{self.files} new files below {self.below} + {1e3 * self.delay:.0f} ms"
-
-
-def random_kills(count: int, seed: int) -> list[Kill]:
-    """At start-up, in the tokenisation, anywhere in the stages, and in the last checkpoint of all."""
-    source = random.Random(seed)
-    anywhere = [
-        Kill(source.randint(1, 24), source.uniform(0, 0.02)) for _ in range(max(count - 3, 0))
-    ]
-    start = [Kill(0, source.uniform(0, 4)), Kill(1, source.uniform(0, 0.3), "cache")]
-    return [*start, *anywhere, Kill(1, source.uniform(0, 0.01), "run/final")][-count:]
 
 
 def kill_once(arguments: list[str], place: Path, kill: Kill) -> str:
@@ -79,61 +57,9 @@ def kill_once(arguments: list[str], place: Path, kill: Kill) -> str:
     return f"killed, last seen: {new[-1].relative_to(place) if new else 'nothing'}"
 
 
-def kill_and_compare(
-    folder: Path, kills: list[Kill], report: Callable[[str], Any] = lambda line: None
-) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Weights of an undisturbed run, and of one killed at the given moments and resumed each time.
-
-    Args:
-        folder: works here.
-        kills: in the order in which they happen.
-        report: is told what happens.
-    """
-    base = tiny.save_tiny_base(folder / "base")
-    weights = []
-    for name in ("undisturbed", "killed"):
-        place = folder / name
-        recipe = small_run.small_recipe(
-            place,
-            base,
-            stages__restoration__sequences=24,
-            stages__cpt__sequences=16,
-        )
-        # Enough text for a tokenisation that can be caught in the act.
-        small_run.write_text(place / "train", documents=60, words=2500)
-        path = small_run.write_recipe(recipe, place / "recipe.yaml")
-        arguments = small_run.command("train", str(path), "--quiet", "--resume")
-        for kill in kills if name == "killed" else []:
-            report(f"{kill}: {kill_once(arguments, place, kill)}")
-        start = time.monotonic()
-        result = subprocess.run(
-            arguments, env=small_run.environment(), capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == 0, result.stderr
-        report(f"{name}: finished in {time.monotonic() - start:.1f} s")
-        weights.append(small_run.final_bytes(place / "run"))
-    return weights[0], weights[1]
-
-
 def _found(folder: Path) -> list[Path]:
     """What lies below a folder that another process is changing."""
     try:
         return sorted(folder.rglob("*"))
     except FileNotFoundError:
         return []
-
-
-def _main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        kills = random_kills(args.kills, args.seed)
-        undisturbed, killed = kill_and_compare(Path(folder), kills, print)
-    print("identical" if undisturbed == killed else "DIFFERENT")
-    return int(undisturbed != killed)
-
-
-if __name__ == "__main__":
-    sys.exit(_main())
