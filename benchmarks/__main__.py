@@ -13,6 +13,7 @@ BENCHMARKS = (
     "queue",
     "readers",
     "relation_kl",
+    "restored",
     "same_training",
     "stage1",
     "training_step",

@@ -329,6 +329,36 @@ def _slug(name: str) -> str:
 
 
 #: Result files, by how their names start, in a folder named after the GPU.
+def _restored(device: str, found: dict[str, Any]) -> dict[str, float]:
+    """A run of `linearard restore`, as `restore.MODEL.…`; of the views original and stretched behind it."""
+    rows = {row["label"]: row for row in found["rows"]}
+    figures = {"tokens": found["tokens"], "seconds": found["seconds"]}
+    figures["planned_gib"] = found["planned_bytes"] / 2**30
+    if found["peak_bytes"]:
+        figures["peak_gib"] = found["peak_bytes"] / 2**30
+    named = {
+        "kl": "KL to original (nats)",
+        "top1": "top-1 agreement",
+        "tasks_kept": "task average / original's",
+        "same_answers": "answers as the original's",
+    }
+    for view, start in (("restored", ""), ("stretched", "stretched."), ("original", "original.")):
+        for key, label in named.items():
+            if label in rows and view in rows[label]:
+                figures[f"{start}{key}"] = rows[label][view]
+        for label, row in rows.items():
+            kind, _, length = label.partition(", ")
+            if not length.endswith(" tokens") or view not in row:
+                continue
+            short = {"pass key": "passkey", "retrieval": "retrieval", "perplexity": "ppl"}[kind]
+            figures[f"{start}{short}_{length.removesuffix(' tokens').replace(',', '')}"] = row[view]
+        for kind in ("passkey", "retrieval"):
+            values = [v for k, v in figures.items() if k.startswith(f"{start}{kind}_")]
+            if values:
+                figures[f"{start}{kind}_min"] = min(values)
+    return {f"restore.{found['name']}.{key}": value for key, value in figures.items()}
+
+
 _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "relation_kl": _kernel,
     "stage1": _stage1,
@@ -340,4 +370,5 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "width": _width,
     "gguf": _gguf,
     "readers": _exports_read,
+    "restored": _restored,
 }

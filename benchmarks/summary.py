@@ -88,6 +88,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "stage1": _stage1_table(figures),
         "width": _width_table(figures),
         "peaks": _peaks_table(figures),
+        "restore": _restore_table(figures),
         "attention": _attention_table(figures),
         **models_tables(),
         "readers": _readers_table(),
@@ -229,6 +230,34 @@ def _stage1_table(figures: dict[str, float]) -> str:
         for name in names
     ]
     return _markdown(["stage, shape, GPU", *parts], rows) if rows else "Not measured yet."
+
+
+def _restore_table(figures: dict[str, float]) -> str:
+    """Original, stretched and restored of every run of `linearard restore`."""
+    columns = {
+        "KL to original, 2k (nats)": ("kl", ".4f"),
+        "top-1 agreement": ("top1", ".3f"),
+        "short tasks kept": ("tasks_kept", ".3f"),
+        "pass key, worst length": ("passkey_min", ".2f"),
+        "retrieval, worst length": ("retrieval_min", ".2f"),
+        "perplexity at the target": ("ppl", ".1f"),
+    }
+    names = sorted({key.split(".")[1] for key in figures if key.startswith("restore.")})
+    rows = []
+    for name in names:
+        start = f"restore.{name}."
+        lengths = [int(k.rpartition("_")[2]) for k in figures if k.startswith(f"{start}ppl_")]
+        for view, prefix in (
+            ("original", "original."),
+            ("stretched", "stretched."),
+            ("restored", ""),
+        ):
+            cells = []
+            for key, form in columns.values():
+                key = f"{key}_{max(lengths)}" if key == "ppl" and lengths else key
+                cells.append(_cell(figures.get(f"{start}{prefix}{key}"), form))
+            rows.append([f"{name.replace('_', ' ')}: {view}", *cells])
+    return _markdown(["model, view", *columns], rows)
 
 
 def _peaks_table(figures: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class RestorePlan:
         choices: every decision with its reason.
         planned: memory and time.
         config, tokenizer: of the model, which need not be read again.
+        started: when planning began, by `time.perf_counter`.
     """
 
     recipe: Recipe
@@ -42,6 +44,7 @@ class RestorePlan:
     planned: PlannedRecipe
     config: Any
     tokenizer: Any
+    started: float
 
 
 def plan_restoration(
@@ -64,6 +67,7 @@ def plan_restoration(
     Raises:
         UserError: anything that can be mended, among them a run that cannot fit.
     """
+    started = time.perf_counter()
     on_cpu = resolve_device(model.device).type == "cpu" and gpu_memory is None
     if on_cpu:
         model = dataclasses.replace(model, device="cpu")
@@ -104,7 +108,7 @@ def plan_restoration(
         planned = planned_recipe(
             lambda more: load(changes | more), stage_arguments, limit, facts.config
         )
-    return RestorePlan(load(changes), choices, planned, facts.config, facts.tokenizer)
+    return RestorePlan(load(changes), choices, planned, facts.config, facts.tokenizer, started)
 
 
 def write_recipe(plan: RestorePlan) -> Path:
@@ -167,6 +171,8 @@ def restore(
             "worse": verdict.worse,
             "choices": [dataclasses.asdict(choice) for choice in plan.choices],
             "planned_bytes": plan.planned.plan.needed,
+            "peak_bytes": _peak(outcome.result),
+            "seconds": round(time.perf_counter() - plan.started, 1),
         },
     )
     summary = export_run(
@@ -178,6 +184,13 @@ def restore(
     )
     say(summary)
     return verdict
+
+
+def _peak(result: dict[str, Any]) -> int | None:
+    """Most bytes that training allocated on a GPU, of an evaluation's stages."""
+    return (
+        max((stage.get("peak_bytes", 0) for stage in result["stages"].values()), default=0) or None
+    )
 
 
 def describe(plan: RestorePlan) -> list[str]:

@@ -54,7 +54,7 @@ class RunResult:
         restorable: the restored model in memory.
         final: folder of its checkpoint.
         histories: Trainer's log history by stage.
-        summaries: tokens, steps and seconds of training by stage.
+        summaries: tokens, steps and seconds of training by stage; on a GPU the most bytes allocated, too.
     """
 
     restorable: RestorableModel
@@ -314,6 +314,9 @@ def _run_stage(
         held_out=held_out,
         metadata={"recipe": recipe} | _circumstances(stage, blocks),
     )
+    on_gpu = restorable.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(restorable.device)
     latest = checkpoints.latest_complete(Path(stage.output_dir))
     if latest is not None and _is_finished(latest):
         seconds = trainer.take_finished(latest)
@@ -329,6 +332,8 @@ def _run_stage(
         seconds = trainer.seconds
     steps = trainer.state.global_step
     summary = {"steps": steps, "tokens": _tokens_read(steps, blocks, stage), "seconds": seconds}
+    if on_gpu:
+        summary["peak_bytes"] = torch.cuda.max_memory_allocated(restorable.device)
     return trainer.state.log_history, summary
 
 
