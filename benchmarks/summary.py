@@ -238,6 +238,7 @@ def _restore_table(figures: dict[str, float]) -> str:
         "KL to original, 2k (nats)": ("kl", ".4f"),
         "top-1 agreement": ("top1", ".3f"),
         "short tasks kept": ("tasks_kept", ".3f"),
+        "same answers": ("same_answers", ".3f"),
         "pass key, worst length": ("passkey_min", ".2f"),
         "retrieval, worst length": ("retrieval_min", ".2f"),
         "perplexity at the target": ("ppl", ".1f"),
