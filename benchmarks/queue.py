@@ -97,6 +97,11 @@ QUEUES: dict[str, list[Item]] = {
     "planner": [
         Item("planner", "benchmarks planner --out {out}/planner.json --seconds 170", 110, 200),
     ],
+    "peaks": [
+        Item("attention", "benchmarks attention --out {out}/attention.json", 20, 90),
+        Item("peaks", "benchmarks planner --shapes --explain --out {out}/peaks.json", 60, 300),
+        Item("test_attention", "pytest -q -m gpu tests/capture tests/model", 30, 120),
+    ],
     "same": [
         Item(
             "same_training",

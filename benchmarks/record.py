@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ _PACKAGES = ("triton", "transformers")  # those that a figure may depend on, whe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--out` and `--commit`."""
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--commit", help="default: that of the working tree")
+    parser.add_argument(
+        "--commit", help="default: that of the working tree, or unknown where there is none"
+    )
 
 
 def circumstances(commit: str | None, device: str = "cuda") -> dict[str, Any]:
@@ -74,8 +77,13 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def _head() -> str:
+    """The commit of the working tree; "unknown" in a copy that git knows nothing of."""
     head = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        print("no commit can be read here: name it with --commit", file=sys.stderr)
+        return "unknown"
 
 
 def _version(package: str) -> str | None:

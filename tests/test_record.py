@@ -1,11 +1,11 @@
-"""Turns of measurements."""
+"""Turns of measurements, and where a result came from."""
 
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 
-from benchmarks.record import in_turns
+from benchmarks.record import circumstances, in_turns
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
@@ -18,3 +18,13 @@ def test_everyone_comes_behind_everyone(count):
     assert len(behind) == count * (count - 1) and len(set(behind.values())) <= 1
     assert len(set(Counter(row[0] for row in rows).values())) == 1
     assert list(in_turns(map(str, range(count)), rounds + 1))[-count:] == rows[0]
+
+
+def test_a_copy_without_git_costs_no_measurement(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert circumstances(None, "cpu")["commit"] == "unknown"
+    assert "--commit" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path))  # not even git itself
+    assert circumstances(None, "cpu")["commit"] == "unknown"
+    assert circumstances("abc", "cpu")["commit"] == "abc"

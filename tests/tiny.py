@@ -69,14 +69,15 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("Phi3Config", {}),
-    "gpt_neox": ("GPTNeoXConfig", {"hidden_size": 64}),
-    "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", {"hidden_size": 64}),
 }
 #: Names of what every tiny model says of its shape.
 SHAPE_KEYS = tuple(_SHAPE)
 ARCHITECTURES = tuple(_ARCHITECTURES)
-#: Mixtures of experts, which need more said than their name; no part of the sweeps over `ARCHITECTURES`.
+#: No part of the sweeps over `ARCHITECTURES`: mixtures of experts, which need more said than their name, and
+#: decoders with other names of modules, or (the Japanese one) an attention that cannot be selected.
 _ARCHITECTURES |= {
+    "gpt_neox": ("GPTNeoXConfig", {"hidden_size": 64}),
+    "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", {"hidden_size": 64}),
     "mixtral": ("MixtralConfig", {}),
     "glm4_moe": ("Glm4MoeConfig", {}),
 }
