@@ -219,11 +219,11 @@ REFUSED = {
     "factor not a number": ({"rope_type": "linear", "factor": math.nan}, "above 1, got nan"),
     "text as number": (
         {"rope_type": "yarn", "factor": 2, "beta_fast": "32"},
-        "beta_fast to be a positive number, got '32'",
+        "beta_fast to be a number from 1e-06 to 1000000000, got '32'",
     ),
     "negative attention factor": (
         {"rope_type": "yarn", "factor": 2, "attention_factor": -1},
-        "attention_factor to be a positive number",
+        "attention_factor to be a number above 0, at most 1000",
     ),
     "truncate as number": (
         {"rope_type": "yarn", "factor": 2, "truncate": 1},

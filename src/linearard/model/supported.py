@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from linearard.capture import AttentionTap
-from linearard.errors import ModelError, RopeError
+from linearard.errors import ModelError, RopeError, shown
 from linearard.model.adapters import AdapterConfig
 from linearard.model.targets import find_targets
 from linearard.rope import RopeViews
@@ -72,4 +72,11 @@ def check_supported(config: Any, scaling: dict[str, Any], adapter: AdapterConfig
     asked = adapter.target_modules
     if asked is None or not any("." in entry for entry in asked):
         # The paths of a model around this one, with a vision tower, begin otherwise.
-        find_targets(model, tap.modules.values(), asked)
+        targets = find_targets(model, tap.modules.values(), asked)
+        head = model.get_output_embeddings()
+        if any(model.get_submodule(path) is head for path in targets):
+            raise ModelError(
+                expected="a frozen LM head: no loss trains it",
+                got=f"adapter.target_modules {shown(asked)}, which name it",
+                fix="Leave the head out of adapter.target_modules.",
+            )

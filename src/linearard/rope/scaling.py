@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from linearard.errors import RopeError
+from linearard.errors import RopeError, shown
+from linearard.fields import flag, number, user_path
 from linearard.rope.judge import check_direction, check_slower
 from linearard.rope.native import (
     ORIGINAL,
@@ -43,6 +42,20 @@ _INHERITED = {
     "yarn": ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     "llama3": ("low_freq_factor", "high_freq_factor"),
 }
+#: What numbers may be; any other is above 0.
+_RANGES = {
+    "factor": number(1, 1e9, above=True),
+    "partial_rotary_factor": number(0, 1, above=True),
+    "attention_factor": number(0, 1000, above=True),
+    "mscale": number(0, 1000, above=True),
+    "mscale_all_dim": number(0, 1000, above=True),
+    "rope_theta": number(1, 1e15, above=True),
+    "beta_fast": number(1e-6, 1e9),
+    "beta_slow": number(1e-6, 1e9),
+    "truncate": flag(),
+}
+_POSITIVE = number(0, 1e30, above=True)
+_LONGEST_FILE = 1 << 20  # bytes of a table
 _COUNTED_FROM = "counted_from"
 _EVERYWHERE = {"rope_type", "rope_theta", "partial_rotary_factor", ORIGINAL, _COUNTED_FROM}
 
@@ -184,10 +197,11 @@ def _check_keys(scaling: dict[str, Any], kind: str, carried: dict[str, Any]) -> 
             fix="Add it under rope in the recipe.",
         )
     factor = scaling["factor"]
-    if not _is_positive(factor) or not factor > 1:
+    if not _RANGES["factor"].right(factor):
+        large = _POSITIVE.right(factor) and factor > 1
         raise RopeError(
-            expected="a stretch factor above 1",
-            got=repr(factor),
+            expected="a stretch factor above 1" + (", at most 1e9" if large else ""),
+            got=shown(factor),
             fix="Set rope.factor to target window / native window, for instance 8.",
         )
 
@@ -275,20 +289,15 @@ def _check_original(value: Any, config: Any, over_model: bool) -> None:
         )
 
 
-def _is_positive(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
-
-
 def _check_numbers(scaling: dict[str, Any]) -> None:
     for key, value in scaling.items():
         if key in ("rope_type", "inv_freq", "long_factor", "short_factor"):
             continue
-        good = isinstance(value, bool) if key == "truncate" else _is_positive(value)
-        if not good:
+        rule = _RANGES.get(key, _POSITIVE)
+        if not rule.right(value):
             raise RopeError(
-                expected=f"{key} to be {'true or false' if key == 'truncate' else 'a positive number'}",
-                got=repr(value),
+                expected=f"{key} to be {rule.expected}",
+                got=shown(value),
                 fix=f"Set rope.{key} in the recipe, or leave it out.",
             )
     low, high = (scaling.get(f"{end}_freq_factor", 0) for end in ("low", "high"))
@@ -319,7 +328,7 @@ def _check_lists(scaling: dict[str, Any], kind: str, config: Any) -> None:
 
 
 def _check_list(name: str, values: Any, length: int) -> None:
-    numbers = isinstance(values, list) and all(map(_is_positive, values))
+    numbers = isinstance(values, list) and all(map(_POSITIVE.right, values))
     if not numbers or len(values) != length:
         got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
         raise RopeError(
@@ -333,10 +342,14 @@ def _read_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(Path(value).expanduser().read_text())
-    except (OSError, ValueError) as error:
+        with open(user_path(value, "rope.inv_freq"), "rb") as file:
+            content = file.read(_LONGEST_FILE + 1)
+        if len(content) > _LONGEST_FILE:
+            raise ValueError(f"more than {_LONGEST_FILE >> 20} MiB")
+        return json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
         raise RopeError(
             expected="inv_freq to be a list or a JSON file holding one",
-            got=f"{value!r} ({error})",
+            got=f"{shown(value)} ({' '.join(str(error).split())[:200]})",
             fix="Check the path in rope.inv_freq.",
         ) from None
