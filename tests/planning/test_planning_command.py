@@ -179,8 +179,8 @@ def test_refusals(recipe, capsys, cache):
         (["--gpu-memory", "lots"], "24GiB"),
         (["--gpu-memory", "24"], "got 24 bytes. Name the unit: 24GiB"),
         (["--stages.restoration.window", "100000"], "native window"),
-        (["--model.name", "/nowhere"], "no folder"),
-        (["--model.name", "/nowhere"], "config.json is enough for a plan"),
+        (["--model.name", str(tmp_path / "nowhere")], "no folder"),
+        (["--model.name", str(tmp_path / "nowhere")], "config.json is enough for a plan"),
     ):
         assert main(["plan", str(recipe), *arguments]) == 2
         assert words in capsys.readouterr().err
