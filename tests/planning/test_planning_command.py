@@ -174,7 +174,7 @@ def test_each_way_to_save_saves(planned):
     assert peak("--adapter.dropout", "0.1") > whole
 
 
-def test_refusals(recipe, capsys, cache):
+def test_refusals(recipe, capsys, cache, tmp_path):
     for arguments, words in (
         (["--gpu-memory", "lots"], "24GiB"),
         (["--gpu-memory", "24"], "got 24 bytes. Name the unit: 24GiB"),
