@@ -16,6 +16,7 @@ from linearard.errors import DataError
 
 # A path has a drive, a glob, a leading . / or ~, two separators, or an extension.
 _LOOKS_LIKE_PATH = re.compile(r"^[./~]|[\\*?\[]|/.*/|\.[A-Za-z][A-Za-z0-9]*$")
+_HASHED = 1_000_000  # characters at a time
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # without an owner it may name a reader of the files here
 
 
@@ -116,7 +117,7 @@ def _filtered(source: Source, config: DataConfig, held_out: str | None) -> Sourc
     def read() -> Iterator[str]:
         for text in itertools.islice(source.read(), config.max_documents):
             side = held_out and _side(text, fraction)
-            if text.strip() and side == held_out:
+            if text and not text.isspace() and side == held_out:
                 yield text
 
     rule = [config.text_column, config.max_documents, held_out, held_out and fraction]
@@ -132,5 +133,7 @@ def _side(text: str, fraction: float) -> str:
 
 def held_out_below(text: str) -> float:
     """The share of documents, 0 to 1, above which `validation_fraction` holds this document out."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) / 2**64
+    hashed = hashlib.sha256()
+    for start in range(0, len(text), _HASHED):  # a copy of a whole book would be one too many
+        hashed.update(text[start : start + _HASHED].encode("utf-8", "surrogatepass"))
+    return int.from_bytes(hashed.digest()[:8]) / 2**64

@@ -19,7 +19,7 @@ import numpy as np
 
 from linearard.data.cache import cached_array
 from linearard.data.sources import Source
-from linearard.data.tokens import encode_documents, tokenizer_hash
+from linearard.data.tokens import encode_parts, tokenizer_hash
 
 _FORMAT = 2  # raise it when the same text would be written in another way
 
@@ -81,16 +81,20 @@ def token_stream(
     mark = np.iinfo(dtype).max
 
     def build() -> Iterator[np.ndarray]:
-        found = 0
-        documents = encode_documents(
+        found = length = 0
+        parts = encode_parts(
             tokenizer, source.read(), progress=progress, characters=source.characters
         )
-        with closing(documents):
-            for ids in documents:
-                yield np.array([*ids, mark], dtype)[:, None]
-                found += len(ids) // room
-                if limited and found >= needed:
-                    break
+        with closing(parts):
+            for ids, ended in parts:
+                if ids or ended:
+                    yield np.array([*ids, mark] if ended else ids, dtype)[:, None]
+                length += len(ids)
+                if ended:
+                    found += length // room
+                    length = 0
+                    if limited and found >= needed:
+                        break
 
     path = cached_array(folder, key, build)
     return None if path is None else TokenStream(path)
