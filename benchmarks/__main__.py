@@ -15,6 +15,7 @@ BENCHMARKS = (
     "relation_kl",
     "same_training",
     "stage1",
+    "text_memory",
     "training_step",
     "width",
 )

@@ -12,7 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from linearard.data import pieces
 from linearard.data.tokens import encode_documents
 
-WORDS = "relation query key value rope window the of and stretched token a model book 1234 don't naïve 语言 🙂"
+WORDS = (
+    "relation query key value rope window the of and stretched token a model book 1234 don't naïve "
+    "语言 🙂"
+)
 _SPLITS = {
     "byte level": (None, pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
     "over spaces": (

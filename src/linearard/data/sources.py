@@ -31,6 +31,7 @@ class Source:
         identity: JSON-able; the same identity means the same documents.
         characters: about how many there are, or None.
         lazy: reading less costs less, by a network.
+        plain: it holds text alone, no records.
     """
 
     name: str
@@ -39,13 +40,15 @@ class Source:
     identity: list
     characters: int | None = None
     lazy: bool = False
+    plain: bool = False
 
 
 def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
     """The source that `spec` names. Raises DataError when it names nothing."""
     if spec == "pydoc":
         identity = ["pydoc", *documentation_identity()]
-        return Source(spec, lambda: iter(read_documentation()), frozenset({"pydoc"}), identity)
+        documents = frozenset({"pydoc"})
+        return Source(spec, lambda: iter(read_documentation()), documents, identity, plain=True)
     if spec == SELF:
         return Source(spec, _not_written, frozenset({SELF}), [SELF])
     if (files := find_files(spec)) is not None:
@@ -88,6 +91,7 @@ def _local_source(spec: str, files: list, column: str) -> Source:
         frozenset(map(str, files)),
         [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in status],
         characters=sum(stat.st_size for _, stat in status) if plain else None,
+        plain=plain,
     )
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from linearard.data.cache import cached_array
+from linearard.data.chat import as_text
 from linearard.data.sources import Source
-from linearard.data.tokens import encode_parts, tokenizer_hash
+from linearard.data.tokens import beginning, encode_parts, tokenizer_hash
 
 _FORMAT = 2  # raise it when the same text would be written in another way
 
@@ -74,17 +75,20 @@ def token_stream(
     """
     limited = source.lazy and needed is not None
     decides = [_FORMAT, source.identity, tokenizer_hash(tokenizer)]
+    if not source.plain and (template := getattr(tokenizer, "chat_template", None)):
+        decides.append(template)  # which conversations are rendered with
     if limited:
         decides.append([room, needed])
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 - 1 else np.int32
     mark = np.iinfo(dtype).max
 
+    before = tokenizer.decode(beginning(tokenizer))
+
     def build() -> Iterator[np.ndarray]:
         found = length = 0
-        parts = encode_parts(
-            tokenizer, source.read(), progress=progress, characters=source.characters
-        )
+        texts = (as_text(tokenizer, text, before) for text in source.read())
+        parts = encode_parts(tokenizer, texts, progress=progress, characters=source.characters)
         with closing(parts):
             for ids, ended in parts:
                 if ids or ended:
