@@ -44,7 +44,7 @@ class TokenStream:
     @property
     def content(self) -> str:
         """A hash of everything in the file."""
-        return self.path.stem.partition("-")[2]
+        return self.path.stem.rpartition("-")[2]
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
