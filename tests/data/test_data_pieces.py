@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from linearard.data import pieces
-from linearard.data.tokens import encode_documents
+from linearard.data.tokens import encode_whole
 
 WORDS = (
     "relation query key value rope window the of and stretched token a model book 1234 don't naïve "
@@ -104,7 +104,7 @@ def test_pieces_give_the_tokens_of_the_whole(kind, any_tokenizer, short_pieces):
 def test_long_and_short_documents_in_turn(any_tokenizer, short_pieces):
     chance = random.Random(0)
     texts = [prose(chance, length) for length in (900, 9000, 40, 2900, 3001, 12_000, 1)]
-    found = encode_documents(any_tokenizer, iter(texts), progress=False, characters=None)
+    found = encode_whole(any_tokenizer, iter(texts), progress=False, characters=None)
     expected = any_tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     assert list(found) == [encoding.ids for encoding in expected]
 

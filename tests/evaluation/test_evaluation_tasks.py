@@ -167,8 +167,8 @@ def test_halves_are_disjoint_and_complete(read):
         ({"context": "x", "context_options": ["a", "b"], "answer": 0}, '"continuation"'),
         ({"context": "x", "target": 3}, '"target"'),
         ({"context": "x"}, '"choices"'),
-        ('{"context": "half \\ud83d", "target": "a"}', r"half of one, U\+D83D"),
-        ('{"context": "x", "choices": ["a", "\\udc00"], "answer": 0}', r"half of one, U\+DC00"),
+        ('{"context": "half \\ud83d", "target": "a"}', '"context"'),
+        ('{"context": "x", "choices": ["a", "\\udc00"], "answer": 0}', "two or more"),
         ('{"context": "x", "target": ' + "[" * 10**5, "one JSON object"),
         ('{"context": "x", "target": ' + "1" * 5000 + "}", "one JSON object"),
     ],
@@ -200,5 +200,7 @@ def test_a_record_without_context_needs_a_start_token(other_tokenizers, read):
 
 def test_a_folder_in_the_place_of_a_file(tmp_path):
     (tmp_path / "quiz.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"a readable file in .*quiz\.jsonl, got Is a directory"):
+    with pytest.raises(
+        DataError, match=r"a file that can be read in .*quiz\.jsonl, got Is a directory"
+    ):
         read_tasks(tmp_path)

@@ -20,7 +20,7 @@ import numpy as np
 from linearard.data.cache import cached_array
 from linearard.data.chat import as_text
 from linearard.data.sources import Source
-from linearard.data.tokens import beginning, encode_parts, tokenizer_hash
+from linearard.data.tokens import beginning, encode_documents, tokenizer_hash
 
 _FORMAT = 2  # raise it when the same text would be written in another way
 
@@ -88,7 +88,7 @@ def token_stream(
     def build() -> Iterator[np.ndarray]:
         found = length = 0
         texts = (as_text(tokenizer, text, before) for text in source.read())
-        parts = encode_parts(tokenizer, texts, progress=progress, characters=source.characters)
+        parts = encode_documents(tokenizer, texts, progress=progress, characters=source.characters)
         with closing(parts):
             for ids, ended in parts:
                 if ids or ended:

@@ -81,7 +81,7 @@ class Documents(list[torch.Tensor]):
         return [d[count:] if d[:count].tolist() == self.beginning else d for d in self]
 
 
-def encode_documents(
+def encode_whole(
     tokenizer, documents: Iterable[str], *, progress: bool, characters: int | None
 ) -> Iterator[list[int]]:
     """Yield the ids of each document, without special tokens around it.
@@ -93,7 +93,7 @@ def encode_documents(
         characters: about how many there are, for the bar.
     """
     whole: list[int] = []
-    parts = encode_parts(tokenizer, documents, progress=progress, characters=characters)
+    parts = encode_documents(tokenizer, documents, progress=progress, characters=characters)
     with closing(parts):
         for ids, ended in parts:
             whole += ids
@@ -102,10 +102,10 @@ def encode_documents(
                 whole = []
 
 
-def encode_parts(
+def encode_documents(
     tokenizer, documents: Iterable[str], *, progress: bool, characters: int | None
 ) -> Iterator[tuple[list[int], bool]]:
-    """Like `encode_documents`, but a long document comes in parts: ids, and whether it ends with them."""
+    """The same in parts, of which a long document has several: ids, and whether it ends with them."""
     from tqdm import tqdm
 
     with tqdm(
