@@ -16,6 +16,7 @@ BENCHMARKS = (
     "restored",
     "same_training",
     "stage1",
+    "text_memory",
     "training_step",
     "width",
 )

@@ -226,6 +226,55 @@ def test_documents_are_written_once_and_as_they_are(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
+def flip(path, place):
+    """One bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "an id": lambda path: flip(path, -9),
+    "the first id": lambda path: flip(path, 128),
+    "the header": lambda path: flip(path, 70),
+    "the magic": lambda path: flip(path, 0),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-64]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0" * 64),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    "another's name": lambda path: path.rename(path.with_stem(path.stem[:-4] + "0000")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_cache_is_built_again_with_a_word(kind, blocks, books, tmp_path, caplog):
+    whole = blocks(books)
+    fingerprint, windows = whole.fingerprint, rows(whole)
+    del whole  # it reads the file in place
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    before = path.read_bytes()
+    blocks(books)
+    assert not caplog.text
+    DAMAGE[kind](path)
+    again = blocks(books)
+    assert rows(again) == windows and again.fingerprint == fingerprint
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    assert path.read_bytes() == before
+    assert caplog.text.count("was damaged") == 1 and "built again" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["an id", "cut", "empty"])
+def test_damaged_documents_are_written_again(kind, tmp_path, caplog):
+    first = cached_documents(tmp_path, "key", lambda: ["one", "two and three"])
+    DAMAGE[kind](first)
+    assert cached_documents(tmp_path, "key", lambda: ["one", "two and three"]) == first
+    assert [json.loads(line)["text"] for line in first.read_text().splitlines()] == [
+        "one",
+        "two and three",
+    ]
+    assert "was damaged" in caplog.text
+
+
 def test_unwritable_cache(blocks, books, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="Set `cache_dir`"):

@@ -140,6 +140,35 @@ BAD_FILES = {
     "number.jsonl": (b'{"text": 5}', r"number\.jsonl:1, got a int there"),
     "list.jsonl": (b'\n["text"]', r"a list at .*list\.jsonl:2"),
     "broken.jsonl": (b'{"text": "a"', r"in column 13 at .*broken\.jsonl:1"),
+    "half.jsonl": (
+        b'{"text": "whole \\ud83d\\ude00"}\n{"text": "cut \\ud83d"}',
+        r"whole characters at .*half\.jsonl:2, got half of one, U\+D83D, at character 4",
+    ),
+    "half of a turn.jsonl": (
+        b'{"messages": [{"role": "user", "content": "cut \\udc00"}]}',
+        r"half of a turn\.jsonl:1, got half of one, U\+DC00",
+    ),
+    "nested.jsonl": (b'{"text": "a"}\n' + b"[" * 10**5, r"recursion.* at .*nested\.jsonl:2"),
+    "digits.jsonl": (b'{"text": ' + b"1" * 5000 + b"}", r"digits.* at .*digits\.jsonl:1"),
+    "object.json": (b'{"text": "a"}', r"one JSON array of objects.*got a dict of .*object\.json"),
+    "lines.json": (
+        b'{"text": "a"}\n{"text": "b"}',
+        r"Extra data in line 2, column 1 of .*\.jsonl where",
+    ),
+    "mixed.json": (b'[{"text": "a"}, "b"]', r"got a str as record 1 of .*mixed\.json"),
+    "key.json": (b'[{"text": "a"}, {"b": 1}]', r"key\.json record 1, got keys b"),
+    "half.json": (b'[{"text": "\\udfff"}]', r"half\.json record 0, got half of one, U\+DFFF"),
+    "latin.json": (b'["\xe9"]', r"byte 0xe9 at offset 2 of .*latin\.json"),
+    "latin.csv": (b"text\ncaf\xe9\n", r"byte 0xe9 at offset 8 of .*latin\.csv"),
+    "key.csv": (b"body\nbook\n", r"text under 'text' at .*key\.csv:2, got keys body"),
+    "more.csv": (b"text,n\nbook,1\na,b,c\n", r"got more fields than .* at .*more\.csv:3"),
+    "quote.csv": (b'text\n"book\n', r"got unexpected end of data at .*quote\.csv"),
+    "empty.csv": (b"text\n", r"the empty file .*empty\.csv"),
+    "turns.jsonl": (b'{"messages": ["hello"]}', r"both texts, at .*turns\.jsonl:1, got 'hello'"),
+    "parts.jsonl": (
+        b'{"messages": [{"role": "user", "content": ["a"]}]}',
+        r"both texts, at .*parts\.jsonl:1, got \{'role'",
+    ),
     "broken.jsonl.gz": (b"no gzip", r"broken\.jsonl\.gz: Not a gzipped file"),
     "cut.jsonl.gz": (
         gzip.compress(b'{"text": "a"}')[:-9],
@@ -154,7 +183,31 @@ def test_bad_file_is_named(tmp_path, name):
     content, message = BAD_FILES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
+        documents(tmp_path / name)
+
+
+def test_parquet_that_is_no_utf8(tmp_path):
+    """As other writers leave it: the type says text, the bytes do not."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = pa.array([b"good", b"caf\xe9", b"good"]).view(pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, values.buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(
+        DataError, match=r"UTF-8 text at .*a\.parquet row 1, got byte 0xe9 at offset 3"
+    ):
         documents(tmp_path)
+
+
+def test_records_of_every_kind(tmp_path):
+    (tmp_path / "a.json").write_text(
+        json.dumps([{"text": "one"}, {"text": None}, {"text": "zw\u00f6lf"}])
+    )
+    (tmp_path / "b.csv").write_text('n,text\r\n1,"two, ""too"""\r\n2,"three\nlines"\r\n')
+    assert documents(tmp_path / "a.json") == ["one", "zw\u00f6lf"]
+    assert documents(tmp_path / "b.csv") == ['two, "too"', "three\nlines"]
+    assert documents(tmp_path / "*.[jc]s*") == ["one", "zw\u00f6lf", 'two, "too"', "three\nlines"]
 
 
 def test_bad_parquet_columns(tmp_path):
@@ -167,8 +220,10 @@ def test_bad_parquet_columns(tmp_path):
 
 def test_folder_without_text(tmp_path):
     (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.csv").write_text("text\nbook\n")
     with pytest.raises(DataError, match=r"text files \(\.txt.*none at"):
         documents(tmp_path)
+    assert documents(tmp_path / "a.csv") == ["book"]
 
 
 @pytest.mark.parametrize("streaming", [True, False])

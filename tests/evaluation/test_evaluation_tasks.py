@@ -167,6 +167,10 @@ def test_halves_are_disjoint_and_complete(read):
         ({"context": "x", "context_options": ["a", "b"], "answer": 0}, '"continuation"'),
         ({"context": "x", "target": 3}, '"target"'),
         ({"context": "x"}, '"choices"'),
+        ('{"context": "half \\ud83d", "target": "a"}', '"context"'),
+        ('{"context": "x", "choices": ["a", "\\udc00"], "answer": 0}', "two or more"),
+        ('{"context": "x", "target": ' + "[" * 10**5, "one JSON object"),
+        ('{"context": "x", "target": ' + "1" * 5000 + "}", "one JSON object"),
     ],
 )
 def test_broken_records_are_named_with_file_and_line(read, record, message):
@@ -192,3 +196,11 @@ def test_a_record_without_context_needs_a_start_token(other_tokenizers, read):
         encode_task(Encoder(other_tokenizers["byte level"]), records)
     (item,) = encode_task(Encoder(other_tokenizers["start token"]), records).continuations
     assert item.start == 1
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "quiz.jsonl").mkdir()
+    with pytest.raises(
+        DataError, match=r"a file that can be read in .*quiz\.jsonl, got Is a directory"
+    ):
+        read_tasks(tmp_path)

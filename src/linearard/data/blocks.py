@@ -227,8 +227,8 @@ def token_documents(
     for first, length in zip(*stream.bounds, strict=True):
         if length + len(start) < min_tokens:
             continue
-        ids = stream.ids[first : first + length].tolist()
-        kept.append(torch.tensor([*start, *ids]))
+        ids = stream.ids[first : first + length].astype(np.int64)
+        kept.append(torch.from_numpy(np.concatenate((np.array(start, np.int64), ids))))
         total += len(kept[-1])
         if limit_tokens is not None and total >= limit_tokens:
             break

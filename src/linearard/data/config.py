@@ -49,10 +49,11 @@ class DataConfig:
 
     train: str = required(
         "Text to train on: a file, folder or glob of .txt, .md, .rst, .py, .jsonl, .jsonl.gz "
-        "or .parquet; `pydoc` for the documentation of the installed Python; `self` for text "
-        "that the original model writes itself, as much as `sequences` and `window` ask for, joined "
-        "as with `pack`; or a data set of the Hugging Face hub, `owner/name` or "
-        "`owner/name:config_name`.",
+        "or .parquet, or a file or glob of .json (an array of records) or .csv; `pydoc` for the "
+        "documentation of the installed Python; `self` for text that the original model writes itself, as "
+        "much as `sequences` and `window` ask for, joined as with `pack`; or a data set of the Hugging Face "
+        "hub, `owner/name` or `owner/name:config_name`. Records of conversations (`messages` or "
+        "`conversations`) go through the tokenizer's chat template.",
         text(),
     )
     self_start: str | None = described(
@@ -82,7 +83,7 @@ class DataConfig:
     )
     text_column: str = described(
         "text",
-        "Column or key that holds the text in jsonl, parquet and hub data.",
+        "Column or key that holds the text in jsonl, json, csv, parquet and hub data.",
         text(),
     )
     split: str = described(

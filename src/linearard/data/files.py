@@ -1,33 +1,40 @@
-"""Documents out of local files: plain text, JSON lines, Parquet."""
+"""Documents out of local files: plain text, JSON lines, JSON arrays, CSV, Parquet."""
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
+import io
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from linearard.data.chat import COLUMNS
+from linearard.data.rows import row_document
 from linearard.errors import DataError
 
 PLAIN = (".txt", ".md", ".rst", ".py")
-SUFFIXES = (*PLAIN, ".jsonl", ".jsonl.gz", ".parquet")
-_KINDS = ", ".join(SUFFIXES)
+_IN_FOLDERS = (*PLAIN, ".jsonl", ".jsonl.gz", ".parquet")
+_BY_NAME = (".json", ".csv")  # in folders such files are settings and notes as often as text
+_KINDS = ", ".join((*_IN_FOLDERS, *_BY_NAME))
 
 
 def find_files(spec: str) -> list[Path] | None:
     """The files that a path, folder or glob names, sorted; None when it names nothing that exists.
 
-    A folder is searched at every depth. Raises DataError when what exists is of no known kind.
+    A folder is searched at every depth, but not for .json and .csv. Raises DataError when what exists is of
+    no known kind.
     """
     path = Path(os.path.expanduser(spec))  # unlike Path.expanduser, leaves an unknown ~user alone
     if path.is_file():
         found, readable = [path], _readable([path])
     elif path.is_dir():
         found = [path]
-        readable = _readable(path.rglob("*"))
+        readable = _readable(path.rglob("*"), _IN_FOLDERS)
     else:
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]
         readable = _readable(found)
@@ -42,12 +49,11 @@ def find_files(spec: str) -> list[Path] | None:
     return readable
 
 
-def _readable(paths) -> list[Path]:
-    return sorted({path.resolve() for path in paths if _is_text(path)})
-
-
-def _is_text(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+def _readable(
+    paths: Iterable[Path], kinds: tuple[str, ...] = (*_IN_FOLDERS, *_BY_NAME)
+) -> list[Path]:
+    found = (path for path in paths if path.name.lower().endswith(kinds) and path.is_file())
+    return sorted({path.resolve() for path in found})
 
 
 def read_file(path: Path, column: str) -> Iterator[str]:
@@ -62,6 +68,10 @@ def read_file(path: Path, column: str) -> Iterator[str]:
             documents = _parquet(path, column)
         elif name.endswith((".jsonl", ".jsonl.gz")):
             documents = _json_lines(path, column)
+        elif name.endswith(".json"):
+            documents = _json_array(path, column)
+        elif name.endswith(".csv"):
+            documents = _csv(path, column)
         else:
             documents = _text(path)
         empty = True
@@ -96,7 +106,7 @@ def _decode(data: bytes, path: Path, offset: int = 0) -> str:
 
 def _text(path: Path) -> Iterator[str]:
     text = _decode(path.read_bytes(), path)
-    if text.strip():
+    if text and not text.isspace():
         yield text
 
 
@@ -107,18 +117,24 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
         for number, line in enumerate(lines, start=1):
             text = _decode(line, path, offset)
             offset += len(line)
-            if text.strip():
-                yield _json_text(text, column, f"{path}:{number}")
+            if text and not text.isspace():
+                del line  # one copy of a line of hundreds of megabytes is enough
+                row = _json(text, f"{path}:{number}")
+                del text
+                yield row_document(row, column, f"{path}:{number}")
+                del row
 
 
-def _json_text(line: str, column: str, place: str) -> str:
+def _json(text: str, place: str) -> dict:
     try:
-        row = json.loads(line)
+        row = json.loads(text)
         if isinstance(row, dict):
-            return row_text(row, column, place)
+            return row
         problem = f"a {type(row).__name__}"
     except json.JSONDecodeError as error:
         problem = f"{error.msg} in column {error.colno}"
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, endless nesting
+        problem = str(error)
     raise DataError(
         expected="a JSON object on every line",
         got=f"{problem} at {place}",
@@ -126,19 +142,45 @@ def _json_text(line: str, column: str, place: str) -> str:
     )
 
 
-def row_text(row: dict, column: str, place: str) -> str:
-    """The text of one row; an absent value (null) is an empty document."""
-    text = row.get(column, 0)
-    if text is None:
-        return ""
-    if isinstance(text, str):
-        return text
-    got = f"a {type(text).__name__} there" if column in row else f"keys {', '.join(row)}"
-    raise DataError(
-        expected=f"text under {column!r} at {place}",
-        got=got,
-        fix="Set `text_column` to the key that holds the text.",
-    )
+def _json_array(path: Path, column: str) -> Iterator[str]:
+    text = _decode(path.read_bytes(), path)
+    if not text or text.isspace():
+        return
+    try:
+        rows = json.loads(text)
+        problem = None if isinstance(rows, list) else f"a {type(rows).__name__}"
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} in line {error.lineno}, column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    if problem is None:
+        wrong = next((n for n, row in enumerate(rows) if not isinstance(row, dict)), None)
+        problem = None if wrong is None else f"a {type(rows[wrong]).__name__} as record {wrong}"
+    if problem is not None:
+        raise DataError(
+            expected="one JSON array of objects in a .json file",
+            got=f"{problem} of {path}",
+            fix="Write the array, or name the file .jsonl where it has one object a line.",
+        )
+    for number, row in enumerate(rows):
+        yield row_document(row, column, f"{path} record {number}")
+
+
+def _csv(path: Path, column: str) -> Iterator[str]:
+    lines = io.StringIO(_decode(path.read_bytes(), path), newline="")
+    csv.field_size_limit(2**31 - 1)  # a field may be a whole book
+    rows = csv.DictReader(lines, strict=True)
+    try:
+        for row in rows:
+            if None in row:
+                raise csv.Error("more fields than the first line has names")
+            yield row_document(row, column, f"{path}:{rows.line_num}")
+    except csv.Error as error:
+        raise DataError(
+            expected="a CSV file with names in its first line",
+            got=f"{error} at {path}:{rows.line_num}",
+            fix="Write the file again, with quotes around fields that hold commas, quotes or lines.",
+        ) from error
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
@@ -148,7 +190,8 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as table:
             columns = table.schema_arrow.names
-            if column not in columns:
+            found = next((name for name in (column, *COLUMNS) if name in columns), None)
+            if found is None:
                 raise DataError(
                     expected=f"a column {column!r} in {path}",
                     got=f"columns {', '.join(columns)}",
@@ -156,13 +199,25 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
                 )
             number = 0
             # Small batches: one row may be a whole book.
-            for batch in table.iter_batches(batch_size=64, columns=[column]):
-                for row in batch.to_pylist():
-                    yield row_text(row, column, f"{path} row {number}")
+            for batch in table.iter_batches(batch_size=64, columns=[found]):
+                for value in batch.column(0):
+                    place = f"{path} row {number}"
+                    yield row_document({found: _parquet_value(value, place)}, column, place)
                     number += 1
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(
             expected="a Parquet file",
             got=f"{path}: {error}",
             fix="Write the file again, or leave it out.",
+        ) from error
+
+
+def _parquet_value(value: Any, place: str) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            expected=f"UTF-8 text at {place}",
+            got=f"byte 0x{error.object[error.start]:02x} at offset {error.start}",
+            fix="Write the file again with text in UTF-8, or leave the row out.",
         ) from error

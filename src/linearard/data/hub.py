@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linearard.data.files import row_text
+from linearard.data.rows import row_document
 from linearard.errors import DataError
 
 
@@ -22,7 +22,7 @@ def read_hub(
     try:
         rows = datasets.load_dataset(name, config_name, split=split, streaming=streaming)
         for number, row in enumerate(rows):
-            yield row_text(row, column, f"{place} [{split}] row {number}")
+            yield row_document(row, column, f"{place} [{split}] row {number}")
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds, of its own and of its backends

@@ -16,6 +16,7 @@ from linearard.errors import DataError
 
 # A path has a drive, a glob, a leading . / or ~, two separators, or an extension.
 _LOOKS_LIKE_PATH = re.compile(r"^[./~]|[\\*?\[]|/.*/|\.[A-Za-z][A-Za-z0-9]*$")
+_HASHED = 1_000_000  # characters at a time
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # without an owner it may name a reader of the files here
 
 
@@ -30,6 +31,7 @@ class Source:
         identity: JSON-able; the same identity means the same documents.
         characters: about how many there are, or None.
         lazy: reading less costs less, by a network.
+        plain: it holds text alone, no records.
     """
 
     name: str
@@ -38,13 +40,15 @@ class Source:
     identity: list
     characters: int | None = None
     lazy: bool = False
+    plain: bool = False
 
 
 def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
     """The source that `spec` names. Raises DataError when it names nothing."""
     if spec == "pydoc":
         identity = ["pydoc", *documentation_identity()]
-        return Source(spec, lambda: iter(read_documentation()), frozenset({"pydoc"}), identity)
+        documents = frozenset({"pydoc"})
+        return Source(spec, lambda: iter(read_documentation()), documents, identity, plain=True)
     if spec == SELF:
         return Source(spec, _not_written, frozenset({SELF}), [SELF])
     if (files := find_files(spec)) is not None:
@@ -87,6 +91,7 @@ def _local_source(spec: str, files: list, column: str) -> Source:
         frozenset(map(str, files)),
         [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in status],
         characters=sum(stat.st_size for _, stat in status) if plain else None,
+        plain=plain,
     )
 
 
@@ -116,7 +121,7 @@ def _filtered(source: Source, config: DataConfig, held_out: str | None) -> Sourc
     def read() -> Iterator[str]:
         for text in itertools.islice(source.read(), config.max_documents):
             side = held_out and _side(text, fraction)
-            if text.strip() and side == held_out:
+            if text and not text.isspace() and side == held_out:
                 yield text
 
     rule = [config.text_column, config.max_documents, held_out, held_out and fraction]
@@ -132,5 +137,7 @@ def _side(text: str, fraction: float) -> str:
 
 def held_out_below(text: str) -> float:
     """The share of documents, 0 to 1, above which `validation_fraction` holds this document out."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) / 2**64
+    hashed = hashlib.sha256()
+    for start in range(0, len(text), _HASHED):  # a copy of a whole book would be one too many
+        hashed.update(text[start : start + _HASHED].encode("utf-8", "surrogatepass"))
+    return int.from_bytes(hashed.digest()[:8]) / 2**64

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from linearard.data.cache import cached_array
+from linearard.data.chat import as_text
 from linearard.data.sources import Source
-from linearard.data.tokens import encode_documents, tokenizer_hash
+from linearard.data.tokens import beginning, encode_documents, tokenizer_hash
 
 _FORMAT = 2  # raise it when the same text would be written in another way
 
@@ -43,7 +44,7 @@ class TokenStream:
     @property
     def content(self) -> str:
         """A hash of everything in the file."""
-        return self.path.stem.partition("-")[2]
+        return self.path.stem.rpartition("-")[2]
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -74,23 +75,30 @@ def token_stream(
     """
     limited = source.lazy and needed is not None
     decides = [_FORMAT, source.identity, tokenizer_hash(tokenizer)]
+    if not source.plain and (template := getattr(tokenizer, "chat_template", None)):
+        decides.append(template)  # which conversations are rendered with
     if limited:
         decides.append([room, needed])
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 - 1 else np.int32
     mark = np.iinfo(dtype).max
 
+    before = tokenizer.decode(beginning(tokenizer))
+
     def build() -> Iterator[np.ndarray]:
-        found = 0
-        documents = encode_documents(
-            tokenizer, source.read(), progress=progress, characters=source.characters
-        )
-        with closing(documents):
-            for ids in documents:
-                yield np.array([*ids, mark], dtype)[:, None]
-                found += len(ids) // room
-                if limited and found >= needed:
-                    break
+        found = length = 0
+        texts = (as_text(tokenizer, text, before) for text in source.read())
+        parts = encode_documents(tokenizer, texts, progress=progress, characters=source.characters)
+        with closing(parts):
+            for ids, ended in parts:
+                if ids or ended:
+                    yield np.array([*ids, mark] if ended else ids, dtype)[:, None]
+                length += len(ids)
+                if ended:
+                    found += length // room
+                    length = 0
+                    if limited and found >= needed:
+                        break
 
     path = cached_array(folder, key, build)
     return None if path is None else TokenStream(path)

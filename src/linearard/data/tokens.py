@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import torch
 
+from linearard.data.pieces import PIECE_CHARACTERS, encode_in_pieces
 from linearard.errors import DataError
 
-_BATCH_CHARACTERS = 16_000_000  # some thirty books: the tokenizer takes a document a core
+_BATCH_CHARACTERS = 4_000_000  # some eight books: the tokenizer takes a document a core
 
 
 def tokenizer_hash(tokenizer) -> str:
@@ -79,7 +81,7 @@ class Documents(list[torch.Tensor]):
         return [d[count:] if d[:count].tolist() == self.beginning else d for d in self]
 
 
-def encode_documents(
+def encode_whole(
     tokenizer, documents: Iterable[str], *, progress: bool, characters: int | None
 ) -> Iterator[list[int]]:
     """Yield the ids of each document, without special tokens around it.
@@ -90,26 +92,56 @@ def encode_documents(
         progress: show a bar, in characters.
         characters: about how many there are, for the bar.
     """
+    whole: list[int] = []
+    parts = encode_documents(tokenizer, documents, progress=progress, characters=characters)
+    with closing(parts):
+        for ids, ended in parts:
+            whole += ids
+            if ended:
+                yield whole
+                whole = []
+
+
+def encode_documents(
+    tokenizer, documents: Iterable[str], *, progress: bool, characters: int | None
+) -> Iterator[tuple[list[int], bool]]:
+    """The same in parts, of which a long document has several: ids, and whether it ends with them."""
     from tqdm import tqdm
 
     with tqdm(
         desc="tokenising", total=characters, unit="char", unit_scale=True, disable=not progress
     ) as bar:
         for batch in _batches(documents):
+            if len(batch) == 1 and len(batch[0]) > PIECE_CHARACTERS:
+                length, pieces = len(batch[0]), encode_in_pieces(tokenizer, batch.pop())
+                for ids in pieces:
+                    yield ids, False
+                yield [], True
+                bar.update(length)
+                continue
             # `verbose=False`: nothing here is fed to the model in one piece, so its longest input
             # does not matter.
-            yield from tokenizer(
+            found = tokenizer(
                 batch, add_special_tokens=False, return_attention_mask=False, verbose=False
             )["input_ids"]
+            for ids in found:
+                yield ids, True
             bar.update(sum(map(len, batch)))
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch, characters = [], 0
+    """Documents by the batch; a long one by itself."""
+    batch: list[str] = []
+    characters = 0
     for text in documents:
+        long = len(text) > PIECE_CHARACTERS
+        if batch and (long or characters + len(text) > _BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
         batch.append(text)
         characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
+        del text  # whoever has the batch has it alone
+        if long:
             yield batch
             batch, characters = [], 0
     if batch:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from linearard.data import Documents, beginning
@@ -16,6 +15,7 @@ from linearard.errors import DataError
 _MARKS = (".", "!", "?", "。", "！", "？")
 _QUOTES = "\"'”’»)]"
 _RAREST = 256  # tokens; text with fewer sentence ends than one in so many has none to speak of
+_NONE = np.empty(0, np.int64)  # of no documents
 
 
 class Haystack:
@@ -29,15 +29,14 @@ class Haystack:
     """
 
     def __init__(self, tokenizer: Any, documents: Sequence[Tensor]) -> None:
-        texts = [text.tolist() for text in Documents(documents, beginning(tokenizer)).texts]
-        # One list: the spans of thousands of prompts share its numbers.
-        self._ids: list[int] = list(chain.from_iterable(texts))
-        known = set(self._ids)
-        ending = {i for i in known if _ends_sentence(tokenizer.decode([i]))}
-        places = [i + 1 for i, token in enumerate(self._ids) if token in ending]
+        texts = Documents(documents, beginning(tokenizer)).texts
+        # One array: the spans of thousands of prompts are cut from it.
+        self._ids = np.concatenate([_NONE, *(np.asarray(text.cpu()) for text in texts)])
+        ending = [i for i in np.unique(self._ids).tolist() if _ends_sentence(tokenizer.decode([i]))]
+        places = np.flatnonzero(np.isin(self._ids, ending)) + 1
         if len(places) * _RAREST < len(self._ids):
-            places = list(range(1, len(self._ids) + 1))
-        self._places = [0, *places]
+            places = np.arange(1, len(self._ids) + 1)
+        self._places = np.concatenate(([0], places))
 
     def cut(self, room: int, chance: random.Random) -> tuple[list[int], list[int]]:
         """A span of whole sentences, as long as fits.
@@ -59,13 +58,13 @@ class Haystack:
                 got=f"{len(self._ids)} tokens",
                 fix="Give more held-out text or lower retrieval_lengths.",
             )
-        first = chance.randrange(bisect_right(self._places, spare))
-        start = self._places[first]
-        last = bisect_right(self._places, start + room)
-        places = [place - start for place in self._places[first:last]]
+        first = chance.randrange(int(np.searchsorted(self._places, spare, "right")))
+        start = int(self._places[first])
+        last = np.searchsorted(self._places, start + room, "right")
+        places = (self._places[first:last] - start).tolist()
         if len(places) == 1:  # one sentence that is longer than the room
             places.append(room)
-        return self._ids[start : start + places[-1]], places
+        return self._ids[start : start + places[-1]].tolist(), places
 
 
 def _ends_sentence(text: str) -> bool:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from linearard.data.tokens import beginning
+from linearard.data import beginning
+from linearard.data.chat import render_chat
 from linearard.errors import DataError
 
 _MOST = 3  # exchanges of a conversation; the template is tried with as many
 #: What stands for a turn's text: nothing that a template writes itself, and one word, so that none trims it.
 _TURNS = [f"zq{number}turnqz" for number in range(2 * _MOST)]
-# Some templates write the date; a text that depends on the day could not be found again.
-_DATE = datetime(2024, 7, 26)
-_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -116,12 +112,7 @@ def _around(tokenizer: Any, turns: Sequence[str]) -> list[str]:
     roles = ("user", "assistant")
     messages = [{"role": roles[n % 2], "content": turn} for n, turn in enumerate(turns)]
     try:
-        template = _TODAY.sub(
-            lambda found: repr(_DATE.strftime(found[2])), tokenizer.get_chat_template()
-        )
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=False
-        )
+        text = render_chat(tokenizer, messages)
     except Exception as error:  # a template is a program, and raises what it likes
         raise _unusable(f"one that refuses them: {' '.join(str(error).split())}") from error
     parts = []

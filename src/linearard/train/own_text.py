@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from linearard.data import BlockDataset, DataConfig, token_blocks
 from linearard.data.cache import cached_documents
+from linearard.data.rows import whole_characters
 from linearard.data.tokens import beginning, tokenizer_hash
 from linearard.errors import DataError
 from linearard.model import RestorableModel, is_packed
@@ -174,7 +175,9 @@ def _borders(start: str | None, tokenizer: Any) -> tuple[tuple[int, ...], int]:
     begin = tuple(beginning(tokenizer))
     if start is None:
         return begin or (eos if bos is None else bos,), eos
-    ids = tuple(tokenizer(start, add_special_tokens=False)["input_ids"])
+    ids = tuple(
+        tokenizer(whole_characters(start, "data.self_start"), add_special_tokens=False)["input_ids"]
+    )
     added = tokenizer.added_tokens_decoder
     # A model of conversations has the end of a turn as its EOS, and goes on after it.
     separates = len(ids) == 1 and ids[0] != bos and ids[0] in added and added[ids[0]].special

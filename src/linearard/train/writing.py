@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearard.data.tokens import encode_documents
+from linearard.data.tokens import encode_whole
 from linearard.errors import DataError
 from linearard.model import RestorableModel, plain_generation
 from linearard.train.chat_template import ChatFrame
@@ -96,7 +96,7 @@ def write_documents(
                 texts_now = _converse(*options, chance, restorable.tokenizer)
             new = [text for text in texts_now if text.strip()]
             # Counted as they will be read: what was sampled is often not how its text is encoded.
-            encoded = encode_documents(restorable.tokenizer, new, progress=False, characters=None)
+            encoded = encode_whole(restorable.tokenizer, new, progress=False, characters=None)
             tried += len(texts_now)
             for text, ids in zip(new, encoded, strict=True):
                 if found < wanted:
