@@ -332,7 +332,7 @@ def _gguf_table(figures: dict[str, float]) -> str:
         if re.fullmatch(r"export\.gguf\..*\.kl", key) and ".q8_0." not in key
     ]
     parts = {
-        "KL": ("kl", ".1e"),
+        "KL": ("kl", ".6f"),
         "top-1": ("top1", ".4f"),
         "longest, tokens": ("longest", ",.0f"),
         "Q8_0: KL": ("q8_0.kl", ".4f"),
