@@ -6,10 +6,12 @@ import sys
 BENCHMARKS = (
     "attention",
     "gguf",
+    "host_time",
     "kernel_plot",
     "launches",
     "planner",
     "planner_rates",
+    "portable",
     "queue",
     "readers",
     "relation_kl",
@@ -18,6 +20,7 @@ BENCHMARKS = (
     "stage1",
     "text_memory",
     "training_step",
+    "triton_variants",
     "width",
 )
 

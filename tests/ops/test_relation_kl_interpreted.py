@@ -20,6 +20,7 @@ import pytest
         ("interpreted_cases.py", "not self"),
         ("interpreted_options.py", "random"),
         ("interpreted_options.py", "not random"),
+        ("interpreted_candidate.py", "test"),
     ],
 )
 def test_kernels_in_the_interpreter(file, cases):

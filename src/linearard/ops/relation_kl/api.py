@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -254,7 +255,9 @@ def _reduced(
         }
     check_reduction(reduction)
     chosen = {name: choose(implementation, x.q_s) for name, x in relations.items()}
-    with torch.autocast(like.device.type, enabled=False):
+    device = like.device.type
+    autocast = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
         rows = kl_rows(relations, scales, visible, chosen, deterministic)
         return {
             name: reduce_rows(x, visible.valid, weights[name], reduction)

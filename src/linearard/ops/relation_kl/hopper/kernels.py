@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ _FINISH = struct.Struct("4Q 2i f 4x")
 def unsupported(relations: Sequence[Relation], visible: Visibility) -> str | None:
     """Why these kernels do not take the call; None if they do."""
     like = relations[0].q_s
-    if like.device.type != "cuda" or torch.cuda.get_device_capability(like.device) != (9, 0):
+    if like.device.type != "cuda" or _capability(like.device) != (9, 0):
         return "another device than a Hopper GPU"
     if like.dtype != torch.bfloat16:
         return str(like.dtype).removeprefix("torch.")
@@ -54,6 +55,11 @@ def unsupported(relations: Sequence[Relation], visible: Visibility) -> str | Non
     if nvrtc() is None:
         return "no NVRTC library (it comes with torch: nvidia-cuda-nvrtc)"
     return None
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 class Kernels(NamedTuple):

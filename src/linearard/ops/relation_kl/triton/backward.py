@@ -67,6 +67,7 @@ def _gradients(a, b, rows, columns, grad, stats, seen, causal, scale):
             PRECISION=precision(like),
             num_warps=tile.warps,
             num_stages=tile.stages,
+            enable_fp_fusion=True,  # Triton 3.10 fuses multiply-adds no longer unasked
         )
     return out
 

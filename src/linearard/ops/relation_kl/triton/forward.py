@@ -284,5 +284,6 @@ def forward(relations, visible, scale):
             PRECISION=precision(like),
             num_warps=tile.warps,
             num_stages=tile.stages,
+            enable_fp_fusion=True,  # Triton 3.10 fuses multiply-adds no longer unasked
         )
     return rows, [stats]
