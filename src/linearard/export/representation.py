@@ -45,7 +45,8 @@ def exported_rope(
     kind, theta = scaling["rope_type"], scaling["rope_theta"]
     partial = {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
     own_longrope = kind in ("longrope", "table") or model_type in LONGROPE_ONLY
-    if own_longrope or (kind == "yarn" and not _is_plain_yarn(rope, table, window)):
+    plain_yarn = _is_plain_yarn(rope, table, window) if kind == "yarn" else False
+    if own_longrope or (kind == "yarn" and not plain_yarn and not _moves_softmax(rope)):
         return _as_longrope(table, theta, rope) | partial | rope.carried
     if kind in ("default", "dynamic"):
         base = theta if kind == "default" else _base_of(table)
@@ -60,6 +61,11 @@ def exported_rope(
         if _ORIGINAL not in rope.carried:  # no key of its formula; the window is exported beside it
             scaling.pop(_ORIGINAL, None)
     return scaling
+
+
+def _moves_softmax(rope: RopeViews) -> bool:
+    """Whether the model draws its softmax scale from YaRN's keys (DeepSeek), which no other type has."""
+    return rope.softmax_scales("stretched") != rope.softmax_scales("native")
 
 
 def _is_plain_yarn(rope: RopeViews, table: RopeTable, window: int | None) -> bool:
