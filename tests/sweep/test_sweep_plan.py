@@ -264,7 +264,7 @@ class TestFile:
             ({"arms": {"a": {"evaluation": None}}}, ["a section 'evaluation'", "in arm 'a'"]),
             ({"set": {"evaluation.views": ["restord"]}}, ["evaluation.views among original"]),
             ({"set": {"evaluation.tasks_dir": "nowhere"}}, ["nowhere", "in arm 'one'"]),
-            ({"set": {"evaluation.agreement_window": 99999}}, ["99999", "in arm 'one'"]),
+            ({"set": {"evaluation.agreement_window": 99999}}, ["99998 tokens", "in arm 'one'"]),
         ],
         ids=str,
     )
