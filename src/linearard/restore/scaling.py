@@ -24,6 +24,8 @@ def choose_scaling(facts: Facts, family: str, native_asked: bool) -> tuple[dict[
     """
     kind = native_parameters(facts.config).get("rope_type", "default")
     original = {"original_max_position_embeddings": facts.native} if native_asked else {}
+    if kind != "default":  # the factor is of the window that the model has with its own scaling
+        original["counted_from"] = "model"
     if family == "linear":
         rope = {"rope_type": "linear", "factor": facts.factor, **original}
         reason = "asked for; YaRN stays much nearer to the original"
@@ -42,5 +44,5 @@ def choose_scaling(facts: Facts, family: str, native_asked: bool) -> tuple[dict[
         f"a quarter above x {facts.factor:g}, because the end of a native window is read worst"
     )
     if kind != "default":
-        reason += f"; counted from the model's own {kind} scaling"
+        reason += f"; counted from the model as it is, with its own {kind} scaling"
     return rope, Choice("RoPE scaling", value, reason)
