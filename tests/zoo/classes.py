@@ -190,7 +190,7 @@ def has_rotary(decoder: Decoder) -> bool:
     from transformers import AutoModelForCausalLM
 
     module = inspect.getmodule(AutoModelForCausalLM._model_mapping[decoder.config_class])
-    return "inv_freq" in inspect.getsource(module)
+    return "RotaryEmbedding(nn.Module)" in inspect.getsource(module)
 
 
 def rotary_tables(model: Any) -> list[torch.Tensor]:
