@@ -158,8 +158,8 @@ def reader_notes(
         )
     if merge and merge["dtype"] == "float32" and merge.get("narrower"):
         notes.append(
-            "The trained weights are in float32, for a narrower precision does not hold what training "
-            "changed: read this export in float32 (dtype='float32', vLLM: --dtype float32)."
+            "The trained weights are in float32, wider than the others: read this export in float32 "
+            "(dtype='float32', vLLM: --dtype float32), or the reader rounds what training changed."
         )
     return notes
 
