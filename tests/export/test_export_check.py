@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from linearard.errors import CheckpointError
 from linearard.export import export_model
+from linearard.export.probes import beyond, passages
 from linearard.export.reader import in_float32, observe
 from linearard.export.reading import layer_type_of
 
@@ -199,3 +200,15 @@ def test_last_positions_alone_are_kept():
 )
 def test_versions_of_transformers_name_the_same_table_differently(name, kind):
     assert layer_type_of(name) == kind
+
+
+def test_a_long_text_gives_way_where_attention_writes_its_scores_down(monkeypatch):
+    """Of 65,536 tokens they would be 64 GB a layer here."""
+    longest = []
+    for architecture in ("llama", "gemma2"):
+        restorable = tiny.tiny_restorable(architecture)
+        monkeypatch.setattr(restorable.rope, "target_window", 65_536)
+        longest.append(
+            max(p["input_ids"].shape[1] for p in beyond(restorable, passages(restorable)))
+        )
+    assert longest == [32_768, 8_192]

@@ -318,6 +318,7 @@ def test_keys_that_the_model_reads_elsewhere_stay(tmp_path):
         ("olmo", "yarn", "transformers 4 refuses this yarn scaling of olmo"),
         ("olmo2", "longrope", "transformers 4 refuses this longrope"),
         ("phi3", "longrope", "transformers 4 refuses this longrope"),
+        ("doge", "yarn", "transformers 4 computes doge otherwise"),
         ("dbrx", "yarn", "transformers 4 cannot read a configuration of dbrx"),
         ("olmo2", "linear", None),
         ("nemotron", "linear", "ignores RoPE scaling of nemotron"),

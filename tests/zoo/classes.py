@@ -21,7 +21,7 @@ _MOST_PARAMETERS = 20_000_000
 
 #: Sizes by name. A configuration takes those that it has.
 _SIZES: dict[str, Any] = {
-    "vocab_size": tiny.VOCAB,
+    "vocab_size": tiny.VOCAB + 6,  # some tokenizer classes add tokens of their own
     "hidden_size": 64,
     "intermediate_size": 48,
     "num_hidden_layers": _LAYERS,
@@ -70,7 +70,7 @@ _SIZES: dict[str, Any] = {
     "mamba_chunk_size": 16,
     # small parts of single architectures
     "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": tiny.VOCAB,
+    "vocab_size_per_layer_input": tiny.VOCAB + 6,
     "num_global_key_value_heads": 2,
     "global_head_dim": 16,
     "kv_channels": 16,
@@ -105,6 +105,7 @@ _OWN: dict[str, dict[str, Any]] = {
 #: What is no decoder of text by itself, or cannot be made tiny, and why.
 LEFT_OUT = {
     "blt": "bytes, through an encoder, a decoder and a patcher of their own",
+    "inkling2_text": "cannot be made tiny by these sizes",
     "moshi": "speech, with a second decoder over codebooks",
     "phi4_multimodal": "needs its vision and audio encoders",
     "dots3_note_text": "sizes that differ from layer to layer",
@@ -190,7 +191,7 @@ def has_rotary(decoder: Decoder) -> bool:
     from transformers import AutoModelForCausalLM
 
     module = inspect.getmodule(AutoModelForCausalLM._model_mapping[decoder.config_class])
-    return "inv_freq" in inspect.getsource(module)
+    return "RotaryEmbedding(nn.Module)" in inspect.getsource(module)
 
 
 def rotary_tables(model: Any) -> list[torch.Tensor]:

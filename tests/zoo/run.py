@@ -97,6 +97,15 @@ def _start(result: dict[str, Any], args: argparse.Namespace) -> None:
             [args.older, "-c", _LIST_TYPES], capture_output=True, text=True, check=True, cwd="/"
         )
         result["older"], result["older_types"] = json.loads(done.stdout.splitlines()[-1])
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    commits = result.setdefault("commits", [])  # a file can be filled by several
+    if (name := commit.stdout.strip()) not in commits:
+        commits.append(name)
     result["left_out"] = LEFT_OUT
     classes = result.setdefault("classes", {})
     without = set(result.setdefault("without_rope", []))

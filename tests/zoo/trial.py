@@ -136,7 +136,9 @@ class Trials:
                     return Verdict("wrong", "the original view is not the base model")
                 _train(restorable, self.folder / f"run{self.count}")
             except (ModelError, RopeError, UserError) as error:
-                return Verdict("refused", str(error))
+                return Verdict(
+                    "refused", str(error).replace(str(self.base(dtype)), "the base model")
+                )
             except Exception as error:
                 return Verdict("failed", _words(error))
             return self._export(restorable, dtype)

@@ -19,6 +19,8 @@ _ORIGINAL = "original_max_position_embeddings"
 _TYPE_AND_FACTOR = ("olmo", "olmo2")
 #: A part of their configuration in transformers 4 refuses what 5 writes into all parts.
 _UNREADABLE = ("dbrx",)
+#: Given a mask without padding, their code in transformers 4 attends to later tokens, the base model's too.
+_OTHERWISE_WITH_A_MASK = ("doge",)
 #: Their code in transformers 4 never looks at a scaling.
 _WITHOUT_SCALING = ("nemotron",)
 #: What transformers 4 calls the base and the rotated share in these classes. What it does not know it drops.
@@ -146,6 +148,11 @@ def reader_notes(
             f"transformers 4 refuses this {kind} scaling of {model_type}: read this export with "
             "transformers 5."
         )
+    if model_type in _OTHERWISE_WITH_A_MASK:
+        notes.append(
+            f"transformers 4 computes {model_type} otherwise where it is given an attention mask, the base "
+            "model too: read this export with transformers 5."
+        )
     if model_type in _UNREADABLE:
         notes.append(
             f"transformers 4 cannot read a configuration of {model_type} that transformers 5 has written: "
@@ -158,8 +165,8 @@ def reader_notes(
         )
     if merge and merge["dtype"] == "float32" and merge.get("narrower"):
         notes.append(
-            "The trained weights are in float32, for a narrower precision does not hold what training "
-            "changed: read this export in float32 (dtype='float32', vLLM: --dtype float32)."
+            "The trained weights are in float32, wider than the others: read this export in float32 "
+            "(dtype='float32', vLLM: --dtype float32), or the reader rounds what training changed."
         )
     return notes
 

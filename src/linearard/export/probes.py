@@ -38,6 +38,7 @@ _PASSAGES = (
 _LEAST_TOKENS, _TOKENS = 16, 96  # of a passage; how many between them, by what a token costs
 _SPREAD = 64  # tokens that are laid over the whole target window
 _KEPT = 64  # last positions of the long window that are compared
+_MOST_BYTES = 2**30  # of one layer's mask or, in attention that writes them down, scores
 #: Floating point operations that the long window may take on a CPU and on a GPU: some ten seconds.
 _AFFORDABLE = {"cpu": 1e12, "cuda": 5e14}
 
@@ -91,10 +92,17 @@ def _repeated(ids: Tensor, length: int) -> Tensor:
 
 def _affordable_tokens(restorable: RestorableModel, most: int) -> int:
     config, parameters, budget = restorable.config, _parameters(restorable), _budget(restorable)
+    base = restorable.model
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    writes_scores = not getattr(base, "_supports_sdpa", False) or getattr(
+        config, "attn_logit_softcapping", None
+    )
+    bytes_a_pair = 4 * config.num_attention_heads if writes_scores else 1
     tokens = most
     while tokens > 1:
         attention = 2 * config.num_hidden_layers * config.hidden_size * tokens
-        if tokens * (2 * parameters + attention) <= budget:
+        fits = bytes_a_pair * tokens**2 <= _MOST_BYTES
+        if fits and tokens * (2 * parameters + attention) <= budget:
             return tokens
         tokens //= 2
     return tokens
