@@ -114,7 +114,9 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
     offset = 0
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        number = 0
+        for line in lines:  # no `enumerate`, which keeps a line until it has the next
+            number += 1  # noqa: SIM113
             text = _decode(line, path, offset)
             offset += len(line)
             if text and not text.isspace():

@@ -23,7 +23,7 @@ _SENTENCES = (
     "Somewhere in the harbour a lighthouse keeper was mending his nets",
     "Das Wetter bleibt heute wechselhaft",
 )
-_NUMBER = "20260731"
+_NUMBERS = ("20260731", "33333333")
 
 
 def settle_tokenizer(tokenizer: Any, file: GgufFile, name: str) -> None:
@@ -95,8 +95,7 @@ def _expected(file: GgufFile, tokens: Sequence[str]) -> list[tuple[str, list[int
         order = {tuple(merge.split(" ", 1)): i for i, merge in enumerate(merges)}
         texts = [(text, text.replace(" ", " Ġ").split(" ")) for text in _SENTENCES]
         if digits := _DIGITS.get(file.value(_KEY + "pre")):
-            groups = [_NUMBER[i : i + digits] for i in range(0, len(_NUMBER), digits)]
-            texts.append((_NUMBER, groups))
+            texts += [(n, [n[i : i + digits] for i in range(0, len(n), digits)]) for n in _NUMBERS]
         made = []
         for text, words in texts:
             parts = [
