@@ -36,8 +36,11 @@ class TestOutputFolder:
         return folder
 
     def test_an_earlier_run(self, path, run, refusal, no_model):
+        """A recipe alone, which `restore --dry-run` leaves, is none."""
+        (run / "stage1-restoration").mkdir()
         line = refusal("train", path)
-        assert "an empty or new output folder" in line and "an earlier run (recipe.yaml)" in line
+        assert "an empty or new output folder" in line
+        assert "an earlier run (recipe.yaml, stage1-restoration)" in line
         assert "--resume to go on, --overwrite to replace" in line
 
     @pytest.mark.parametrize(
