@@ -73,9 +73,10 @@ def check_configuration(config: Any, name: str) -> None:
 
 def _check_sizes(config: Any, name: str) -> None:
     """Refuse sizes that no model has: they would be counted through, or allocated."""
+    said = config.to_dict()  # attributes that differ by layer cannot be asked for as one (Gemma 4)
     for key, most in _LARGEST.items():
-        value = getattr(config, key, None)
-        if value is None or isinstance(value, list | dict):  # one a layer, in some architectures
+        value = said.get(key, getattr(type(config), key, None))
+        if not isinstance(value, str | int | float):  # none, or one a layer
             continue
         if type(value) not in (int, float) or not 0 < value <= most:
             raise ModelError(
