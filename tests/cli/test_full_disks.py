@@ -139,8 +139,8 @@ def test_a_killed_export_is_none(trained, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("linearard.export.save._reload", killed)
-        patch.setattr("linearard.model.written.shutil.rmtree", lambda path: None)
+        patch.setattr("linearard.export.save.compare", killed)
+        patch.setattr("linearard.model.written.shutil.rmtree", lambda path, **options: None)
         assert main(["export", str(trained), str(out), "--quiet"]) == 130
     assert [path.name for path in out.iterdir()] == [".unfinished"]
     assert main(["export", str(trained), str(out), "--quiet"]) == 0

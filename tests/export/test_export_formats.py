@@ -196,9 +196,7 @@ def test_dynamic_becomes_a_larger_base(exports):
     assert flat == {"rope_type": "default", "rope_theta": pytest.approx(expected, rel=1e-5)}
 
 
-@pytest.mark.parametrize(
-    "name", ["longrope", "table", "phi3", "yarn without attention factor", "yarn with mscale"]
-)
+@pytest.mark.parametrize("name", ["longrope", "table", "phi3", "yarn without attention factor"])
 def test_tables_become_longrope_with_equal_factors(name, exports):
     flat = flat_parameters(exports, name)
     assert flat["rope_type"] == "longrope" and flat["short_factor"] == flat["long_factor"]

@@ -198,3 +198,13 @@ def test_bad_configurations_are_refused(changes):
     (name,) = changes
     with pytest.raises(RecipeError, match=f"model.{name}"):
         ModelConfig(**{"name": "x"} | changes)
+
+
+def test_a_configuration_with_sizes_that_differ_by_layer_is_read(tmp_path):
+    """Gemma 4 has no one head_dim, and raises where it is asked for; the refusal comes later, in words."""
+    import transformers
+
+    if not hasattr(transformers, "Gemma4TextConfig"):
+        pytest.skip("this version of transformers does not know Gemma 4")
+    transformers.Gemma4TextConfig(head_dim=16, num_hidden_layers=2).save_pretrained(tmp_path)
+    assert load_config(ModelConfig(name=str(tmp_path))).model_type == "gemma4_text"

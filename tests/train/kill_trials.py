@@ -141,7 +141,12 @@ def _views(place: Path) -> dict[str, Any]:
 
 
 def _exported(place: Path) -> dict[str, Any]:
-    return {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+    """All files; the model card names the folder that it lies in, so it and its hash are left out."""
+    found = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+    card = found.pop("README.md", None)
+    listed = json.loads(found.pop("linearard_export.json"))
+    listed["files"].pop("README.md", None)
+    return found | {"listed": listed, "has a card": card is not None}
 
 
 def _swept(place: Path) -> dict[str, Any]:

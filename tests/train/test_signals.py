@@ -19,6 +19,14 @@ from linearard.model import written
 NUMBERS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
+@pytest.fixture(autouse=True)
+def interrupts_reach_this_process():
+    """Whoever starts the tests in the background may have had SIGINT ignored, which all children inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(base_folder, tmp_path_factory):
     """Weights of the run that nothing happens to. Dropout is on, so the random state counts."""
@@ -187,7 +195,8 @@ def test_one_of_two_processes_is_asked(tmp_path, base_folder):
     stage = Path(recipe["output_dir"]) / "stage1-only"
     deadline = time.monotonic() + 240
     while not stage.is_dir() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)  # until training has begun
+        time.sleep(0.1)
+    time.sleep(2)  # the folder is there a moment before both processes train
     _signal_worker(process.pid, rank="1")
     _, error = process.communicate(timeout=240)
     lines = [line for line in error.splitlines() if line.startswith("linearard: ended")]
