@@ -19,6 +19,18 @@ from linearard.train.rate_trials import choose_rate
 WATCH = {"window": 24, "sequences": 2, "long_window": 56, "every": 2}
 
 
+class FewWeights:
+    """An adapter of so many trained numbers, all zero."""
+
+    config = type("Config", (), {"kind": "direct"})
+
+    def __init__(self, count):
+        self.weight = torch.nn.Parameter(torch.zeros(count))
+
+    def parameters(self):
+        return [self.weight]
+
+
 def recipe(folder, base, kind="lora", rate=1e-2, **held_out):
     made = small_run.one_stage(folder, base, sequences=16, save_steps=3, learning_rate=rate)
     (stage,) = made["stages"].values()
@@ -92,23 +104,14 @@ def test_a_watched_run_that_was_cut_off_ends_the_same(tmp_path, base_folder):
     stage = run / "stage1-only"
     latest = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.rmtree(latest)
-    early = {name: decided[name] for name in ("learning_rate", "begun", "untrained_kl", "trials")}
+    early = {name: decided[name] for name in ("learning_rate", "begun", "untrained", "trials")}
     (stage / "held_out.json").write_text(json.dumps(early))
     assert small_run.final_bytes(small_run.train(made, "--resume")) == once
     assert decisions(run)["looks"] == decided["looks"]
 
 
 def test_a_share_is_chosen_by_what_is_looked_at():
-    class Adapter:
-        config = type("Config", (), {"kind": "direct"})
-
-        def __init__(self):
-            self.weight = torch.nn.Parameter(torch.zeros(3))
-
-        def parameters(self):
-            return [self.weight]
-
-    adapter = Adapter()
+    adapter = FewWeights(3)
     beginning = Beginning(adapter)
     with torch.no_grad():
         adapter.weight += 1.0
@@ -130,16 +133,7 @@ def test_a_share_is_chosen_by_what_is_looked_at():
 def test_no_share_is_kept_that_is_worse_than_the_untrained_model(untrained, chosen):
     """The more is kept, the better the long windows and the larger the KL."""
 
-    class Adapter:
-        config = type("Config", (), {"kind": "direct"})
-
-        def __init__(self):
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def parameters(self):
-            return [self.weight]
-
-    adapter = Adapter()
+    adapter = FewWeights(1)
     beginning = Beginning(adapter)
     with torch.no_grad():
         adapter.weight += 1.0
@@ -152,19 +146,12 @@ def test_no_share_is_kept_that_is_worse_than_the_untrained_model(untrained, chos
 
 
 def test_returns_end_in_the_last_good_weights():
-    class Adapter:
-        def __init__(self):
-            self.weight = torch.nn.Parameter(torch.zeros(2))
-
-        def parameters(self):
-            return [self.weight]
-
     class HeldOut:
         look = staticmethod(
             lambda view="restored": Look(float(adapter.weight.detach().abs().max()) + 0.01)
         )
 
-    adapter = Adapter()
+    adapter = FewWeights(2)
     guard = Guard(adapter, HeldOut, HeldOutConfig(every=1))
     guard.begin()
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from linearard.model import Adapter, write_json, written
+from linearard.model import Adapter
 from linearard.train.held_out import HeldOut, Look
 from linearard.train.held_out_config import HeldOutConfig
 
@@ -26,7 +25,6 @@ _LONG_NATS = 0.3
 _MOST_RETURNS = 4
 _LOWER = 0.5
 _GOOD_FILE = "last_good.safetensors"
-_DECISIONS_FILE = "held_out.json"
 
 
 class Guard(TrainerCallback):
@@ -44,15 +42,15 @@ class Guard(TrainerCallback):
         self.returns: list[dict[str, Any]] = []
         self._least_kl = self._least_long = math.inf
         self._good_step, self._good = 0, self._copy()
-        self._stopped, self._untrained_kl = False, 0.0
+        self._stopped, self.untrained = False, Look(0.0)
 
     def begin(self) -> None:
         """Look before the first step."""
-        self.begin_with(self._held_out.look(), self._held_out.look("stretched").kl)
+        self.begin_with(self._held_out.look(), self._held_out.look("stretched"))
 
-    def begin_with(self, look: Look, untrained_kl: float) -> None:
-        """Begin with a look that was taken before, and the KL of the stretched model before any stage."""
-        self._untrained_kl = untrained_kl
+    def begin_with(self, look: Look, untrained: Look) -> None:
+        """Begin with looks taken before: at the model, and at the stretched one before any stage."""
+        self.untrained = untrained
         self._accept(0, look)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -113,7 +111,7 @@ class Guard(TrainerCallback):
             "returns": self.returns,
             "least": [self._least_kl, self._least_long],
             "good_step": self._good_step,
-            "untrained_kl": self._untrained_kl,
+            "untrained": self.untrained.values,
             "stopped": self._stopped,
         }
 
@@ -131,7 +129,7 @@ class Guard(TrainerCallback):
 
         self.looks, self.returns = list(state["looks"]), list(state["returns"])
         self._least_kl, self._least_long = state["least"]
-        self._good_step, self._untrained_kl = state["good_step"], state["untrained_kl"]
+        self._good_step, self.untrained = state["good_step"], Look(**state["untrained"])
         path = folder / _GOOD_FILE
         self._good = self._copy()
         if path.is_file():
@@ -141,7 +139,7 @@ class Guard(TrainerCallback):
     def _diverged(self, look: Look) -> bool:
         if not look.finite:
             return True
-        if look.kl > max(_TIMES * self._least_kl + _NATS, _OF_UNTRAINED * self._untrained_kl):
+        if look.kl > max(_TIMES * self._least_kl + _NATS, _OF_UNTRAINED * self.untrained.kl):
             return True
         return look.long is not None and look.long > self._least_long + _LONG_NATS
 
@@ -167,16 +165,3 @@ class Guard(TrainerCallback):
 
     def _copy(self) -> list[Tensor]:
         return [p.detach().to("cpu", copy=True) for p in self._adapter.parameters()]
-
-
-def write_decisions(folder: Path, decisions: dict[str, Any]) -> None:
-    """Keep what a stage has decided by its held-out windows, beside its checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written.note(folder, [_DECISIONS_FILE])
-    write_json(folder / _DECISIONS_FILE, read_decisions(folder) | decisions)
-
-
-def read_decisions(folder: Path) -> dict[str, Any]:
-    """What `write_decisions` has kept, or nothing."""
-    path = folder / _DECISIONS_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from linearard.train.guard import Guard, read_decisions, write_decisions
+from linearard.model import write_json, written
+from linearard.train.guard import Guard
 from linearard.train.held_out import HeldOut, HeldOutText, Look
 from linearard.train.keeping import Beginning
 from linearard.train.random_state import RandomState
@@ -16,6 +18,8 @@ from linearard.train.trial_steps import TrialSteps
 
 if TYPE_CHECKING:
     from linearard.train.trainer import RestorationTrainer
+
+_DECISIONS_FILE = "held_out.json"
 
 
 class WatchedStage:
@@ -41,34 +45,33 @@ class WatchedStage:
 
     def prepare(self) -> None:
         """Before the first step: look, and find the learning rate, unless an earlier start has."""
-        args, decided = self._trainer.args, read_decisions(self._folder)
+        args, decided = self._trainer.args, _read_decisions(self._folder)
         if "learning_rate" not in decided:
             random_state = RandomState()
             self.guard.begin()
             decided = {"learning_rate": args.learning_rate, "begun": self.guard.looks[0]}
-            decided["untrained_kl"] = self.guard.state()["untrained_kl"]
+            decided["untrained"] = self.guard.untrained.values
             if self._config.rate_trials:
                 decided |= self._find_rate(Look(**_without_step(self.guard.looks[0])))
             random_state.restore()
             if args.should_save:
-                write_decisions(self._folder, decided)
+                _write_decisions(self._folder, decided)
         else:
             begun = Look(**_without_step(decided["begun"]))
-            self.guard.begin_with(begun, decided["untrained_kl"])
+            self.guard.begin_with(begun, Look(**decided["untrained"]))
         self._trainer.set_learning_rate(decided["learning_rate"])
 
     def finish(self, step: int) -> None:
         """After the last step: undo what diverged, and leave the share of the change that is best."""
-        decided = read_decisions(self._folder)
+        decided = _read_decisions(self._folder)
         if "share" in decided:
             self._beginning.blend(decided["share"])
             return
         look = self.guard.finish(step)
         share, found = self._trainer.args.keep, {}
         if self._config.shares:
-            untrained = self._held_out.look("stretched")
             share, found = self._beginning.best_share(
-                self._config.shares, self._held_out.look, untrained
+                self._config.shares, self._held_out.look, self.guard.untrained
             )
         else:
             self._beginning.blend(share)
@@ -80,7 +83,7 @@ class WatchedStage:
                 "looks": self.guard.looks,
                 "returns": self.guard.returns,
             }
-            write_decisions(self._folder, ended)
+            _write_decisions(self._folder, ended)
 
     def _find_rate(self, begun: Look) -> dict[str, Any]:
         asked = self._trainer.args.learning_rate
@@ -102,3 +105,16 @@ class WatchedStage:
 
 def _without_step(look: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in look.items() if name != "step"}
+
+
+def _write_decisions(folder: Path, decisions: dict[str, Any]) -> None:
+    """Keep what a stage has decided by its held-out windows, beside its checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written.note(folder, [_DECISIONS_FILE])
+    write_json(folder / _DECISIONS_FILE, _read_decisions(folder) | decisions)
+
+
+def _read_decisions(folder: Path) -> dict[str, Any]:
+    """What has been kept so, or nothing."""
+    path = folder / _DECISIONS_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
