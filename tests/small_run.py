@@ -31,6 +31,18 @@ _WORDS = (
 )
 
 
+#: The smallest evaluation, as the value of `--evaluation`.
+EVALUATION = json.dumps(
+    {
+        "perplexity_windows": [48],
+        "perplexity_tokens": 200,
+        "agreement_window": 48,
+        "agreement_tokens": 200,
+        "passkey_lengths": [],
+    }
+)
+
+
 def write_text(folder: Path, *, documents: int = 6, words: int = 900, seed: int = 0) -> Path:
     """A folder of plain text, a few thousand tokens a document."""
     folder.mkdir(parents=True, exist_ok=True)

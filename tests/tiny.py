@@ -41,6 +41,22 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 257,
     "pad_token_id": 257,
 }
+#: What DeepSeek and its relatives need beside `_SHAPE`: latent attention, a few experts.
+MLA = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "num_key_value_heads": 4,
+}
 #: Name of the configuration class, and what differs from `_SHAPE`.
 _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),

@@ -1,4 +1,4 @@
-"""What the tests of bad input share."""
+"""What the tests of the command line share."""
 
 import pytest
 
@@ -44,3 +44,11 @@ def refusal(capsys):
         return line
 
     return run
+
+
+@pytest.fixture(scope="module")
+def trained(base_folder, tmp_path_factory):
+    """A finished run of one stage."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = small_run.one_stage(folder, base_folder, sequences=4, save_steps=2)
+    return small_run.train(recipe)

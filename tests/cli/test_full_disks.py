@@ -1,7 +1,6 @@
 """Disks that fill up or cannot be written: one message, the earlier state whole, the table printed."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -12,24 +11,6 @@ import pytest
 import small_run
 from linearard.cli.main import main
 from linearard.model import written
-
-EVALUATION = json.dumps(
-    {
-        "perplexity_windows": [48],
-        "perplexity_tokens": 200,
-        "agreement_window": 48,
-        "agreement_tokens": 200,
-        "passkey_lengths": [],
-    }
-)
-
-
-@pytest.fixture(scope="module")
-def trained(base_folder, tmp_path_factory):
-    """A finished run of one stage."""
-    folder = tmp_path_factory.mktemp("trained")
-    recipe = small_run.one_stage(folder, base_folder, sequences=4, save_steps=2)
-    return small_run.train(recipe)
 
 
 @pytest.fixture
@@ -79,7 +60,7 @@ def full(*arguments, **options):
 @pytest.mark.parametrize("broken", ["write_json", "write_report"])
 def test_an_evaluation_prints_its_table(broken, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(f"linearard.pipeline.results.{broken}", full)
-    flags = ["--quiet", "--evaluation", EVALUATION, "--output-dir", str(tmp_path / "out")]
+    flags = ["--quiet", "--evaluation", small_run.EVALUATION, "--output-dir", str(tmp_path / "out")]
     assert main(["evaluate", str(trained), *flags]) == 2
     captured = capsys.readouterr()
     assert "restored" in captured.out and "perplexity" in captured.out

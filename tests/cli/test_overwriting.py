@@ -9,24 +9,6 @@ import pytest
 import small_run
 from linearard.cli.main import main
 
-EVALUATION = json.dumps(
-    {
-        "perplexity_windows": [48],
-        "perplexity_tokens": 200,
-        "agreement_window": 48,
-        "agreement_tokens": 200,
-        "passkey_lengths": [],
-    }
-)
-
-
-@pytest.fixture(scope="module")
-def trained(base_folder, tmp_path_factory):
-    """A finished run of one stage."""
-    folder = tmp_path_factory.mktemp("trained")
-    recipe = small_run.one_stage(folder, base_folder, sequences=4, save_steps=2)
-    return small_run.train(recipe)
-
 
 def files(folder: Path) -> dict[str, bytes]:
     """What lies in a folder, by name."""
@@ -70,7 +52,7 @@ def test_a_users_files_within_a_run(trained, tmp_path):
     """The old run goes, with what `evaluate` wrote into its checkpoints; all else stays."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    assert main(["evaluate", str(run), "--quiet", "--evaluation", EVALUATION]) == 0
+    assert main(["evaluate", str(run), "--quiet", "--evaluation", small_run.EVALUATION]) == 0
     assert (run / "final" / "evaluation" / "evaluation.json").exists()
     mine = {
         "notes.txt": "mine",
@@ -116,7 +98,7 @@ def test_a_sweep_over_a_users_files(flags, name, recipe, tmp_path, refusal, no_m
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("mine")
-    recipe["evaluation"] = json.loads(EVALUATION)
+    recipe["evaluation"] = json.loads(small_run.EVALUATION)
     values = {"base": recipe, "output_dir": str(out), "arms": {"one": {}}}
     path = small_run.write_recipe(values, tmp_path / "arms.yaml")
     line = refusal("sweep", str(path), *flags)

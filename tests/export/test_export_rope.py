@@ -23,21 +23,6 @@ MSCALE = {
     "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 16,
 }
-MLA = {
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 4,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-    "n_shared_experts": 1,
-    "num_key_value_heads": 4,
-}
 SCALED_QUERIES = {
     "rope_type": "default",
     "rope_theta": 10000.0,
@@ -68,7 +53,7 @@ CASES = {
     "scaled queries, longrope": (*MINISTRAL, tiny.SCALINGS["longrope"]),
     "softmax scale": (
         "DeepseekV3Config",
-        MLA | {"rope_parameters": MSCALE | {"rope_theta": 10000.0}},
+        tiny.MLA | {"rope_parameters": MSCALE | {"rope_theta": 10000.0}},
         MSCALE | {"factor": 16.0},
     ),
 }

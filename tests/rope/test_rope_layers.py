@@ -47,21 +47,6 @@ SHARED_ROPE = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
-MLA = {
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 4,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-    "n_shared_experts": 1,
-    "num_key_value_heads": 4,
-}
 MSCALE = {
     "rope_type": "yarn",
     "factor": 4.0,
@@ -119,7 +104,9 @@ def test_a_model_whose_every_table_is_for_windows_is_refused():
 def test_yarn_scales_the_softmax_where_the_model_says_so(name, native):
     """(1 + 0.1 ln factor)^2 / sqrt(head_dim), of the factor of each view."""
     own = MSCALE | {"rope_theta": 10000.0}
-    config = make_config(name, **MLA | ({"rope_parameters": own} if native == "scaled" else {}))
+    config = make_config(
+        name, **tiny.MLA | ({"rope_parameters": own} if native == "scaled" else {})
+    )
     model = make_model(config)
     factor = 16.0
     asked = MSCALE | {"factor": factor}
@@ -138,13 +125,13 @@ def test_yarn_scales_the_softmax_where_the_model_says_so(name, native):
 
 def test_a_softmax_scale_is_not_taken_away():
     own = MSCALE | {"rope_theta": 10000.0}
-    model = make_model(make_config("DeepseekV3Config", **MLA, rope_parameters=own))
+    model = make_model(make_config("DeepseekV3Config", **tiny.MLA, rope_parameters=own))
     with pytest.raises(RopeError, match="also scales its softmax"):
         RopeViews(model, {"rope_type": "linear", "factor": 4})
 
 
 def test_plain_yarn_leaves_the_softmax_alone():
-    model = make_model(make_config("DeepseekV3Config", **MLA))
+    model = make_model(make_config("DeepseekV3Config", **tiny.MLA))
     views = RopeViews(model, YARN)
     assert views.softmax_scales("stretched") == views.softmax_scales("native")
 
@@ -221,7 +208,7 @@ def test_a_head_dim_of_null_is_worked_out(kind):
             },
             "a rotary module that gives cosine and sine",
         ),
-        ("DeepseekV2Config", MLA, "a rotary module that gives cosine and sine"),
+        ("DeepseekV2Config", tiny.MLA, "a rotary module that gives cosine and sine"),
         ("ModernBertDecoderConfig", {"local_attention": 24}, "attention"),
         (
             "Gemma4TextConfig",
