@@ -1,4 +1,4 @@
-"""The table of docs/MODELS.md: which decoder classes are restored and exported, from the zoo's verdicts."""
+"""The tables of docs/reference/models.md: which decoder classes are restored and exported."""
 
 from __future__ import annotations
 

@@ -20,13 +20,8 @@ from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, reads_rightl
 from benchmarks.models import models_tables
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("RECIPES", "PERFORMANCE", "PLANNING", "MODELS", "READERS")
-    ),
-)
+#: Every page that may hold a table between `<!-- table:NAME -->` and `<!-- /table -->`.
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 SUMMARY = RESULTS / "summary.json"
 
 _TITLES = {

@@ -214,7 +214,7 @@ class TestFile:
         assert found["one"]["rope"] == base["rope"]
 
     def test_the_example_of_the_documentation(self, tmp_path, base, monkeypatch):
-        page = (Path(__file__).parents[2] / "docs" / "SWEEP.md").read_text()
+        page = (Path(__file__).parents[2] / "docs" / "how-to" / "sweeps.md").read_text()
         (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
         (tmp_path / "sweep.yaml").write_text(example)
         base["stages"].pop("cpt")

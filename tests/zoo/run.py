@@ -3,8 +3,8 @@
     python tests/zoo/run.py --older .venv-transformers4/bin/python --out benchmarks/results/cpu/zoo.json
 
 Verdicts are written after every trial; trials that the file has are not run again unless --again is given.
-`python -m benchmarks.summary` makes the table of docs/MODELS.md of the file. Exit code 1 if any verdict is
-neither `same` nor `refused`.
+`python -m benchmarks.summary` makes the tables of docs/reference/models.md of the file. Exit code 1 if any
+verdict is neither `same` nor `refused`.
 """
 
 from __future__ import annotations

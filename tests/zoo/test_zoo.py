@@ -1,4 +1,4 @@
-"""A part of the zoo, in seconds; all of it is `make zoo`, whose result is docs/MODELS.md."""
+"""A part of the zoo, in seconds; all of it is `make zoo`, whose result is docs/reference/models.md."""
 
 import os
 

@@ -14,7 +14,7 @@ examples:
 
 The model's configuration is read, its weights are not: a folder with a config.json will do. Any
 recipe field can be given as in `linearard train`. Without a GPU here, the plan is for one in half
-precision. Formulas and their limits: docs/PLANNING.md.
+precision. Formulas and their limits: docs/concepts/planner.md.
 """
 
 

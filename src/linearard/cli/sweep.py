@@ -15,7 +15,7 @@ examples:
   linearard sweep arms.yaml --model.name /models/SmolLM2-135M --evaluation.task_limit 100
   linearard sweep arms.yaml --table
 
-docs/SWEEP.md describes the file. Fields of the recipe given here hold for every arm that does not
+docs/how-to/sweeps.md describes the file. Fields of the recipe given here hold for every arm that does not
 set them itself; `linearard train --help` lists them. The exit code is 1 if a run failed.
 """
 

@@ -1,4 +1,4 @@
-"""Relation terms, formed layer by layer while the student runs (method: docs/METHOD.md).
+"""Relation terms, formed layer by layer while the student runs (method: docs/concepts/method.md).
 
 For each counted layer and each relation X the term is the mean over valid rows and heads of
 `KL(P_teacher || P_student)`, with P the row softmax of X X^T (q, k, v) or of Q K^T (qk). A layer's term

@@ -1,7 +1,7 @@
 """The stretched RoPE in the words that most readers understand alike.
 
 A restored model was trained for one table and one window. Every reader must rotate by that table at every
-length, and say that window without being told. What they do differently (see docs/READERS.md):
+length, and say that window without being told. What they do differently (see docs/reference/readers.md):
 
 - `dynamic` and `longrope` change their table with the length of the text;
 - transformers 4.51 computes YaRN's factor anew as window over original window (4.57 does not), and 4.50

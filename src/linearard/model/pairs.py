@@ -5,7 +5,7 @@ alike, and the frequencies too, it computes the same scores. A scaling that slow
 (linear) leaves many pairs a slot that turns as fast as they did natively, only not their own. Starting
 there, the student has less to learn than from rows that all turn too slowly. Pairs that turn less than
 once in the native window stay: it is they that tell distances beyond it, if they are slowed
-(docs/RECIPES.md).
+(docs/research/recipes.md).
 """
 
 from __future__ import annotations

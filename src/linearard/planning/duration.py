@@ -1,4 +1,4 @@
-"""Seconds of a training step, from its work and a device's rates (docs/PLANNING.md)."""
+"""Seconds of a training step, from its work and a device's rates (docs/concepts/planner.md)."""
 
 from __future__ import annotations
 

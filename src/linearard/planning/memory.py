@@ -1,4 +1,4 @@
-"""Bytes of a training step: what it holds at its fullest moment, by part (docs/PLANNING.md)."""
+"""Bytes of a training step: what it holds at its fullest moment, by part (docs/concepts/planner.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that a step reads and writes outside its matrix products, by phase (docs/PLANNING.md)."""
+"""Bytes that a step reads and writes outside its matrix products, by phase (docs/concepts/planner.md)."""
 
 from __future__ import annotations
 

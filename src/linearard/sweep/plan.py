@@ -120,7 +120,7 @@ def load_sweep(path: str | Path, overrides: dict[str, str] | None = None) -> Swe
     Raises:
         RecipeError: the file cannot be read, or a field of it or of an arm's recipe is wrong.
     """
-    fix = "Give the path of one; docs/SWEEP.md describes it."
+    fix = "Give the path of one; docs/how-to/sweeps.md describes it."
     values = read_yaml(str(path), "a sweep file in YAML", fix)
     given = {k: parse_yaml(v, f"--{k}") for k, v in (overrides or {}).items()}
     refuse_secrets([values, given])  # also in what no arm keeps: the folder gets a copy of the file
