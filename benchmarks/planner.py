@@ -39,7 +39,7 @@ from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.planning import Rates, calibrate, shipped_rates
 from linearard.planning.run import plan_run
-from linearard.train import RestorationConfig
+from linearard.recipe import RestorationConfig
 from linearard.train.trainer import RestorationTrainer
 
 GIB = 2**30

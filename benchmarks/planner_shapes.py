@@ -34,7 +34,7 @@ from linearard.distill import ObjectiveConfig
 from linearard.errors import UserError
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.planning.run import plan_run
-from linearard.train import RestorationConfig
+from linearard.recipe import RestorationConfig
 from linearard.train.trainer import RestorationTrainer
 
 GIB = 2**30

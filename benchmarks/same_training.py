@@ -42,7 +42,7 @@ from linearard.capture.blocks import PLANLESS
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig, ModelConfig, RestorableModel, load_model
 from linearard.ops.pointwise import api, plain
-from linearard.train.config import RestorationConfig
+from linearard.recipe.stage import RestorationConfig
 from linearard.train.trainer import RestorationTrainer
 
 OBJECTIVE = {

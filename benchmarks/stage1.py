@@ -64,7 +64,7 @@ from benchmarks.training_step import MODELS, SELF, build
 from linearard.counting import step_flops
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig
-from linearard.train.config import RestorationConfig
+from linearard.recipe.stage import RestorationConfig
 from linearard.train.progress import peak_flops
 from linearard.train.trainer import RestorationTrainer
 

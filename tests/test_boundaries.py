@@ -17,7 +17,9 @@ LEVELS = [
     {"model"},
     {"distill", "data"},
     {"counting"},
-    {"train", "evaluation", "export"},
+    {"evaluation", "export"},
+    {"recipe"},
+    {"train"},
     {"sweep", "planning", "pipeline"},
     {"restore"},
     {"cli"},
@@ -122,7 +124,10 @@ def test_operations_know_torch_alone(path):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_heavy_libraries_are_imported_where_they_are_used(path):
     heavy = {"datasets", "matplotlib", "peft", "gguf"}
-    if path.parent.name != "train":  # its classes derive from those of transformers
+    if path.parent.name not in (
+        "recipe",
+        "train",
+    ):  # their classes derive from those of transformers
         heavy |= {"transformers"}
     assert not heavy & {top(n) for n in imports_at_import(path)}
 

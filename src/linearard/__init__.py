@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from linearard.model import RestorableModel, load_restored
     from linearard.ops.relation_kl import attention_kl, relation_kl
-    from linearard.train import RestorationConfig, load_recipe, run_recipe
+    from linearard.recipe import RestorationConfig, load_recipe
+    from linearard.train import run_recipe
     from linearard.train.trainer import RestorationTrainer
 
 __all__ = [
@@ -27,10 +28,10 @@ __all__ = [
 
 _HOMES = {
     "RestorableModel": "linearard.model",
-    "RestorationConfig": "linearard.train",
+    "RestorationConfig": "linearard.recipe",
     "RestorationTrainer": "linearard.train.trainer",
     "attention_kl": "linearard.ops.relation_kl",
-    "load_recipe": "linearard.train",
+    "load_recipe": "linearard.recipe",
     "load_restored": "linearard.model",
     "relation_kl": "linearard.ops.relation_kl",
     "run_recipe": "linearard.train",

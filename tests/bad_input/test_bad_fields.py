@@ -10,8 +10,8 @@ from linearard.data import DataConfig
 from linearard.distill import ObjectiveConfig
 from linearard.evaluation import EvaluationConfig
 from linearard.model import AdapterConfig, ModelConfig
-from linearard.train import PartConfig, RestorationConfig, own_fields
-from linearard.train.held_out_config import HeldOutConfig
+from linearard.recipe import PartConfig, RestorationConfig, own_fields
+from linearard.recipe.held_out import HeldOutConfig
 
 _LONG = "a" * 5000
 _DIGITS = "9" * 5000

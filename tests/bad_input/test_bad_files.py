@@ -8,7 +8,7 @@ import yaml
 
 import small_run
 from linearard.errors import RecipeError
-from linearard.train.yaml_text import parse_yaml
+from linearard.recipe.yaml_text import parse_yaml
 
 _BOMB = "a0: &a0 {x: 1}\n" + "".join(
     f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" for i in range(1, 10)
@@ -318,7 +318,7 @@ def test_in_a_process_of_its_own(tmp_path):
 def test_home_folders_are_found(place, tmp_path, monkeypatch):
     """`--output_dir=~/x` reaches the program as it is written."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    from linearard.train import load_recipe
+    from linearard.recipe import load_recipe
 
     recipe = load_recipe(place / "recipe.yaml", {"output_dir": "~/x"})
     assert recipe.output_dir == str(tmp_path / "x")

@@ -13,7 +13,7 @@ import pytest
 
 from linearard.cli import main as command_line
 from linearard.cli.main import _WHOLE, _split, build_parser, main
-from linearard.train import Recipe, load_recipe
+from linearard.recipe import Recipe, load_recipe
 
 COMMANDS = ("demo", "train", "evaluate", "export")
 

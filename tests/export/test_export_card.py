@@ -10,7 +10,7 @@ import tiny
 from linearard.export import Story, export_model, write_card
 from linearard.export.license import license_of
 from linearard.pipeline import told
-from linearard.train import recipe_from_dict
+from linearard.recipe import recipe_from_dict
 
 ABOUT = {
     "form": "merged",

@@ -19,11 +19,11 @@ from linearard.distill import ObjectiveConfig  # noqa: E402
 from linearard.evaluation import EvaluationConfig  # noqa: E402
 from linearard.model import AdapterConfig, ModelConfig  # noqa: E402
 from linearard.pipeline import check_evaluation  # noqa: E402
+from linearard.recipe import PartConfig, RestorationConfig, recipe_from_dict  # noqa: E402
+from linearard.recipe.held_out import HeldOutConfig  # noqa: E402
+from linearard.recipe.yaml_text import parse_yaml  # noqa: E402
 from linearard.rope import check_scaling, compute_table  # noqa: E402
-from linearard.train import PartConfig, RestorationConfig, recipe_from_dict  # noqa: E402
-from linearard.train.held_out_config import HeldOutConfig  # noqa: E402
 from linearard.train.stages import stage_arguments  # noqa: E402
-from linearard.train.yaml_text import parse_yaml  # noqa: E402
 
 RECIPE = {
     "model": {"name": "x", "dtype": "float32", "device": "cpu"},

@@ -22,7 +22,7 @@ from linearard.model import (
 )
 from linearard.model.packed import has_packed, is_packed, unpacked
 from linearard.planning.memory import weight_bytes
-from linearard.train import recipe_from_dict
+from linearard.recipe import recipe_from_dict
 
 pytest.importorskip("bitsandbytes", reason="needs the package bitsandbytes")
 LORA = AdapterConfig(r=4, alpha=8.0, dropout=0.0)

@@ -20,7 +20,7 @@ from linearard.model.fused import fuse_layers
 from linearard.planning.kept import Kept
 from linearard.planning.memory import Setting, step_memory
 from linearard.planning.run import plan_run
-from linearard.train import RestorationConfig
+from linearard.recipe import RestorationConfig
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
 TOKENS, BATCH, GIB = 59, 2, 2**30

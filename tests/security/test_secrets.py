@@ -6,7 +6,7 @@ import yaml
 import small_run
 from linearard.cli.main import main
 from linearard.errors import shown, without_secrets
-from linearard.train.secrets import hide_secrets
+from linearard.recipe.secrets import hide_secrets
 
 _MIXED = "aB3dE5fG7hJ9kL2mN4pQ6rS8tU0vW1xY3z"
 TOKENS = {

@@ -11,8 +11,8 @@ import small_run
 from linearard.cli.main import main
 from linearard.data import DataConfig, token_blocks
 from linearard.errors import RecipeError
+from linearard.recipe import load_recipe
 from linearard.sweep import load_sweep
-from linearard.train import load_recipe
 
 
 class TestRecipeAndSweep:

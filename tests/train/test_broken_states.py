@@ -11,7 +11,7 @@ import tiny
 from linearard.cli.main import main
 from linearard.errors import CheckpointError, NonFiniteLossError
 from linearard.model import load_weights, out_of_range, save_checkpoint, written
-from linearard.train import RestorationConfig
+from linearard.recipe import RestorationConfig
 from linearard.train.trainer import RestorationTrainer
 
 

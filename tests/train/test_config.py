@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from linearard.train import RestorationConfig
+from linearard.recipe import RestorationConfig
 
 
 def config(tmp_path, **fields):

@@ -10,9 +10,9 @@ import torch
 import small_run
 from linearard.cli.main import main
 from linearard.errors import RecipeError
+from linearard.recipe.held_out import HeldOutConfig
 from linearard.train.guard import Guard
 from linearard.train.held_out import Look
-from linearard.train.held_out_config import HeldOutConfig
 from linearard.train.keeping import Beginning
 from linearard.train.rate_trials import choose_rate
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import small_run
 from linearard.cli.main import main
 from linearard.errors import RecipeError
-from linearard.train import RestorationConfig
+from linearard.recipe import RestorationConfig
 
 
 def recipe(folder, base, kind, **stages):

@@ -15,7 +15,8 @@ import tiny
 from linearard.cli.main import main
 from linearard.data import DataConfig
 from linearard.errors import DataError
-from linearard.train import own_text, prepare_run, recipe_from_dict, writing
+from linearard.recipe import recipe_from_dict
+from linearard.train import own_text, prepare_run, writing
 from linearard.train.own_text import OwnBlocks
 from linearard.train.writing import Assignment, write_documents
 

@@ -9,8 +9,9 @@ import yaml
 import tiny
 from linearard.errors import RecipeError
 from linearard.evaluation import EvaluationConfig
+from linearard.recipe import build_section, load_recipe
 from linearard.rope import check_scaling, native_window, target_window
-from linearard.train import build_section, load_recipe, prepare_run, run
+from linearard.train import prepare_run, run
 
 FOLDER = resources.files("linearard") / "recipes"
 NAMES = sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir())

@@ -6,7 +6,8 @@ import small_run
 import tiny
 from linearard.data import DataConfig, token_blocks
 from linearard.errors import DataError
-from linearard.train import RestorationConfig, prepare_run, recipe_from_dict
+from linearard.recipe import RestorationConfig, recipe_from_dict
+from linearard.train import prepare_run
 from linearard.train.trainer import RestorationTrainer
 from linearard.train.windows import InterleavedParts
 
@@ -118,7 +119,8 @@ def test_a_trainer_refuses_data_of_the_other_kind(wrong, tmp_path):
 
 def test_parts_of_one_window_read_different_windows(tmp_path, base_folder):
     """And so do two stages."""
-    from linearard.train import prepare_run, recipe_from_dict
+    from linearard.recipe import recipe_from_dict
+    from linearard.train import prepare_run
 
     objective = {"relations": {}, "lm_weight": 1}
     part = {"window": 24, "sequences": 6, "objective": objective}

@@ -14,7 +14,8 @@ import tiny
 from linearard.cli.main import main
 from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
-from linearard.train import RestorationConfig, prepare_run, recipe_from_dict
+from linearard.recipe import RestorationConfig, recipe_from_dict
+from linearard.train import prepare_run
 from linearard.train.clipping import clip_gradients
 from linearard.train.trainer import RestorationTrainer
 

@@ -12,8 +12,8 @@ import small_run
 from linearard.cli.main import main
 from linearard.distill import RestorationModule
 from linearard.errors import RecipeError
-from linearard.train import RestorationConfig, own_fields, recipe_from_dict
-from linearard.train.trainer_fields import STAGE_FIELDS
+from linearard.recipe import RestorationConfig, own_fields, recipe_from_dict
+from linearard.recipe.trainer_fields import STAGE_FIELDS
 
 TOGETHER = {
     "schedule": {

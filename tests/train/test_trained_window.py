@@ -2,7 +2,7 @@
 
 import pytest
 
-from linearard.train import load_recipe, recipe_from_dict, trained_window
+from linearard.recipe import load_recipe, recipe_from_dict, trained_window
 
 
 def recipe(stages):

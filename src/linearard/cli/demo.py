@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Train the demo recipe on the model and text the user named."""
     from linearard.pipeline import say, train_and_report
-    from linearard.train import load_recipe
+    from linearard.recipe import load_recipe
 
     named = {"output_dir": args.output_dir, "model.name": args.model, "data.train": args.text}
     # Quoted, so that a path such as 2024 stays text in YAML.

@@ -20,8 +20,8 @@ def _all_fields() -> str:
     from linearard.distill import ObjectiveConfig
     from linearard.evaluation import EvaluationConfig
     from linearard.model import AdapterConfig, ModelConfig
-    from linearard.train import PartConfig, own_fields
-    from linearard.train.trainer_fields import STAGE_FIELDS
+    from linearard.recipe import PartConfig, own_fields
+    from linearard.recipe.trainer_fields import STAGE_FIELDS
 
     sections: list[tuple[str, Iterable[Any]]] = [
         ("model", dataclasses.fields(ModelConfig)),

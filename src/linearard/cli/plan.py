@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from linearard.pipeline import say
     from linearard.planning import calibrate, plan_text, planned_recipe, store
     from linearard.planning.sizes import parse_bytes
-    from linearard.train import load_recipe
+    from linearard.recipe import load_recipe
     from linearard.train.stages import stage_arguments
 
     limit = None if args.gpu_memory is None else parse_bytes(args.gpu_memory)

@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     """The section `model` of the recipe, and the overrides of the others."""
     from linearard.model import ModelConfig
-    from linearard.train import build_section
-    from linearard.train.yaml_text import parse_yaml
+    from linearard.recipe import build_section
+    from linearard.recipe.yaml_text import parse_yaml
 
     own = {k.removeprefix("model."): v for k, v in args.overrides.items() if k.startswith("model.")}
     rest = {k: v for k, v in args.overrides.items() if not k.startswith("model.")}

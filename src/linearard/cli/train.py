@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Train, evaluate, report."""
     from linearard.pipeline import train_and_report
-    from linearard.train import load_recipe
+    from linearard.recipe import load_recipe
 
     named = (
         {"output_dir": json.dumps(args.output_dir, ensure_ascii=False)} if args.output_dir else {}

@@ -60,7 +60,7 @@ def export_model(
         trust_remote_code: let the reader run code that the base model's repository brings.
         readers: processes that must read it; default: one of this environment, ended afterwards.
         gguf: how a GGUF is written; it is read by llama.cpp where that is installed.
-        window: tokens that the model says it reads (see `linearard.train.trained_window`); the target
+        window: tokens that the model says it reads (see `linearard.recipe.trained_window`); the target
             window where nothing is given.
         story: of the run, for the model card.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from linearard.export import Story, export_model
 from linearard.model import RestorableModel
-from linearard.train import Recipe, trained_window
+from linearard.recipe import Recipe, trained_window
 
 
 def export_run(

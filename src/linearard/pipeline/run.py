@@ -20,13 +20,8 @@ from linearard.evaluation import (
 )
 from linearard.model import RestorableModel
 from linearard.pipeline.results import write_results
-from linearard.train import (
-    REPORT_FILE,
-    Recipe,
-    build_section,
-    is_main_process,
-    prepare_run,
-)
+from linearard.recipe import Recipe, build_section
+from linearard.train import REPORT_FILE, is_main_process, prepare_run
 
 _PROFILE_WINDOWS = 4
 

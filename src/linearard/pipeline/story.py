@@ -9,7 +9,8 @@ from typing import Any
 
 from linearard.evaluation import summarise
 from linearard.export import Story
-from linearard.train import RESULT_FILE, Recipe
+from linearard.recipe import Recipe
+from linearard.train import RESULT_FILE
 
 _FORMS = {"perplexity": ".2f", "kl": ".4f"}  # all other kinds: .3f
 

@@ -11,7 +11,7 @@ from linearard.model import names_gguf
 from linearard.planning.run import RunPlan
 
 if TYPE_CHECKING:
-    from linearard.train import Recipe, RestorationConfig
+    from linearard.recipe import Recipe, RestorationConfig
 
 Overrides = dict[str, str]
 

@@ -17,7 +17,7 @@ from linearard.planning.run import RunPlan, plan_run
 from linearard.rope import check_scaling, native_window
 
 if TYPE_CHECKING:
-    from linearard.train import Recipe, RestorationConfig
+    from linearard.recipe import Recipe, RestorationConfig
 
 _StageArguments = Callable[..., "dict[str, RestorationConfig]"]
 

@@ -23,7 +23,7 @@ from linearard.planning.optimizers import optimizer_bytes
 from linearard.planning.rates import Rates
 
 if TYPE_CHECKING:
-    from linearard.train import PartConfig, RestorationConfig
+    from linearard.recipe import PartConfig, RestorationConfig
 
 #: What a process takes of a GPU beside PyTorch's own memory, and what falls between its blocks.
 CONTEXT_BYTES, FRAGMENTS = 0.5 * 2**30, 0.02

@@ -13,14 +13,15 @@ from linearard.export import check_output
 from linearard.model import ModelConfig, resolve_device, write_json, written
 from linearard.pipeline import Outcome, export_run, say, told, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
+from linearard.recipe import Recipe, recipe_from_dict
+from linearard.recipe.yaml_text import parse_yaml
 from linearard.restore.choice import Choice
 from linearard.restore.compose import PYDOC, Composed, compose
 from linearard.restore.facts import gather_facts
 from linearard.restore.request import RestoreRequest
 from linearard.restore.verdict import Verdict, judge
-from linearard.train import RECIPE_FILE, Recipe, recipe_from_dict
+from linearard.train import RECIPE_FILE
 from linearard.train.stages import stage_arguments
-from linearard.train.yaml_text import parse_yaml
 
 EXPORT_FOLDER, VERDICT_FILE = "exported", "verdict.json"
 #: Room for what a plan may be short of.

@@ -35,11 +35,12 @@ from linearard.model import (
     resolve_dtype,
     write_json,
 )
+from linearard.recipe import Recipe, build_section
 from linearard.rope import check_scaling
 from linearard.sweep.folder import VIEWS, Task
 from linearard.sweep.plan import Job, naming_arm
 from linearard.sweep.views import measure_views
-from linearard.train import RESULT_FILE, Recipe, build_section, prepare_run
+from linearard.train import RESULT_FILE, prepare_run
 from linearard.train.folder import claim_folder, remove_weights
 
 _UNTRAINED = ["original", "stretched"]

@@ -14,9 +14,9 @@ import yaml
 
 from linearard.errors import CheckpointError
 from linearard.model import written
+from linearard.recipe.yaml_text import parse_yaml
 from linearard.sweep.plan import Job, Sweep
 from linearard.train import RECIPE_FILE, RESULT_FILE
-from linearard.train.yaml_text import parse_yaml
 
 SWEEP_FILE, VIEWS = "sweep.yaml", ".views"
 RESULTS = ("sweep.json", "sweep.md", "sweep.html")

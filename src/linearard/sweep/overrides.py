@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from linearard.errors import RecipeError
-from linearard.train import Recipe, recipe_from_dict
+from linearard.recipe import Recipe, recipe_from_dict
 
 Changes = dict[str, Any]
 

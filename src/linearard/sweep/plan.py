@@ -15,10 +15,10 @@ from typing import Any
 from linearard.data import DataConfig
 from linearard.errors import RecipeError, UserError, shown
 from linearard.fields import LARGEST_SEED, a_list, described, text, user_path, whole
+from linearard.recipe import Recipe, build_section, load_recipe
+from linearard.recipe.secrets import refuse_secrets
+from linearard.recipe.yaml_text import parse_yaml, read_yaml
 from linearard.sweep.overrides import Changes, changed_recipe, flatten
-from linearard.train import Recipe, build_section, load_recipe
-from linearard.train.secrets import refuse_secrets
-from linearard.train.yaml_text import parse_yaml, read_yaml
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,119}")
 _MOST_ARMS = 2000

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from linearard.errors import RecipeError, shown
-from linearard.train.config import RestorationConfig
+from linearard.recipe.stage import RestorationConfig
 from linearard.train.optimizers import own_optimizer
 
 _STEPS = 20

@@ -13,9 +13,9 @@ import yaml
 
 from linearard.errors import CheckpointError
 from linearard.model import written
+from linearard.recipe.recipe import Recipe
+from linearard.recipe.yaml_text import parse_yaml
 from linearard.train import checkpoints
-from linearard.train.recipe import Recipe
-from linearard.train.yaml_text import parse_yaml
 
 RECIPE_FILE, FINAL = "recipe.yaml", "final"
 RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"

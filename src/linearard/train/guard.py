@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from linearard.model import Adapter
+from linearard.recipe.held_out import HeldOutConfig
 from linearard.train.held_out import HeldOut, Look
-from linearard.train.held_out_config import HeldOutConfig
 
 _LOGGER = logging.getLogger(__name__)
 #: KL above this many times the least so far, and by this many nats, has diverged.

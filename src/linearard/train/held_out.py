@@ -15,7 +15,7 @@ from linearard.data import DataConfig, token_blocks
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.errors import DataError
 from linearard.model import RestorableModel
-from linearard.train.held_out_config import HeldOutConfig
+from linearard.recipe.held_out import HeldOutConfig
 
 _RECALL_WEIGHT = 0.1
 _ROUNDING = 0.01  # share of KL, nats of a loss

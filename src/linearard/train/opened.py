@@ -7,8 +7,8 @@ from pathlib import Path
 from linearard.errors import CheckpointError
 from linearard.fields import user_path
 from linearard.model import METADATA_FILE, read_metadata, written
+from linearard.recipe.recipe import Recipe, checkpoint_recipe
 from linearard.train.folder import FINAL, RECIPE_FILE
-from linearard.train.recipe import Recipe, checkpoint_recipe
 
 
 def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Path, Recipe]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from linearard.train.config import RestorationConfig
+from linearard.recipe.stage import RestorationConfig
 from linearard.train.offload import OffloadedAdamW
 
 

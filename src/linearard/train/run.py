@@ -29,13 +29,13 @@ from linearard.model import (
     resolve_dtype,
     save_checkpoint,
 )
+from linearard.recipe.recipe import Recipe
+from linearard.recipe.stage import RestorationConfig
 from linearard.rope import native_window
 from linearard.train import checkpoints
-from linearard.train.config import RestorationConfig
 from linearard.train.folder import FINAL, Claim, claim_folder
 from linearard.train.held_out import HeldOutText, held_out_text
 from linearard.train.own_text import OwnBlocks
-from linearard.train.recipe import Recipe
 from linearard.train.stages import stage_arguments
 from linearard.train.windows import InterleavedParts, StageWindows
 

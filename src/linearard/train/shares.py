@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from linearard.distill import needs_shares, step_shares
-from linearard.train.config import RestorationConfig
+from linearard.recipe.stage import RestorationConfig
 
 
 def add_shares(batches: list[dict[str, Any]], args: RestorationConfig, accelerator: Any) -> None:

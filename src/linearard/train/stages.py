@@ -12,12 +12,12 @@ from linearard.capture import attention_layers
 from linearard.data import DataConfig
 from linearard.data.config import SELF
 from linearard.errors import RecipeError, RopeError, UserError, shown
+from linearard.recipe.held_out import HeldOutConfig
+from linearard.recipe.recipe import Recipe, naming_stage
+from linearard.recipe.stage import PartConfig, RestorationConfig
 from linearard.rope import check_scaling, native_window, target_window
-from linearard.train.config import PartConfig, RestorationConfig
 from linearard.train.dry_run import try_stage
 from linearard.train.folder import stage_folder
-from linearard.train.held_out_config import HeldOutConfig
-from linearard.train.recipe import Recipe, naming_stage
 
 _LARGEST_WINDOW = 1 << 27
 

@@ -23,10 +23,10 @@ from linearard.counting import worth_recording
 from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, read_metadata, written
+from linearard.recipe.stage import RestorationConfig
 from linearard.train import checkpoints
 from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
-from linearard.train.config import RestorationConfig
 from linearard.train.held_out import HeldOutText
 from linearard.train.history import thin_out
 from linearard.train.keeping import Beginning

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from linearard.errors import RecipeError, shown
-from linearard.train.plain_data import plain_data
+from linearard.recipe.plain_data import plain_data
 
 _LARGEST_FILE = 1 << 20  # bytes; a recipe has a few thousand
 

@@ -17,14 +17,14 @@ from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError, shown
 from linearard.fields import LARGEST_SEED, check_value, user_path, whole
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
-from linearard.train.config import PartConfig, RestorationConfig, own_fields
-from linearard.train.held_out_config import HeldOutConfig
-from linearard.train.permissions import check_permissions
-from linearard.train.plain_data import plain_data
-from linearard.train.secrets import hide_secrets, refuse_secrets
-from linearard.train.sections import build_section, check_names, coerce, coerced, meant
-from linearard.train.trainer_fields import instead_of
-from linearard.train.yaml_text import parse_yaml, read_yaml
+from linearard.recipe.held_out import HeldOutConfig
+from linearard.recipe.permissions import check_permissions
+from linearard.recipe.plain_data import plain_data
+from linearard.recipe.secrets import hide_secrets, refuse_secrets
+from linearard.recipe.sections import build_section, check_names, coerce, coerced, meant
+from linearard.recipe.stage import PartConfig, RestorationConfig, own_fields
+from linearard.recipe.trainer_fields import instead_of
+from linearard.recipe.yaml_text import parse_yaml, read_yaml
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
 _INHERITED = {item.name for item in dataclasses.fields(RestorationConfig)} - {

@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError, shown
 from linearard.fields import Rule, a_mapping, check_fields, described, number, one_of, whole
-from linearard.train.held_out_config import HeldOutConfig
-from linearard.train.trainer_fields import SCHEDULES, TRAINER_RULES, kept_off
+from linearard.recipe.held_out import HeldOutConfig
+from linearard.recipe.trainer_fields import SCHEDULES, TRAINER_RULES, kept_off
 
 _WINDOW = whole(2, 1 << 27)
 _SEQUENCES = whole(1).or_null()

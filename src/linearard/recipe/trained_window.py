@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from linearard.train.recipe import Recipe
+from linearard.recipe.recipe import Recipe
 
 _DEFAULT = 4096  # of a stage or part that names no window
 
