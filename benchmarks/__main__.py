@@ -17,6 +17,8 @@ BENCHMARKS = (
     "relation_kl",
     "restored",
     "same_training",
+    "soak",
+    "soak_plot",
     "stage1",
     "text_memory",
     "training_step",

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fault_tables import soak_figures
+
 RESULTS = Path(__file__).parent / "results"
 
 #: Run folder -> (key of its figures, stage whose tokens and seconds count, view), in README order.
@@ -371,4 +373,5 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "gguf": _gguf,
     "readers": _exports_read,
     "restored": _restored,
+    "soak": soak_figures,
 }

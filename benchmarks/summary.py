@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from benchmarks.fault_tables import fault_tables
 from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, reads_rightly, selection_arms
 from benchmarks.models import models_tables
 
@@ -88,6 +89,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         **models_tables(),
         "readers": _readers_table(),
         "gguf": _gguf_table(figures),
+        **fault_tables(figures),
     }
 
 

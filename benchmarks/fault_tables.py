@@ -1,0 +1,56 @@
+"""Figures and tables of docs/FAULTS.md: long runs, and runs that are to end in the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+_MEASURES = {
+    "rss": "process, MiB an hour",
+    "allocated": "GPU, allocated",
+    "reserved": "GPU, reserved",
+    "folder": "output folder",
+}
+
+
+def soak_figures(where: str, result: dict[str, Any]) -> dict[str, float]:
+    """What grew in a long run, in MiB an hour, and how fast it went."""
+    key = f"soak.{where}"
+    figures = {f"{key}.minutes": result["seconds"] / 60, f"{key}.steps": result["steps"]}
+    figures[f"{key}.flat"] = int(result["flat"])
+    figures |= {f"{key}.{part}_speed": x for part, x in result["steps_per_second"].items()}
+    for name, measure in result["measures"].items():
+        figures[f"{key}.{name}.mib_an_hour"] = measure["mib_an_hour"]
+        figures[f"{key}.{name}.mib"] = measure["last_mib"]
+    return figures
+
+
+def fault_tables(figures: dict[str, float]) -> dict[str, str]:
+    """The tables by marker name, in Markdown."""
+    return {"soak": _soak_table(figures)}
+
+
+def _soak_table(figures: dict[str, float]) -> str:
+    places = [k.split(".")[1] for k in figures if k.startswith("soak.") and k.endswith(".flat")]
+    rows = []
+    for where in places:
+        key = f"soak.{where}"
+        grown = [figures.get(f"{key}.{name}.mib_an_hour") for name in _MEASURES]
+        rows.append(
+            [
+                where.upper(),
+                f"{figures[f'{key}.minutes']:.0f}",
+                f"{figures[f'{key}.steps']:,.0f}",
+                *("" if value is None else f"{value:+.1f}" for value in grown),
+                "flat" if figures[f"{key}.flat"] else "grows",
+            ]
+        )
+    headers = ["trained on", "minutes", "steps", *_MEASURES.values(), "verdict"]
+    return tabulate(
+        rows,
+        headers,
+        tablefmt="github",
+        colalign=["left"] + ["right"] * (len(headers) - 1),
+        disable_numparse=True,
+    )
