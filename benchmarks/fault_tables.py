@@ -17,6 +17,8 @@ _MEASURES = {
 def soak_figures(where: str, result: dict[str, Any]) -> dict[str, float]:
     """What grew in a long run, in MiB an hour, and how fast it went."""
     key = f"soak.{where}"
+    if "flat" not in result:
+        return {}
     figures = {f"{key}.minutes": result["seconds"] / 60, f"{key}.steps": result["steps"]}
     figures[f"{key}.flat"] = int(result["flat"])
     figures |= {f"{key}.{part}_speed": x for part, x in result["steps_per_second"].items()}
@@ -33,6 +35,8 @@ def fault_tables(figures: dict[str, float]) -> dict[str, str]:
 
 def _soak_table(figures: dict[str, float]) -> str:
     places = [k.split(".")[1] for k in figures if k.startswith("soak.") and k.endswith(".flat")]
+    if not places:
+        return "Not measured yet."
     rows = []
     for where in places:
         key = f"soak.{where}"

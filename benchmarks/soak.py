@@ -10,7 +10,8 @@ sends itself SIGTERM, which saves a checkpoint and ends the run, as a scheduler 
 where matplotlib is installed, and, every minute and at the end, DIR/soak.json:
 
     device, torch, triton, transformers, python, commit, date    where and when
-    model, window, batch, seconds, warm_up    what; the warm-up, in seconds, is not judged
+    model, window, batch, seconds    what
+    warm_up    seconds that are not judged: a quarter of the time, and until the log is full (2,000 steps)
     steps, kept_step    trained; of the checkpoint that SIGTERM left (null: the run is not over)
     steps_per_second    first and last third after the warm-up
     measures: NAME -> first_mib, last_mib (medians of the first and the last third after the warm-up),
@@ -19,7 +20,7 @@ where matplotlib is installed, and, every minute and at the end, DIR/soak.json:
         of the run) and log (`trainer_state.json`)
     flat       whether all are
     series     seconds, step, and MiB by measure, some 400 of each
-The verdict is there from the first minute after the warm-up on.
+Without some time after the warm-up there is no verdict: warm_up, measures and flat are missing.
 """
 
 from __future__ import annotations
@@ -41,16 +42,18 @@ from benchmarks.record import add_arguments, circumstances, write
 from linearard import interruption
 from linearard.recipe import recipe_from_dict
 from linearard.train import run_recipe
+from linearard.train.history import MOST_ENTRIES
 
 #: Measure -> MiB an hour, and MiB in all, up to which it counts as flat.
 LIMITS = {
     "rss": (16.0, 1.0),
     "allocated": (1.0, 0.0),
     "reserved": (1.0, 0.0),
-    "folder": (1.0, 0.1),
-    "log": (1.0, 0.1),
+    # The log halves whenever it is full, in each of two checkpoints.
+    "folder": (1.0, 1.0),
+    "log": (1.0, 0.5),
 }
-_WARM_UP = 0.25
+_WARM_UP, _FEWEST = 0.25, 12
 _POINTS = 400
 _NOTED_SECONDS = 60
 _RANDOM = {True: "a random Llama, 3 M weights", False: "a tiny random Llama"}
@@ -109,19 +112,22 @@ def _resident() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
-def judge(series: dict[str, list[float]], warm_up: float) -> dict[str, Any]:
+def judge(series: dict[str, list[float]], seconds: float) -> dict[str, Any]:
     """What became more after the warm-up, by measure, and how fast it went.
 
     Args:
         series: as `Samples` takes it.
-        warm_up: seconds at the beginning that do not count.
+        seconds: how long it is to run.
 
-    Raises:
-        ValueError: fewer than six samples are left.
+    Returns:
+        `warm_up`, `measures`, `flat` and `steps_per_second` of the file; nothing where too little
+        came after the warm-up.
     """
-    late = [i for i, second in enumerate(series["seconds"]) if second >= warm_up]
-    if len(late) < 6:
-        raise ValueError(f"{len(late)} samples after {warm_up:.0f} s: let it run longer")
+    both = zip(series["seconds"], series["step"], strict=True)
+    warm = [s >= _WARM_UP * seconds and step > MOST_ENTRIES for s, step in both]
+    late = [i for i, counts in enumerate(warm) if counts]
+    if len(late) < _FEWEST:
+        return {}
     third = len(late) // 3
     parts = late[:third], late[-third:]
 
@@ -142,6 +148,7 @@ def judge(series: dict[str, list[float]], warm_up: float) -> dict[str, Any]:
             "flat": speed <= an_hour or last - first <= in_all,
         }
     return {
+        "warm_up": series["seconds"][late[0]],
         "measures": dict(sorted(measures.items())),
         "flat": all(measure["flat"] for measure in measures.values()),
         "steps_per_second": {
@@ -258,20 +265,17 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
     window = options.window or (1024 if on_gpu else 64)
-    warm_up = _WARM_UP * options.seconds
     where = {
         **circumstances(options.commit, options.device),
         "model": Path(options.model).name if options.model else _RANDOM[on_gpu],
         "window": window,
         "batch": options.batch,
         "seconds": options.seconds,
-        "warm_up": warm_up,
     }
 
     def note(samples: Samples, kept: int | None = None) -> dict[str, Any]:
         result = {**where, "steps": samples.steps, "kept_step": kept}
-        if samples.series["seconds"][-1] > warm_up + _NOTED_SECONDS or kept is not None:
-            result |= judge(samples.series, warm_up)
+        result |= judge(samples.series, options.seconds)
         write(options.out / "soak.json", result | {"series": samples.series})
         return result
 

@@ -34,22 +34,26 @@ def draw(result: dict[str, Any], to: Path) -> None:
         figure, grid = pyplot.subplots(2, columns, figsize=(9, 4.6), layout="constrained")
         first, *others = grid.flat
         for axes, name in zip(others, names, strict=False):
-            measure = result["measures"][name]
             axes.plot(minutes, series[name], color="#1f9e89", linewidth=1)
-            axes.set_title(f"{_TITLES[name]}: {measure['mib_an_hour']:+.2f} MiB/h", fontsize=9)
+            axes.set_title(_TITLES[name] + _grows(result, name), fontsize=9)
             axes.set_ylabel("MiB", fontsize=8)
             axes.set_ylim(0, 1.15 * max(series[name]) or 1)
         _draw_speed(first, minutes, series)
         for axes in grid.flat[len(names) + 1 :]:
             axes.set_visible(False)
         for axes in grid.flat[: len(names) + 1]:
-            axes.axvspan(0, result["warm_up"] / 60, color="#8b93a1", alpha=0.15, linewidth=0)
+            axes.axvspan(0, result.get("warm_up", 0) / 60, color="#8b93a1", alpha=0.15, linewidth=0)
             axes.set_xlabel("minutes", fontsize=8)
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.2)
         figure.suptitle(f"{result['device']}, {result['steps']:,} steps of {result['model']}")
         figure.savefig(to, metadata={"Date": None})
         pyplot.close(figure)
+
+
+def _grows(result: dict[str, Any], name: str) -> str:
+    measures = result.get("measures", {})  # none where it was too short for a verdict
+    return f": {measures[name]['mib_an_hour']:+.2f} MiB/h" if name in measures else ""
 
 
 def _draw_speed(axes: Any, minutes: list[float], series: dict[str, list[float]]) -> None:
