@@ -14,11 +14,11 @@ import re
 import sys
 from pathlib import Path
 
-from tabulate import tabulate
-
+from benchmarks.cells import cell, filled, markdown
 from benchmarks.fault_tables import fault_tables
-from benchmarks.figures import ARMS, MODEL, RESULTS, RUNS, collect, reads_rightly, selection_arms
+from benchmarks.figures import ARMS, RESULTS, RUNS, collect, reads_rightly
 from benchmarks.models import models_tables
+from benchmarks.trained_tables import trained_tables
 
 ROOT = Path(__file__).parent.parent
 #: Every page that may hold a table between `<!-- table:NAME -->` and `<!-- /table -->`.
@@ -35,52 +35,14 @@ _TITLES = {
     "restored": "stage 2 (all together), after stage 1",
 }
 
-#: Arms of recovery.yaml, and the first of them run again, in the order of their table.
-_ARMS = {
-    "original": "original",
-    "best": "`smollm2-135m-64k`",
-    "best_again": "a second run of it",
-    "linear": "`smollm2-135m-64k-linear`",
-    "paper": "`smollm2-135m-64k-paper`",
-    "logit_own": "logit KL alone, Muon, own text",
-    "cpt": "continued pre-training alone",
-    "longred_muon": "LongReD, Muon",
-    "yarn_untrained": "YaRN, untrained",
-    "start": "YaRN x 10 with attention factor 1, ramp 1 to 4, untrained",
-    "dynamic_untrained": "dynamic NTK, untrained",
-}
-#: What earlier states of recovery.yaml gave.
-_EARLIER = {
-    "before_next_token": "`smollm2-135m-64k` before the thirteenth round",
-    "linear_last_hidden": "`smollm2-135m-64k-linear` before the fourteenth round",
-    "logit": "logit KL alone, AdamW, books alone, YaRN's ramp",
-    "cpt_ramp": "continued pre-training alone, ramp 1 to 4",
-    "longred": "LongReD, AdamW",
-}
-#: Those of the README: today's recipes and what they are compared with.
-_SHORT = [
-    "original",
-    "best",
-    "best_again",
-    "linear",
-    "paper",
-    "logit_own",
-    "cpt",
-    "longred_muon",
-    "yarn_untrained",
-]
-
 
 def tables(figures: dict[str, float]) -> dict[str, str]:
     """The tables by marker name, in Markdown."""
-    groups = sorted({arm["group"] for arm in selection_arms()})
-    return {f"selection-{group}": _selection_table(figures, group) for group in groups} | {
-        "recovery": _recovery_table(figures, _ARMS),
-        "recovery-earlier": _recovery_table(figures, _EARLIER),
-        "recovery-short": _recovery_table(figures, {arm: _ARMS[arm] for arm in _SHORT}),
+    return {
+        **trained_tables(figures),
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
         "demo": _restoration_table(figures, "demo", "512", [], ["512"]),
-        "kernel": _kernel_table(figures),
+        **_kernel_tables(figures),
         "stage1": _stage1_table(figures),
         "width": _width_table(figures),
         "peaks": _peaks_table(figures),
@@ -110,103 +72,47 @@ def _restoration_table(
     named = [entry[0] for entries in RUNS.values() for entry in entries]
     names = [key for key in [*named, *(entry[0] for entry in ARMS)] if key.startswith(family)]
     names = [name for name in names if any(key.startswith(f"{name}.") for key in figures)]
-    columns = _filled(columns, names, figures)
+    columns = filled(columns, names, figures)
     rows = []
     for name in names:
-        cells = [_cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
+        cells = [cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
         scaling = "YaRN: " if name.endswith("yarn8") else ""
         rows.append([scaling + _TITLES[name.split(".")[1]], *cells])
-    return _markdown(["SmolLM2-135M, x 8", *columns], rows)
+    return markdown(["SmolLM2-135M, x 8", *columns], rows)
 
 
-def _filled(
-    columns: dict[str, tuple[str, str]], keys: list[str], figures: dict[str, float]
-) -> dict[str, tuple[str, str]]:
-    """The columns that one of the keys has a figure for."""
-    return {
-        title: (part, form)
-        for title, (part, form) in columns.items()
-        if any(f"{key}.{part}" in figures for key in keys)
-    }
-
-
-def _recovery_table(figures: dict[str, float], arms: dict[str, str]) -> str:
-    """Arms of the sweep with several seeds: means, with the standard deviation where there is one."""
+def _kernel_tables(figures: dict[str, float]) -> dict[str, str]:
+    """The relation KL beside attention on the same shape, one table a GPU."""
     columns = {
-        "KL": ("kl", ".4f"),
-        "top-1": ("top1", ".3f"),
-        "LAMBADA kept": ("lambada_recovery", ".3f"),
-        "tasks kept": ("tasks_recovery", ".3f"),
-        "same answers": ("same_answers", ".3f"),
-        "ppl 2k, ratio": ("ppl_2k_ratio", ".3f"),
-        "documentation, ratio": ("documentation.ppl_ratio", ".3f"),
-        **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("8k", "32k", "64k")},
-        **{f"pass key {n}": (f"passkey_{n}", ".2f") for n in ("2k", "8k", "16k", "32k", "64k")},
-        **{f"retrieval {n}": (f"retrieval_{n}", ".2f") for n in ("2k", "32k")},
-        "tokens": ("tokens", ",.0f"),
-        "seeds": ("seeds", ".0f"),
-    }
-    found = [arm for arm in arms if f"restoration.{arm}.{MODEL}.ppl_2k" in figures]
-    columns = _filled(columns, [f"restoration.{arm}.{MODEL}" for arm in found], figures)
-    rows = []
-    for arm in found:
-        key = f"restoration.{arm}.{MODEL}"
-        cells = []
-        for part, form in columns.values():
-            cell = _cell(figures.get(f"{key}.{part}"), form)
-            deviation = figures.get(f"{key}.{part}_sd")
-            cells.append(f"{cell} ± {deviation:{form}}" if deviation else cell)
-        rows.append([arms[arm], *cells])
-    return _markdown(["SmolLM2-135M, 8k to 64k", *columns], rows)
-
-
-def _selection_table(figures: dict[str, float], group: str) -> str:
-    columns = {
-        "KL": ("kl", ".4f"),
-        "top-1": ("top1", ".3f"),
-        "code, KL": ("code_kl", ".3f"),
-        **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("2k", "8k", "32k", "64k")},
-        **{f"pass key {n}": (f"passkey_{n}", ".2f") for n in ("2k", "8k", "16k", "32k", "64k")},
-        **{f"retrieval {n}": (f"retrieval_{n}", ".2f") for n in ("2k", "8k", "32k")},
-        "LAMBADA": ("lambada_openai", ".2f"),
-        "tasks kept": ("tasks_kept", ".3f"),
-        "same answers": ("same_answers", ".3f"),
-        "tokens": ("tokens", ",.0f"),
-    }
-    arms = [arm for arm in selection_arms() if arm["group"] == group]
-    keys = [f"selection.{group}.{arm['slug']}" for arm in arms]
-    columns = {
-        title: (part, form)
-        for title, (part, form) in columns.items()
-        if any(f"{key}.{part}" in figures for key in keys)
-    }
-    rows = [
-        [arm["label"], *(_cell(figures.get(f"{key}.{p}"), form) for p, form in columns.values())]
-        for arm, key in zip(arms, keys, strict=True)
-    ]
-    return _markdown(["arm", *columns], rows)
-
-
-def _kernel_table(figures: dict[str, float]) -> str:
-    names = {key.removesuffix(".ms") for key in figures if re.fullmatch(r"kernel\..*\.ms", key)}
-    names = sorted(names, key=lambda name: figures[f"{name}.ms"])
-    parts = {
-        "forward + backward, ms": ("any_order_ms", ".2f"),
-        "deterministic, ms": ("ms", ".2f"),
+        "relation KL, ms": ("ms", ".2f"),
+        "in any order, ms": ("any_order_ms", ".2f"),
         "cuDNN attention, ms": ("cudnn_ms", ".2f"),
-        "ratio to cuDNN": ("ratio_cudnn", ".3f"),
-        "deterministic": ("deterministic.ratio_cudnn", ".3f"),
+        "ratio to cuDNN": ("deterministic.ratio_cudnn", ".3f"),
+        "in any order": ("ratio_cudnn", ".3f"),
         "ratio to flash": ("ratio_flash", ".2f"),
         "share of GEMM rate": ("gemm_fraction", ".2f"),
     }
-    rows = [
-        [
-            name.removeprefix("kernel."),
-            *(_cell(figures.get(f"{name}.{p}"), f) for p, f in parts.values()),
+    names = {key.removesuffix(".ms") for key in figures if re.fullmatch(r"kernel\..*\.ms", key)}
+    names = sorted(names, key=lambda name: figures[f"{name}.ms"])
+    made = {}
+    for gpu in ("h100", "h200"):
+        rows = [
+            [_kernel_case(n), *(cell(figures.get(f"{n}.{p}"), f) for p, f in columns.values())]
+            for n in names
+            if n.startswith(f"kernel.{gpu}.")
         ]
-        for name in names
-    ]
-    return _markdown(["one relation, causal", *parts], rows)
+        table = markdown(["one relation, causal, bfloat16", *columns], rows)
+        made[f"kernel-{gpu}"] = table if rows else "Not measured yet."
+    return made
+
+
+def _kernel_case(name: str) -> str:
+    """`kernel.h200.attention.bf16.d64.t2048.h9+3` in words."""
+    parts = name.split(".")[2:]
+    kind = "qk" if parts[0] == "attention" else "self"
+    said = {part[0]: part[1:] for part in parts if re.fullmatch(r"[dth][\d+]+", part)}
+    heads = f", {said['h'].replace('+', ' + ')} heads" if "h" in said else ""
+    return f"{kind}, head_dim {said['d']}, {int(said['t']):,} tokens{heads}"
 
 
 def _stage1_table(figures: dict[str, float]) -> str:
@@ -222,11 +128,11 @@ def _stage1_table(figures: dict[str, float]) -> str:
     rows = [
         [
             name,
-            *(_cell(figures.get(f"{name}.{p}"), form) for p, form in parts.values()),
+            *(cell(figures.get(f"{name}.{p}"), form) for p, form in parts.values()),
         ]
         for name in names
     ]
-    return _markdown(["stage, shape, GPU", *parts], rows) if rows else "Not measured yet."
+    return markdown(["stage, shape, GPU", *parts], rows) if rows else "Not measured yet."
 
 
 def _restore_table(figures: dict[str, float]) -> str:
@@ -253,9 +159,9 @@ def _restore_table(figures: dict[str, float]) -> str:
             cells = []
             for key, form in columns.values():
                 key = f"{key}_{max(lengths)}" if key == "ppl" and lengths else key
-                cells.append(_cell(figures.get(f"{start}{prefix}{key}"), form))
+                cells.append(cell(figures.get(f"{start}{prefix}{key}"), form))
             rows.append([f"{name.replace('_', ' ')}: {view}", *cells])
-    return _markdown(["model, view", *columns], rows)
+    return markdown(["model, view", *columns], rows)
 
 
 def _peaks_table(figures: dict[str, float]) -> str:
@@ -290,10 +196,10 @@ def _table_of(
     keys = [key for key in sorted(figures) if key.startswith(start) and key.endswith(f".{end}")]
     names = [key.removeprefix(start).removesuffix(f".{end}") for key in keys]
     rows = [
-        [name, *(_cell(figures.get(f"{start}{name}.{p}"), form) for p, form in columns.values())]
+        [name, *(cell(figures.get(f"{start}{name}.{p}"), form) for p, form in columns.values())]
         for name in names
     ]
-    return _markdown([title, *columns], rows) if rows else "Not measured yet."
+    return markdown([title, *columns], rows) if rows else "Not measured yet."
 
 
 def _width_table(figures: dict[str, float]) -> str:
@@ -302,10 +208,10 @@ def _width_table(figures: dict[str, float]) -> str:
     rates = {end.removeprefix("rate_") for _, end in found if end.startswith("rate_")}
     columns = ["untrained", *(f"rate_{rate}" for rate in sorted(rates, key=float))]
     rows = [
-        [width, *(_cell(figures.get(f"width.cpu.{width}.{end}"), ".3f") for end in columns)]
+        [width, *(cell(figures.get(f"width.cpu.{width}.{end}"), ".3f") for end in columns)]
         for width in widths
     ]
-    return _markdown(["width", *(end.removeprefix("rate_") for end in columns)], rows)
+    return markdown(["width", *(end.removeprefix("rate_") for end in columns)], rows)
 
 
 def _readers_table() -> str:
@@ -319,7 +225,7 @@ def _readers_table() -> str:
         cells = ["equal" if reads_rightly(one) else "another table" for one in said]
         rows.append([name.replace("_", ", "), f"`{kind}`", *cells])
     readers = [reader.replace("-", " ") for reader in result["readers"]]
-    return _markdown(["scaling", "written as", *readers], rows)
+    return markdown(["scaling", "written as", *readers], rows)
 
 
 def _gguf_table(figures: dict[str, float]) -> str:
@@ -338,20 +244,11 @@ def _gguf_table(figures: dict[str, float]) -> str:
     rows = [
         [
             name.replace("_", ", "),
-            *(_cell(figures.get(f"export.gguf.{name}.{p}"), f) for p, f in parts.values()),
+            *(cell(figures.get(f"export.gguf.{name}.{p}"), f) for p, f in parts.values()),
         ]
         for name in names
     ]
-    return _markdown(["SmolLM2-135M", *parts], rows) if rows else "Not measured yet."
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _markdown(headers: list[str], rows: list[list[str]]) -> str:
-    right = ["left"] + ["right"] * (len(headers) - 1)
-    return tabulate(rows, headers, tablefmt="github", colalign=right, disable_numparse=True)
+    return markdown(["SmolLM2-135M", *parts], rows) if rows else "Not measured yet."
 
 
 def render(page: str, figures: dict[str, float]) -> str:
