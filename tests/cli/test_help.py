@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -76,21 +75,6 @@ def test_the_examples_of_a_help_are_command_lines(command, capsys):
         rest, overrides = _split(shlex.split(example))
         args = build_parser().parse_args(rest)
         if command == "train" and args.recipe != "my.yaml":
-            load_recipe(args.recipe, overrides)
-
-
-def test_the_command_lines_of_the_readme():
-    """Each parses, and each recipe it names comes with the package."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
-    found = re.findall(
-        r"^(?:torchrun .* -m )?linearard ((?:demo|train|evaluate|export).*)$", readme, re.M
-    )
-    assert len(found) >= 5
-    for line in found:
-        words = [word for word in shlex.split(line, comments=True) if word != "..."]
-        rest, overrides = _split(words)
-        args = build_parser().parse_args(rest)
-        if args.command == "train":
             load_recipe(args.recipe, overrides)
 
 
