@@ -16,6 +16,7 @@ BENCHMARKS = (
     "readers",
     "relation_kl",
     "restored",
+    "same_bits",
     "same_training",
     "soak",
     "soak_plot",

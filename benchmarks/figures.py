@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_tables import soak_figures
+from benchmarks.fault_tables import same_bits_figures, soak_figures
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -374,4 +374,5 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "readers": _exports_read,
     "restored": _restored,
     "soak": soak_figures,
+    "same_bits": same_bits_figures,
 }

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,6 +38,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.record import add_arguments, circumstances, write
+from benchmarks.small_runs import RANDOM_MODEL, one_stage, write_random_model
 from linearard import interruption
 from linearard.recipe import recipe_from_dict
 from linearard.train import run_recipe
@@ -56,8 +56,6 @@ LIMITS = {
 _WARM_UP, _FEWEST = 0.25, 12
 _POINTS = 400
 _NOTED_SECONDS = 60
-_RANDOM = {True: "a random Llama, 3 M weights", False: "a tiny random Llama"}
-_WORDS = ("ship", "island", "wind", "stars", "came", "slept", "under", "the", "and", "where")
 
 
 class Samples:
@@ -165,57 +163,6 @@ def _speed(series: dict[str, list[float]], part: list[int]) -> float:
     return (steps[1] - steps[0]) / (seconds[1] - seconds[0])
 
 
-def _recipe(folder: Path, model: str, device: str, window: int, batch: int) -> dict[str, Any]:
-    """A stage that does not end by itself, over text of random words."""
-    draw = torch.Generator().manual_seed(0)
-    for name, documents in (("train", 24), ("validation", 4)):
-        (folder / name).mkdir()
-        for number in range(documents):
-            drawn = torch.randint(len(_WORDS), (8 * window,), generator=draw).tolist()
-            (folder / name / f"{number}.txt").write_text(" ".join(_WORDS[i] for i in drawn))
-    return {
-        "model": {
-            "name": model,
-            "device": device,
-            "dtype": "bfloat16" if device == "cuda" else "float32",
-        },
-        "rope": {"rope_type": "linear", "factor": 4},
-        "adapter": {"kind": "direct"},
-        "data": {
-            "train": str(folder / "train"),
-            "validation": str(folder / "validation"),
-            "cache_dir": str(folder / "cache"),
-        },
-        "stages": {
-            "soak": {
-                "window": window,
-                "max_steps": 2**31 - 1,
-                "per_device_train_batch_size": batch,
-                "learning_rate": 1e-5,
-                "save_steps": 200,
-                "objective": {
-                    "relations": {"q": 1, "k": 1, "v": 1, "qk": 1},
-                    "logit_weight": 1,
-                    "logit_positions": None,
-                },
-                "held_out": {"window": window, "sequences": 2, "every": 200},
-            }
-        },
-        "output_dir": str(folder / "run"),
-    }
-
-
-def _random_model(folder: Path, window: int, on_gpu: bool) -> str:
-    """A Llama and a tokenizer of bytes, as a folder; on a GPU one whose heads its kernels are for."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import tiny
-
-    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64}
-    changes = shape | {"initializer_range": 0.05} if on_gpu else {}
-    tiny.save_tiny_base(folder, max_position_embeddings=window, **changes)
-    return str(folder)
-
-
 def soak(
     recipe: dict[str, Any], seconds: float, note: Callable[[Samples], None]
 ) -> tuple[Samples, int]:
@@ -267,7 +214,7 @@ def main(arguments: list[str]) -> None:
     window = options.window or (1024 if on_gpu else 64)
     where = {
         **circumstances(options.commit, options.device),
-        "model": Path(options.model).name if options.model else _RANDOM[on_gpu],
+        "model": Path(options.model).name if options.model else RANDOM_MODEL[on_gpu],
         "window": window,
         "batch": options.batch,
         "seconds": options.seconds,
@@ -281,8 +228,18 @@ def main(arguments: list[str]) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = options.model or _random_model(folder / "model", window, on_gpu)
-        recipe = _recipe(folder, model, options.device, window, options.batch)
+        model = options.model or write_random_model(folder / "model", window, on_gpu)
+        recipe = one_stage(
+            folder,
+            model,
+            options.device,
+            window=window,
+            max_steps=2**31 - 1,
+            per_device_train_batch_size=options.batch,
+            learning_rate=1e-5,
+            save_steps=200,
+            held_out={"window": window, "sequences": 2, "every": 200},
+        )
         samples, kept = soak(recipe, options.seconds, note)
     result = note(samples, kept)
     print(result)

@@ -123,6 +123,7 @@ def test_the_table_is_long():
         "evaluation.texts": ["{'': a}", "{a: ''}", "{a: 3}"],
         "evaluation.generation_tokens": ["1"],
         "evaluation.seed": [f"{2**32}", f"{2**62}"],
+        "deterministic": ["1", "yes please", ".nan", "null", "[true]"],
         "seed": ["-1", f"{2**32}", f"{2**70}", ".nan", "words", "0.5", "true", "null", "[1]"],
         "output_dir": ["3", "null", "''", "[a]", "~nobody-there/x", "a" * 300, '"a\\0b"'],
     }.items(),

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 from poisoned import Poison
 from transformers import TrainingArguments
 
@@ -35,7 +34,6 @@ TOGETHER = {
     "reading": {
         "optim": "sgd",
         "train_sampling_strategy": "sequential",
-        "full_determinism": True,
         "logging_first_step": True,
         "log_level": "error",
         "log_level_replica": "error",
@@ -44,13 +42,6 @@ TOGETHER = {
         "dataloader_prefetch_factor": 3,
     },
 }
-
-
-@pytest.fixture
-def plain_determinism():
-    """`full_determinism` sets what all of the process does."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def test_all_are_tried():
@@ -62,9 +53,7 @@ def test_all_are_tried():
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-def test_a_resumed_run_ends_in_the_same_bits(
-    name, tmp_path, base_folder, monkeypatch, capsys, plain_determinism
-):
+def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path, base_folder, monkeypatch, capsys):
     recipes = []
     for place in ("undisturbed", "refused"):
         recipe = small_run.one_stage(tmp_path / place, base_folder, sequences=6, num_train_epochs=2)

@@ -3,7 +3,8 @@
 cuDNN's attention takes about half of flash's time on Hopper, forward and backward. It builds a plan for
 each shape and layout, and with PyTorch 2.11 looks that plan up without the strides of the output gradient:
 gradients in another layout than those of the first call came out wrong (docs/LOG.md). So every output
-gradient is handed to it in one layout.
+gradient is handed to it in one layout. Where PyTorch's deterministic algorithms are on, it is not used: its
+gradients may differ from call to call, and PyTorch would refuse it.
 
 Sliding windows and packed documents go to flash attention, whose work falls with them, where it takes the
 operands. No kernel is given repeated keys and values, and none a mask of all tokens by all tokens.
@@ -37,8 +38,9 @@ def preferred_backends(query: Tensor, attention_mask: Tensor | None) -> list[SDP
     tokens, head_dim = query.shape[-2:]
     # A plan takes longer than most calls: only for the round lengths of windows, not for every prompt.
     fits = attention_mask is None and head_dim <= 128 and tokens >= 512 and tokens % 64 == 0
-    half = query.dtype in _HALF
-    if query.is_cuda and half and fits and _cudnn_is_faster(query.device):
+    any_order = not torch.are_deterministic_algorithms_enabled()
+    half = query.is_cuda and query.dtype in _HALF
+    if half and fits and any_order and _cudnn_is_faster(query.device):
         return _WITH_CUDNN
     return PLANLESS
 

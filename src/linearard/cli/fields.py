@@ -38,6 +38,7 @@ def _all_fields() -> str:
     lines = [
         "recipe fields (in the YAML file, or on the command line as --section.field VALUE):",
         "  output_dir, seed",
+        "  deterministic = False: same seed, same bits on one GPU (a CPU's are the same anyway); slower",
         "  rope.*  as in transformers' rope_parameters: rope_type (linear, dynamic, yarn, llama3,",
         "          longrope, default with a larger rope_theta, or table with inv_freq), factor and the",
         "          type's own keys; original_max_position_embeddings is the window that the stretch",

@@ -31,7 +31,7 @@ Stretch a language model's context with RoPE scaling, and get its short-text abi
   linearard sweep arms.yaml                   many variants of a recipe, and a table of them
 """
 #: Parts of a recipe that can be replaced whole; all other overrides have a dot in their name.
-_WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed")
+_WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed", "deterministic")
 #: These have options of their own under such names.
 _OWN_OPTIONS = {"restore": ("data", "adapter", "seed")}
 #: How long a process that is not the first waits before it prints an error. A launcher ends it sooner

@@ -53,6 +53,7 @@ class Recipe:
         stages: constructor arguments of each stage's `RestorationConfig`, in order of training.
         evaluation: constructor arguments of the evaluation, checked by the caller; empty: none.
         output_dir, seed: where the run writes, and what makes it repeatable.
+        deterministic: to the bit, on one GPU too.
         source: the complete recipe as plain data, overrides included.
     """
 
@@ -64,6 +65,7 @@ class Recipe:
     evaluation: dict[str, Any] = field(default_factory=dict)
     output_dir: str = "runs/linearard"
     seed: int = 0
+    deterministic: bool = False
     source: dict[str, Any] = field(default_factory=dict)
 
 
@@ -200,12 +202,14 @@ def _sections(source: dict[str, Any]) -> dict[str, Any]:
     check_trainable(sections["model"], sections["adapter"])
     seed = coerce(source.get("seed", 0), int, "seed")
     check_value(seed, _SEED, "seed")
+    deterministic = coerce(source.get("deterministic", False), bool, "deterministic")
     output_dir = coerce(source.get("output_dir", Recipe.output_dir), str, "output_dir")
     return sections | {
         "rope": source["rope"],
         "evaluation": source.get("evaluation") or {},
         "output_dir": user_path(output_dir, "output_dir"),
         "seed": seed,
+        "deterministic": deterministic,
     }
 
 

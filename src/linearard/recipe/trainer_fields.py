@@ -7,7 +7,7 @@ import logging
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames, trainer_log_levels
 
-from linearard.fields import Rule, a_list, a_mapping, flag, number, one_of, text, whole
+from linearard.fields import Rule, a_list, a_mapping, number, one_of, text, whole
 
 #: Schedules by transformers' names, but those that wait for a metric of an evaluation.
 SCHEDULES = tuple(kind.value for kind in SchedulerType if kind.value != "reduce_lr_on_plateau")
@@ -37,7 +37,6 @@ STAGE_FIELDS = (
     "adam_beta2",
     "adam_epsilon",
     "train_sampling_strategy",
-    "full_determinism",
     "torch_empty_cache_steps",
     "save_strategy",
     "logging_strategy",
@@ -63,6 +62,7 @@ _WHOLE = "Remove it: a checkpoint holds all that a resumed run needs."
 _INSTEAD = {
     "output_dir": _AT_THE_TOP,
     "seed": _AT_THE_TOP,
+    "full_determinism": "Set deterministic at the top of the recipe.",
     "data_seed": "Set data.seed.",
     "bf16": _UNDER_MODEL,
     "fp16": _UNDER_MODEL,
@@ -124,7 +124,6 @@ TRAINER_RULES: dict[str, Rule] = {
     "ddp_timeout": whole(1),
     "train_sampling_strategy": one_of(("random", "sequential")),
     "label_names": a_list(text()).or_null(),
-    "full_determinism": flag(),
     "ignore_data_skip": kept_off("a resumed stage would read windows again"),
     "save_only_model": kept_off("a stage could not be resumed"),
 }

@@ -33,6 +33,7 @@ from linearard.recipe.recipe import Recipe
 from linearard.recipe.stage import RestorationConfig
 from linearard.rope import native_window
 from linearard.train import checkpoints
+from linearard.train.determinism import deterministic_algorithms
 from linearard.train.folder import FINAL, Claim, claim_folder
 from linearard.train.held_out import HeldOutText, held_out_text
 from linearard.train.own_text import OwnBlocks
@@ -107,9 +108,14 @@ class PreparedRun:
 
         Raises:
             NonFiniteLossError: a loss became NaN or infinite; the run can be resumed.
-            DeviceError: the device has too little memory.
+            DeviceError: the device has too little memory, or cannot do what `deterministic` asks for.
             UserError: the weights and the recipe do not fit together.
         """
+        wanted, device = self.recipe.deterministic, next(iter(self.stages.values())).device
+        with deterministic_algorithms(wanted, device):
+            return self._train(restorable)
+
+    def _train(self, restorable: RestorableModel | None) -> RunResult:
         from transformers import set_seed
 
         recipe = self.recipe
