@@ -62,7 +62,9 @@ def test_a_round_gives_the_arms_that_were_run(name):
     run = set(filed) & set(jobs)
     assert run == {key for key in filed if key[0] not in {"original"} | GONE}
     for key in run:
-        assert comparable(plain(jobs[key].stages)) == comparable(filed[key]["stages"]), key
+        assert comparable(plain(jobs[key].source["stages"])) == comparable(filed[key]["stages"]), (
+            key
+        )
         assert plain(jobs[key].rope) == filed[key]["rope"], key
 
 
@@ -73,7 +75,9 @@ def test_the_table_has_what_its_file_gives():
         if not run.is_file():
             continue
         then, now = yaml.safe_load(run.read_text()), job.recipe
-        assert comparable(plain(now.stages or {})) == comparable(then.get("stages") or {}), run
+        assert comparable(plain(now.source["stages"] or {})) == comparable(
+            then.get("stages") or {}
+        ), run
         assert plain(now.rope) == then["rope"], run
         seen += 1
     assert seen >= 20

@@ -145,7 +145,7 @@ def test_a_killed_export_is_none(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_whatever_else_finds_the_disk_full(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("linearard.train.run.token_blocks", full)
+    monkeypatch.setattr("linearard.train.stage_text.token_blocks", full)
     path = str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
     assert main(["train", path, "--quiet"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -18,7 +18,6 @@ from linearard.data import DataConfig  # noqa: E402
 from linearard.distill import ObjectiveConfig  # noqa: E402
 from linearard.evaluation import EvaluationConfig  # noqa: E402
 from linearard.model import AdapterConfig, ModelConfig  # noqa: E402
-from linearard.pipeline import check_evaluation  # noqa: E402
 from linearard.recipe import PartConfig, RestorationConfig, recipe_from_dict  # noqa: E402
 from linearard.recipe.held_out import HeldOutConfig  # noqa: E402
 from linearard.recipe.yaml_text import parse_yaml  # noqa: E402
@@ -74,7 +73,6 @@ def put(recipe, name, value):
 def check(source):
     """All that is checked before a file is read: sections, evaluation, RoPE and stages."""
     recipe = recipe_from_dict(source)
-    check_evaluation(recipe)
     config = tiny.tiny_config()
     return stage_arguments(recipe, config, torch.device("cpu"), torch.float32, False)
 

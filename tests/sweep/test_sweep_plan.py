@@ -121,7 +121,7 @@ class TestChanges:
     def test_texts_arrive_as_they_are(self, value, base):
         changes = flatten({"stages.cpt.run_name": value}, "arm 'a'")
         recipe = changed_recipe(base, [changes], seed=0)
-        assert recipe.stages["cpt"]["run_name"] == value
+        assert recipe.stages["cpt"].fields["run_name"] == value
 
     def test_stages_and_parts_can_be_taken_away(self, base):
         before = copy.deepcopy(base)
@@ -132,7 +132,7 @@ class TestChanges:
         assert untrained.stages == {} and untrained.source["stages"] is None
         part = {"window": 32, "objective": {"relations": {}, "lm_weight": 1}}
         base["stages"]["cpt"] = {"parts": {"a": part, "b": part}}
-        left = changed_recipe(base, [{"stages.cpt.parts.b": None}], 0).stages["cpt"]["parts"]
+        left = changed_recipe(base, [{"stages.cpt.parts.b": None}], 0).stages["cpt"].parts
         assert list(left) == ["a"]
         base["stages"]["cpt"] = before["stages"]["cpt"]
         assert base == before

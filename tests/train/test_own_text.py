@@ -160,8 +160,8 @@ class TestRuns:
     def test_nothing_is_written_before_there_is_a_model(self, base_folder, tmp_path):
         run = prepare_run(recipe_from_dict(with_own_text(tmp_path, base_folder)), progress=False)
         run.claim.close()
-        (own,) = run.own["only"]
-        assert len(own) == 8 and own.tokens == 192 and len(run.blocks["only"]) == 12
+        (own,) = run.texts["only"].unwritten
+        assert len(own) == 8 and own.tokens == 192 and len(run.texts["only"].windows) == 12
         assert not written(tmp_path)
 
 

@@ -8,10 +8,9 @@ import yaml
 
 import tiny
 from linearard.errors import RecipeError
-from linearard.evaluation import EvaluationConfig
-from linearard.recipe import build_section, load_recipe
+from linearard.recipe import load_recipe
 from linearard.rope import check_scaling, native_window, target_window
-from linearard.train import prepare_run, run
+from linearard.train import prepare_run, run, stage_text
 
 FOLDER = resources.files("linearard") / "recipes"
 NAMES = sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir())
@@ -54,7 +53,7 @@ def test_parts_that_share_a_value_change_alone():
 def test_null_removes_a_stage_or_a_part():
     removed = {"stages.alignment": "null", "stages.restoration.parts.read": "null"}
     (stage,) = load_recipe("smollm2-135m-64k", removed).stages.items()
-    assert stage[0] == "restoration" and list(stage[1]["parts"]) == ["short", "long", "own"]
+    assert stage[0] == "restoration" and list(stage[1].parts) == ["short", "long", "own"]
 
 
 def test_an_alias_within_itself_is_refused(tmp_path):
@@ -76,7 +75,9 @@ def prepared(monkeypatch, tmp_path):
         config = tiny.tiny_config(architecture, **shape)
         monkeypatch.setattr(run, "load_config", lambda model: config)
         monkeypatch.setattr(run, "load_tokenizer", lambda model: tiny.tiny_tokenizer())
-        monkeypatch.setattr(run, "token_blocks", lambda *args, count, **kwargs: NoText(count))
+        monkeypatch.setattr(
+            stage_text, "token_blocks", lambda *args, count, **kwargs: NoText(count)
+        )
         return prepare_run(recipe), config
 
     return prepare
@@ -88,7 +89,7 @@ def test_recipe(name, prepared):
     ready, config = prepared(name)
     recipe = ready.recipe
     assert list(ready.stages)
-    evaluation = build_section(EvaluationConfig, recipe.evaluation, "evaluation")
+    evaluation = recipe.evaluation
     target = target_window(check_scaling(recipe.rope, config), config)
     read = [*evaluation.perplexity_windows, *evaluation.passkey_lengths]
     assert read and max(read) <= target

@@ -97,7 +97,7 @@ def test_a_runs_seed_draws_windows_whatever_seed_a_stage_has(tmp_path, base_fold
         recipe["stages"]["only"]["parts"] = {"short": PARTS["short"] | {"data": {"seed": 5}}}
         run = prepare_run(recipe_from_dict(recipe), progress=False)
         with run.claim:
-            return run.blocks["only"].fingerprint
+            return run.texts["only"].windows.fingerprint
 
     assert read(0) != read(1)
 
@@ -128,7 +128,7 @@ def test_parts_of_one_window_read_different_windows(tmp_path, base_folder):
     recipe["stages"]["again"] = {"window": 24, "sequences": 6, "objective": objective}
     run = prepare_run(recipe_from_dict(recipe), progress=False)
     run.claim.close()
-    mixed, again = run.blocks["only"], run.blocks["again"]
+    mixed, again = run.texts["only"].windows, run.texts["again"].windows
     windows = [tuple(mixed.window(n).tolist()) for n in range(12)]
     windows += [tuple(again.window(n).tolist()) for n in range(6)]
     assert len(set(windows)) > 14  # drawn from a few hundred, each part anew

@@ -33,7 +33,7 @@ def train_windows(recipe, stage, place):
         recipe_from_dict(recipe | {"output_dir": str(place / "elsewhere")}), progress=False
     )
     run.claim.close()
-    return run.blocks[stage]
+    return run.texts[stage].windows
 
 
 # Stage 1 takes two calls a step, three steps an epoch, and saves every second step; stage 2 takes one

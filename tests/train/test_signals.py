@@ -108,7 +108,7 @@ def test_outside_training_it_ends_at_once(tmp_path, base_folder, monkeypatch, ca
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("went on")
 
-    monkeypatch.setattr("linearard.train.run.token_blocks", read)
+    monkeypatch.setattr("linearard.train.stage_text.token_blocks", read)
     recipe = small_run.small_recipe(tmp_path, base_folder)
     path = str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
     assert main(["train", path, "--quiet"]) == 143

@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> None:
     from linearard.model import RestorableModel, load_tokenizer, load_weights
     from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
     from linearard.pipeline import (
-        check_evaluation,
         check_results_folder,
         claim_results_folder,
         measure,
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     check_results_folder(output, overwrite=args.overwrite)
     if note := share_not_kept(folder, recipe):
         say(note)
-    config = check_evaluation(recipe) or EvaluationConfig()
+    config = recipe.evaluation or EvaluationConfig()
     tokenizer = load_tokenizer(recipe.model)
     documents = held_out_documents(recipe.data, tokenizer, config)
     texts = read_texts(config, recipe.data, tokenizer, progress=not args.quiet)

@@ -2,12 +2,11 @@
 
 from linearard.pipeline.exporting import export_run
 from linearard.pipeline.results import check_results_folder, claim_results_folder
-from linearard.pipeline.run import Outcome, check_evaluation, measure, say, train_and_report
+from linearard.pipeline.run import Outcome, measure, say, train_and_report
 from linearard.pipeline.story import story_of, told
 
 __all__ = [
     "Outcome",
-    "check_evaluation",
     "check_results_folder",
     "claim_results_folder",
     "export_run",

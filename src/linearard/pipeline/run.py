@@ -20,7 +20,7 @@ from linearard.evaluation import (
 )
 from linearard.model import RestorableModel
 from linearard.pipeline.results import write_results
-from linearard.recipe import Recipe, build_section
+from linearard.recipe import Recipe
 from linearard.train import REPORT_FILE, is_main_process, prepare_run
 
 _PROFILE_WINDOWS = 4
@@ -39,13 +39,6 @@ class Outcome:
     result: dict[str, Any] | None
 
 
-def check_evaluation(recipe: Recipe) -> EvaluationConfig | None:
-    """The recipe's evaluation section, checked; None if it has none."""
-    if not recipe.evaluation:
-        return None
-    return build_section(EvaluationConfig, recipe.evaluation, "evaluation")
-
-
 def train_and_report(
     recipe: Recipe,
     *,
@@ -61,7 +54,7 @@ def train_and_report(
         recipe: checked by `load_recipe`.
         resume, overwrite, progress, config, tokenizer: as for `prepare_run`.
     """
-    evaluation = check_evaluation(recipe)
+    evaluation = recipe.evaluation
     options = {"resume": resume, "overwrite": overwrite, "progress": progress}
     run = prepare_run(recipe, **options, config=config, tokenizer=tokenizer)
     with run.claim:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from linearard.data.config import SELF
 from linearard.evaluation import summarise
 from linearard.export import Story
-from linearard.recipe import Recipe
+from linearard.recipe import Recipe, StageSection
 from linearard.train import RESULT_FILE
 
 _FORMS = {"perplexity": ".2f", "kl": ".4f"}  # all other kinds: .3f
@@ -49,23 +50,17 @@ def told(recipe: Recipe, result: Mapping[str, Any] | None) -> Story:
     return Story(stages, _text(recipe), scores, measured)
 
 
-def _stage(name: str, stage: Mapping[str, Any], done: Mapping[str, Any] | None) -> str:
-    parts = list((stage.get("parts") or {}).values()) or [stage]
-    windows = sorted({part["window"] for part in parts if "window" in part})
-    said = f"Stage {name}"
-    if windows:
-        said += f": windows of {', '.join(f'{window:,}' for window in windows)} tokens"
+def _stage(name: str, stage: StageSection, done: Mapping[str, Any] | None) -> str:
+    windows = sorted({part.window for part in stage.parts.values()})
+    said = f"Stage {name}: windows of {', '.join(f'{window:,}' for window in windows)} tokens"
     if done:
         said += f", {done['tokens']:,} tokens in {done['steps']:,} steps"
     return said + "."
 
 
 def _text(recipe: Recipe) -> str:
-    own = any(
-        (part.get("data") or {}).get("train") == "self"
-        for stage in recipe.stages.values()
-        for part in [stage, *(stage.get("parts") or {}).values()]
-    )
+    parts = [part for stage in recipe.stages.values() for part in stage.parts.values()]
+    own = any(part.data.get("train") == SELF for part in parts)
     source = recipe.data.train
     named = ", ".join(map(str, source)) if isinstance(source, list) else str(source)
     return f"`{named}`" + (" and text that the original wrote itself" if own else "")

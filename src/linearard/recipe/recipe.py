@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -13,34 +11,18 @@ from typing import Any
 
 from linearard.data import DataConfig
 from linearard.data.config import SELF
-from linearard.distill import ObjectiveConfig
 from linearard.errors import RecipeError, shown
+from linearard.evaluation import EvaluationConfig
 from linearard.fields import LARGEST_SEED, check_value, user_path, whole
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
-from linearard.recipe.held_out import HeldOutConfig
 from linearard.recipe.permissions import check_permissions
 from linearard.recipe.plain_data import plain_data
 from linearard.recipe.secrets import hide_secrets, refuse_secrets
-from linearard.recipe.sections import build_section, check_names, coerce, coerced, meant
-from linearard.recipe.stage import PartConfig, RestorationConfig, own_fields
-from linearard.recipe.trainer_fields import instead_of
+from linearard.recipe.sections import build_section, check_names, coerce, meant
+from linearard.recipe.stage_section import StageSection, build_stage, readable_stage
 from linearard.recipe.yaml_text import parse_yaml, read_yaml
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
-_INHERITED = {item.name for item in dataclasses.fields(RestorationConfig)} - {
-    item.name for item in own_fields()
-}
-_DECIDED_BY_PARTS = (
-    "window",
-    "sequences",
-    "objective",
-    "data",
-    "per_device_train_batch_size",
-    "train_sampling_strategy",
-)
-#: Fields of `data` that a stage must not change: it would train on what the evaluation reads.
-_HELD_OUT = {"validation", "validation_fraction", "validation_split"}
-_STAGE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SEED = whole(0, LARGEST_SEED)
 
 
@@ -50,8 +32,8 @@ class Recipe:
 
     Attributes:
         model, rope, adapter, data: what is stretched, how, what is trained, on which text.
-        stages: constructor arguments of each stage's `RestorationConfig`, in order of training.
-        evaluation: constructor arguments of the evaluation, checked by the caller; empty: none.
+        stages: what is asked of each stage, in order of training.
+        evaluation: what is measured after training; None: nothing.
         output_dir, seed: where the run writes, and what makes it repeatable.
         deterministic: to the bit, on one GPU too.
         source: the complete recipe as plain data, overrides included.
@@ -61,8 +43,8 @@ class Recipe:
     rope: dict[str, Any]
     data: DataConfig
     adapter: AdapterConfig
-    stages: dict[str, dict[str, Any]]
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, StageSection]
+    evaluation: EvaluationConfig | None = None
     output_dir: str = "runs/linearard"
     seed: int = 0
     deterministic: bool = False
@@ -134,7 +116,7 @@ def recipe_from_dict(
             fix="Name held-out text: what the model writes is no measure of it.",
         )
     stages = {
-        name: _check_stage(name, values or {}, data) for name, values in source["stages"].items()
+        name: build_stage(name, values or {}, data) for name, values in source["stages"].items()
     }
     return Recipe(**sections, stages=stages, source=source)
 
@@ -145,7 +127,8 @@ def checkpoint_recipe(
     """The recipe that a checkpoint carries, for reading its weights.
 
     Whoever made the checkpoint wrote it: it allows nothing that needs the command line, names no folder
-    to write to, and its secrets are hidden. Its stages are left as they are: nothing trains them again.
+    to write to, and its secrets are hidden. Nothing trains its stages again: of their fields, those that
+    cannot be read today are left out.
 
     Args:
         source: what the checkpoint holds.
@@ -165,8 +148,12 @@ def checkpoint_recipe(
     source, given = _merged(source, overrides, where)
     check_permissions({"model": source.get("model")}, given, where)
     source = hide_secrets(source)
-    stages = {name: v for name, v in source["stages"].items() if isinstance(v, dict)}
-    return Recipe(**_sections(source), stages=stages, source=source)
+    sections = _sections(source)
+    stages = {
+        name: readable_stage(name, values, sections["data"])
+        for name, values in source["stages"].items()
+    }
+    return Recipe(**sections, stages=stages, source=source)
 
 
 def _merged(
@@ -204,9 +191,10 @@ def _sections(source: dict[str, Any]) -> dict[str, Any]:
     check_value(seed, _SEED, "seed")
     deterministic = coerce(source.get("deterministic", False), bool, "deterministic")
     output_dir = coerce(source.get("output_dir", Recipe.output_dir), str, "output_dir")
+    measured = source.get("evaluation")
     return sections | {
         "rope": source["rope"],
-        "evaluation": source.get("evaluation") or {},
+        "evaluation": build_section(EvaluationConfig, measured, "evaluation") if measured else None,
         "output_dir": user_path(output_dir, "output_dir"),
         "seed": seed,
         "deterministic": deterministic,
@@ -238,75 +226,3 @@ def _override(source: dict[str, Any], name: str, value: Any) -> None:
         del node[last]
     else:
         node[last] = value
-
-
-def _check_stage(name: str, values: dict[str, Any], data: DataConfig) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise RecipeError(
-            expected=f"stages.{name} to be a mapping", got=shown(values), fix="Correct the stage."
-        )
-    if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
-        raise RecipeError(
-            expected="stage names of letters, digits, - and _",
-            got=shown(name),
-            fix="Rename the stage; its folder is named after it.",
-        )
-    where = f"stages.{name}"
-    for key in values:
-        fix = instead_of(key) if key in _INHERITED else None
-        if fix is not None:
-            raise RecipeError(
-                expected=f"{where} without {key!r}", got=f"{key}: {shown(values[key])}", fix=fix
-            )
-    checked = coerced(RestorationConfig, values, where)
-    with naming_stage(name):
-        _check_nested(checked, where, data)
-        parts = checked.get("parts") or {}
-        for key in _DECIDED_BY_PARTS if parts else ():
-            if key in checked:
-                raise RecipeError(
-                    expected=f"{where} without {key!r}, which its parts decide",
-                    got=f"{key}: {values[key]!r}",
-                    fix=f"Move it into {', '.join(f'{where}.parts.{part}' for part in parts)}.",
-                )
-        for part, inner in parts.items():
-            if not isinstance(part, str) or not _STAGE_NAME.fullmatch(part):
-                raise RecipeError(
-                    expected="part names of letters, digits, - and _",
-                    got=shown(part),
-                    fix=f"Rename the part of {where}.",
-                )
-            parts[part] = coerced(PartConfig, inner or {}, f"{where}.parts.{part}")
-            _check_nested(parts[part], f"{where}.parts.{part}", data)
-    return checked
-
-
-def _check_nested(values: dict[str, Any], where: str, data: DataConfig) -> None:
-    """Check the sections `objective`, `held_out` and `data` of a stage or a part, and complete them."""
-    if "objective" in values:
-        objective = build_section(ObjectiveConfig, values["objective"] or {}, f"{where}.objective")
-        values["objective"] = dataclasses.asdict(objective)
-    if "held_out" in values:
-        watched = build_section(HeldOutConfig, values["held_out"] or {}, f"{where}.held_out")
-        values["held_out"] = dataclasses.asdict(watched)
-    if "data" in values:
-        changes = coerced(DataConfig, values["data"] or {}, f"{where}.data")
-        for key in _HELD_OUT & changes.keys():
-            raise RecipeError(
-                expected=f"{where}.data without {key!r}: one text is held out from all training",
-                got=f"{key}: {changes[key]!r}",
-                fix=f"Set data.{key} at the top of the recipe.",
-            )
-        dataclasses.replace(data, **changes)  # checks the combination
-        values["data"] = changes
-
-
-@contextlib.contextmanager
-def naming_stage(name: str) -> Iterator[None]:
-    """Name the stage in a refusal by a configuration that does not know which stage it is for."""
-    try:
-        yield
-    except RecipeError as error:
-        if f"stages.{name}" not in error.expected:
-            error = error.reworded(expected=f"{error.expected} in stage {name!r}")
-        raise error from None

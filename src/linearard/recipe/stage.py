@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -199,15 +200,7 @@ class RestorationConfig(TrainingArguments):
     @property
     def all_parts(self) -> dict[str, PartConfig]:
         """The parts by name; of a stage without, itself under the name ""."""
-        return self.parts or {
-            "": PartConfig(
-                objective=self.objective,
-                window=self.window,
-                sequences=self.sequences,
-                batch_size=self.per_device_train_batch_size,
-                data=self.data,
-            )
-        }
+        return parts_of(vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values; loggers write them down."""
@@ -218,6 +211,26 @@ class RestorationConfig(TrainingArguments):
             "parts": parts,
         }
         return super().to_dict() | ours
+
+
+#: Fields of a stage without parts that make its one part, by the names that a part has for them.
+_OF_A_PART = {
+    "objective": "objective",
+    "window": "window",
+    "sequences": "sequences",
+    "per_device_train_batch_size": "batch_size",
+    "data": "data",
+}
+
+
+def parts_of(stage: Mapping[str, Any]) -> dict[str, PartConfig]:
+    """The parts of a stage by name; of one without, itself under the name "".
+
+    Args:
+        stage: fields of `RestorationConfig`, all of them or some.
+    """
+    given = {ours: stage[name] for name, ours in _OF_A_PART.items() if name in stage}
+    return stage.get("parts") or {"": PartConfig(**given)}
 
 
 def own_fields() -> list[Any]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from linearard.recipe.recipe import Recipe
-
-_DEFAULT = 4096  # of a stage or part that names no window
 
 
 def trained_window(recipe: Recipe, native: int, target: int) -> int:
@@ -20,11 +16,8 @@ def trained_window(recipe: Recipe, native: int, target: int) -> int:
         native: window of the original, in tokens.
         target: factor times native.
     """
-    longest = 0
-    for stage in recipe.stages.values():
-        parts: list[dict[str, Any]] = [*(stage.get("parts") or {}).values()] or [stage]
-        for part in parts:
-            objective = part.get("objective") or stage.get("objective") or {}
-            skipping = objective.get("skip_positions", False)
-            longest = max(longest, target if skipping else part.get("window", _DEFAULT))
+    parts = [part for stage in recipe.stages.values() for part in stage.parts.values()]
+    longest = max(
+        (target if part.objective.skip_positions else part.window for part in parts), default=0
+    )
     return min(longest, target) if longest > native else target

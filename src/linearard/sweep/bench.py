@@ -35,7 +35,7 @@ from linearard.model import (
     resolve_dtype,
     write_json,
 )
-from linearard.recipe import Recipe, build_section
+from linearard.recipe import Recipe
 from linearard.rope import check_scaling
 from linearard.sweep.folder import VIEWS, Task
 from linearard.sweep.plan import Job, naming_arm
@@ -243,13 +243,13 @@ def note_failure(job: Job, message: str, trace: str = "") -> None:
 
 
 def _evaluation(recipe: Recipe) -> EvaluationConfig:
-    if not recipe.evaluation:
+    if recipe.evaluation is None:
         raise RecipeError(
             expected="a section 'evaluation' in the recipe",
             got="none",
             fix="Add evaluation: to the base; a sweep compares its results.",
         )
-    return build_section(EvaluationConfig, recipe.evaluation, "evaluation")
+    return recipe.evaluation
 
 
 def _remove_weights(folder: Path) -> None:

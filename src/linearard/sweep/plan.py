@@ -181,9 +181,10 @@ def _keep_caches_near(recipe: Recipe, given: Changes, roots: list[Path]) -> str:
     Returns:
         What was changed, in words; empty if nothing.
     """
-    stages = [*recipe.stages.values(), *((recipe.source.get("stages") or {}).values())]
+    stages = [*((recipe.source.get("stages") or {}).values())]
     parts = [part for stage in stages if stage for part in (stage.get("parts") or {}).values()]
     data = [recipe.source["data"], *((part or {}).get("data") or {} for part in (*stages, *parts))]
+    data += [part.data for stage in recipe.stages.values() for part in stage.parts.values()]
     allowed = [root.resolve() for root in (*roots, DataConfig(train=".").cache_path.parent)]
     note = ""
     for section in data:
@@ -273,7 +274,7 @@ def _checked(name: str) -> str:
 def _save_nothing(recipe: Recipe) -> None:
     source = recipe.source["stages"] or {}
     for name, values in recipe.stages.items():
-        values["save_strategy"] = "no"
+        values.fields["save_strategy"] = "no"
         source[name] = (source[name] or {}) | {"save_strategy": "no"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +13,7 @@ from typing import Any
 
 import torch
 
-from linearard.data import BlockDataset, token_blocks
-from linearard.data.config import SELF
-from linearard.errors import CheckpointError, DeviceError, RecipeError
+from linearard.errors import DeviceError, RecipeError
 from linearard.model import (
     RestorableModel,
     check_packing,
@@ -35,12 +32,9 @@ from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.determinism import deterministic_algorithms
 from linearard.train.folder import FINAL, Claim, claim_folder
-from linearard.train.held_out import HeldOutText, held_out_text
-from linearard.train.own_text import OwnBlocks
+from linearard.train.stage_text import StageText
 from linearard.train.stages import stage_arguments
-from linearard.train.windows import InterleavedParts, StageWindows
 
-_BETWEEN_PARTS = 100_003  # apart by more than the seeds of a sweep
 _SMALLER_STEPS = (
     "Set gradient_checkpointing, or lower per_device_train_batch_size (and raise "
     "gradient_accumulation_steps as much) or window."
@@ -70,9 +64,7 @@ class PreparedRun:
 
     Attributes:
         recipe, tokenizer: what it was made from.
-        stages, blocks: arguments and text of each stage.
-        own: by stage, what of the text the model is still to write.
-        held_out: by stage, the windows that it is watched by; None: it is not.
+        stages, texts: arguments and text of each stage.
         claim: keeps other processes out of the output folder; use it as a context manager. An earlier
             run that is to be replaced stays until `train` has the model.
         notes: what the user should hear, such as that a checkpoint is damaged.
@@ -81,9 +73,7 @@ class PreparedRun:
     recipe: Recipe
     tokenizer: Any
     stages: dict[str, RestorationConfig]
-    blocks: dict[str, StageWindows | InterleavedParts]
-    own: dict[str, list[OwnBlocks]]
-    held_out: dict[str, HeldOutText | None]
+    texts: dict[str, StageText]
     claim: Claim
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -136,7 +126,7 @@ class PreparedRun:
                 restorable.remember(_after(list(summaries)[-1]))
             with _enough_memory(f"stage {name!r}"):
                 histories[name], summaries[name] = _run_stage(
-                    restorable, name, stage, self.blocks[name], recipe.source, self.held_out[name]
+                    restorable, name, stage, self.texts[name], recipe.source
                 )
         final = Path(recipe.output_dir) / FINAL
         if is_main_process():
@@ -144,14 +134,10 @@ class PreparedRun:
         return RunResult(restorable, final, histories, summaries)
 
     def _write_own_text(self, restorable: RestorableModel) -> None:
-        for name, own in self.own.items():
-            stage = self.stages[name]
-            bars = not stage.disable_tqdm
+        for name, stage in self.stages.items():
+            bars = not stage.disable_tqdm and is_main_process()
             with _enough_memory("the model to write text", "End what else is using the device."):
-                for blocks in own:
-                    blocks.write(restorable, progress=bars and is_main_process())
-            if own:  # else it was done before there was a model
-                _check_resumable(stage, self.blocks[name])
+                self.texts[name].write(restorable, progress=bars)
 
 
 def run_recipe(
@@ -206,19 +192,16 @@ def prepare_run(
             for stage in stages.values() if resume else ():
                 notes += checkpoints.withdraw_damaged(Path(stage.output_dir))
     with claim:  # closed by whatever is refused here, handed on otherwise
-        blocks, own, held_out, before = {}, {}, {}, 0
-        native = native_window(config, recipe.rope)
-        bars = progress and is_main_process()
+        texts: dict[str, StageText] = {}
+        native, before = native_window(config, recipe.rope), 0
+        options = {"native": native, "progress": progress and is_main_process()}
         for name, stage in stages.items():
-            parts = _part_blocks(recipe, stage, before, tokenizer, native, bars)
-            blocks[name] = _stage_windows(stage, parts)
-            held_out[name] = held_out_text(stage.held_out, recipe.data, tokenizer, progress=bars)
-            own[name] = [found for found in parts.values() if isinstance(found, OwnBlocks)]
-            if resume and not own[name]:
-                _check_resumable(stage, blocks[name])
-            before += len(parts)
+            text = texts[name] = StageText(recipe, stage, tokenizer, before=before, **options)
+            before += len(stage.all_parts)
+            if resume and not text.unwritten:
+                text.check_resumable()
         claimed = claim.pop_all()
-        return PreparedRun(recipe, tokenizer, stages, blocks, own, held_out, claimed, notes)
+        return PreparedRun(recipe, tokenizer, stages, texts, claimed, notes)
 
 
 def is_main_process() -> bool:
@@ -242,72 +225,12 @@ def _enough_memory(purpose: str, fix: str = _SMALLER_STEPS) -> Iterator[None]:
         ) from error
 
 
-def _part_blocks(
-    recipe: Recipe,
-    stage: RestorationConfig,
-    before: int,
-    tokenizer: Any,
-    native: int,
-    progress: bool,
-) -> dict[str, BlockDataset | OwnBlocks]:
-    """The windows of each part of a stage, with `before` parts in the stages before it."""
-    blocks: dict[str, BlockDataset | OwnBlocks] = {}
-    for number, (name, part) in enumerate(stage.all_parts.items(), before):
-        data = dataclasses.replace(recipe.data, **part.data)
-        # Each part draws its own: two with one window would read the same text.
-        data.seed += recipe.seed + _BETWEEN_PARTS * number
-        if data.train == SELF:
-            blocks[name] = OwnBlocks(data, tokenizer, part.window, part.sequences, native)
-            continue
-        blocks[name] = token_blocks(
-            data,
-            tokenizer,
-            part.window,
-            split="train",
-            count=part.sequences,
-            progress=progress,
-        )
-    return blocks
-
-
-def _stage_windows(
-    stage: RestorationConfig, blocks: dict[str, BlockDataset | OwnBlocks]
-) -> StageWindows | InterleavedParts:
-    if not stage.parts:
-        return StageWindows(blocks[""])
-    sized = {name: (found, stage.parts[name].batch_size) for name, found in blocks.items()}
-    return InterleavedParts(sized, stage.world_size)
-
-
-def _check_resumable(stage: RestorationConfig, blocks: StageWindows | InterleavedParts) -> None:
-    """Refuse to go on from a checkpoint of the same recipe but other text or other processes."""
-    latest = checkpoints.latest_complete(Path(stage.output_dir))
-    if latest is None:
-        return
-    stored, now = read_metadata(latest), _circumstances(stage, blocks)
-    checkpoints.check_same_text(stored, now["data"], latest)
-    if stored.get("processes") != now["processes"]:
-        raise CheckpointError(
-            expected=f"{stored.get('processes')} processes, as the run was started with",
-            got=str(now["processes"]),
-            fix="Launch as many as before: the batch of a step would change otherwise.",
-        )
-
-
-def _circumstances(
-    stage: RestorationConfig, blocks: StageWindows | InterleavedParts
-) -> dict[str, Any]:
-    """What decides the training beside the recipe; kept in every checkpoint."""
-    return {"data": {"fingerprint": blocks.fingerprint}, "processes": stage.world_size}
-
-
 def _run_stage(
     restorable: RestorableModel,
     name: str,
     stage: RestorationConfig,
-    blocks: StageWindows | InterleavedParts,
+    text: StageText,
     recipe: dict[str, Any],
-    held_out: HeldOutText | None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     # Imported here: Trainer pulls in most of transformers, and a refused recipe never gets this far.
     from linearard.train.trainer import RestorationTrainer
@@ -315,10 +238,10 @@ def _run_stage(
     trainer = RestorationTrainer(
         restorable,
         stage,
-        blocks,
+        text.windows,
         stage=name,
-        held_out=held_out,
-        metadata={"recipe": recipe} | _circumstances(stage, blocks),
+        held_out=text.held_out,
+        metadata={"recipe": recipe} | text.circumstances,
     )
     on_gpu = restorable.device.type == "cuda"
     if on_gpu:
@@ -337,23 +260,10 @@ def _run_stage(
             ) from error
         seconds = trainer.seconds
     steps = trainer.state.global_step
-    summary = {"steps": steps, "tokens": _tokens_read(steps, blocks, stage), "seconds": seconds}
+    summary = {"steps": steps, "tokens": text.tokens_read(steps), "seconds": seconds}
     if on_gpu:
         summary["peak_bytes"] = torch.cuda.max_memory_allocated(restorable.device)
     return trainer.state.log_history, summary
-
-
-def _tokens_read(
-    steps: int, blocks: StageWindows | InterleavedParts, stage: RestorationConfig
-) -> int:
-    available = len(blocks)
-    a_step = (
-        stage.per_device_train_batch_size * stage.gradient_accumulation_steps * stage.world_size
-    )
-    epochs, rest = divmod(steps, math.ceil(available / a_step))  # an epoch's last step may be short
-    return epochs * blocks.tokens_read(available) + blocks.tokens_read(
-        min(rest * a_step, available)
-    )
 
 
 def _is_finished(checkpoint: Path) -> bool:

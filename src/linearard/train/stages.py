@@ -12,9 +12,10 @@ from linearard.capture import attention_layers
 from linearard.data import DataConfig
 from linearard.data.config import SELF
 from linearard.errors import RecipeError, RopeError, UserError, shown
+from linearard.recipe import Recipe
 from linearard.recipe.held_out import HeldOutConfig
-from linearard.recipe.recipe import Recipe, naming_stage
 from linearard.recipe.stage import PartConfig, RestorationConfig
+from linearard.recipe.stage_section import naming_stage
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.dry_run import try_stage
 from linearard.train.folder import stage_folder
@@ -45,16 +46,16 @@ def stage_arguments(
             fix="Set rope.factor to target window / native window, for instance 8.",
         )
     stages = {}
-    for index, (name, values) in enumerate(recipe.stages.items()):
+    for index, (name, section) in enumerate(recipe.stages.items()):
         decided = {
             "output_dir": str(Path(recipe.output_dir) / stage_folder(index, name)),
             "seed": recipe.seed + index,
             "use_cpu": device.type == "cpu",
             "bf16": dtype == torch.bfloat16,
             "fp16": dtype == torch.float16,
-            "disable_tqdm": not progress or values.get("disable_tqdm"),
+            "disable_tqdm": not progress or section.fields.get("disable_tqdm"),
         }
-        stages[name] = _stage_arguments(name, values | decided)
+        stages[name] = _stage_arguments(name, section.fields | decided)
         with naming_stage(name):
             _check_held_out(f"stages.{name}", stages[name].held_out, native, target)
             for part, config_of_part in stages[name].all_parts.items():
