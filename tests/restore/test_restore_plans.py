@@ -133,7 +133,7 @@ def test_a_plan_for_a_configuration_alone(name, memory, tmp_path, capsys):
         (["--window", "256", "--tokens", "0"], "expected a number of tokens"),
         (["--window", "256", "--data", "nowhere/text.txt"], "expected an existing file"),
         (["--window", "256", "--gpu-memory", "1MiB"], "with all that saves memory"),
-        (["--window", "256", "--stages.restoration.muon", "maybe"], "muon"),
+        (["--window", "256", "--stages.alignment.muon", "maybe"], "muon"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(options, message, tmp_path, capsys):

@@ -9,7 +9,7 @@ from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts
 
 _SHORT = 2048
-_TOKENS = 131_072
+_TOKENS, _TOKENS_ON_CPU = 131_072, 8192
 _SHORTEST_PROMPT = 512  # a question, its needle and something to hide it in
 
 
@@ -60,14 +60,15 @@ def choose_measures(facts: Facts, tasks: str | None = None) -> tuple[dict[str, A
 
 def _on_cpu(facts: Facts, tasks: str | None) -> dict[str, Any]:
     """What a few cores measure in a minute or two."""
-    short, long = min(512, facts.native), min(_SHORT, facts.target)
+    short = min(_SHORT, facts.native)
+    lengths = {short, min(2 * short, facts.target)}
     evaluation: dict[str, Any] = {
         "views": [ORIGINAL, STRETCHED, RESTORED],
         "perplexity_windows": [short],
-        "perplexity_tokens": 6144,
+        "perplexity_tokens": _TOKENS_ON_CPU,
         "agreement_window": short,
-        "agreement_tokens": 6144,
-        "passkey_lengths": [n for n in (long,) if n >= _SHORTEST_PROMPT],
+        "agreement_tokens": _TOKENS_ON_CPU,
+        "passkey_lengths": [n for n in sorted(lengths) if n >= _SHORTEST_PROMPT],
         "passkey_repeats": 1,
         "batch_size": 8,
     }

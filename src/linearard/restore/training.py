@@ -11,8 +11,8 @@ from linearard.restore.facts import Facts
 _DIRECT_UP_TO = 1_000_000_000  # parameters
 _RANK = 256
 #: Learning rates times the square root of the width. Weights of a layer of n inputs are about 1/sqrt(n),
-#: so that a step changes them by the same share at every width. Restoration by Muon, by AdamW; alignment.
-_MUON_RATE, _ADAMW_RATE, _ALIGNMENT_RATE = 0.0144, 0.024, 0.048
+#: so that a step changes them by the same share at every width. Restoration by Muon; alignment by AdamW.
+_MUON_RATE, _ALIGNMENT_RATE = 0.0144, 0.048
 #: LoRA's product of factors has that width in it already, by the size its first factor starts with.
 _LORA_RATE, _LORA_ALIGNMENT_RATE = 5e-4, 1e-3
 
@@ -41,9 +41,9 @@ def choose_optimizer(facts: Facts, adapter: dict[str, Any]) -> tuple[dict[str, A
         return {"learning_rate": _LORA_RATE}, Choice(
             "optimizer", f"AdamW, rate {_LORA_RATE:g}", reason
         )
-    if facts.on_cpu:
-        rate = _rounded(_ADAMW_RATE / math.sqrt(hidden))
-        reason = "Muon's products in bfloat16 are slow on a CPU"
+    if facts.on_cpu:  # each layer alone is all that is trained
+        rate = alignment_rate(facts, adapter)
+        reason = f"by the width of {hidden:,}"
         return {"learning_rate": rate}, Choice("optimizer", f"AdamW, rate {rate:g}", reason)
     rate = _rounded(_MUON_RATE / math.sqrt(hidden))
     reason = f"by the width of {hidden:,}; trials before the stage correct it"

@@ -103,45 +103,54 @@ class ConversationWriter:
             Conversation(frame, chance.randint(*_EXCHANGES), room) for _ in range(count)
         ]
         self._frame, self._read = frame, len(frame.start)
-        self._allowed: Tensor | None = None  # bool [4, vocabulary]
+        cues = [frame.separator(turn).cue for turn in (0, 1)]
+        #: The token that ends a turn of the user, of the assistant; None where it takes several.
+        self._cues = [cue[0] if len(cue) == 1 else None for cue in cues]
+        self._control: Tensor | None = None  # int64, ids of the template that no turn may hold
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Scores with what may be next: a template's token, or any that is none of a template's.
+
+        Of a large vocabulary only the columns of the template's tokens are touched: a mask of all of it
+        for every conversation takes longer than the model does.
 
         Args:
             ids: int64 `[batch, tokens]` so far.
             scores: float `[batch, vocabulary]`; they are changed in place.
         """
-        if self._allowed is None:
-            self._allowed = torch.stack(self._masks(scores))
-        kinds = [2 * talk.speaker + talk.must_begin for talk in self.conversations]
-        scores.masked_fill_(~self._allowed[kinds], -torch.inf)
-        fixed = [
-            (row, talk.next) for row, talk in enumerate(self.conversations) if talk.next is not None
-        ]
+        if self._control is None:
+            known = [token for token in self._frame.control if token < scores.shape[1]]
+            self._control = torch.tensor(sorted(known), dtype=torch.long, device=scores.device)
+        ends, begins, fixed = [], [], []
+        for row, talk in enumerate(self.conversations):
+            if talk.done:
+                continue
+            if talk.next is not None:
+                fixed.append((row, talk.next))
+            elif (cue := self._cues[talk.speaker]) is not None:
+                (begins if talk.must_begin else ends).append((row, cue))
+        held = scores[_places(ends)] if ends else None
+        scores[:, self._control] = -torch.inf
+        if held is not None:
+            scores[_places(ends)] = held
+        if begins:
+            scores[_places(begins)] = -torch.inf
         if fixed:
-            rows, tokens = map(list, zip(*fixed, strict=True))
-            scores[rows] = -torch.inf
-            scores[rows, tokens] = 0.0
+            scores[_places(fixed)[0]] = -torch.inf
+            scores[_places(fixed)] = 0.0
         return scores
 
     def ended(self, ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
         """Take what was written since the last call; bool `[batch]`, which conversations are over."""
         for talk, row in zip(self.conversations, ids[:, self._read :].tolist(), strict=True):
-            for token in row:
-                talk.write(token)
+            if not talk.done:
+                for token in row:
+                    talk.write(token)
         self._read = ids.shape[1]
         return torch.tensor([talk.done for talk in self.conversations], device=ids.device)
 
-    def _masks(self, scores: Tensor) -> list[Tensor]:
-        """What may be said: within a turn of the user, at its beginning; the same of the assistant."""
-        masks = []
-        for turn in (0, 1):
-            cue = self._frame.separator(turn).cue
-            allowed = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
-            allowed[[t for t in self._frame.control if t < len(allowed)]] = False
-            first = allowed.clone()
-            if len(cue) == 1:
-                allowed[cue[0]], first[cue[0]] = True, False
-            masks += [allowed, first]
-        return masks
+
+def _places(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Rows and columns, as a tensor is indexed by them."""
+    rows, columns = zip(*pairs, strict=True)
+    return list(rows), list(columns)

@@ -55,6 +55,8 @@ class Beginning:
     ) -> tuple[float, dict[float, Look]]:
         """Leave the share of the change whose look costs least, of those no worse than the untrained model.
 
+        They are tried from the largest on, until a good one is followed by one that costs more.
+
         Args:
             shares: to choose from.
             look: measures the model as it is.
@@ -66,13 +68,15 @@ class Beginning:
         """
         reached = _on_host(self._parameters)
         found: dict[float, Look] = {}
+        best: float | None = None
         for share in sorted(shares, reverse=True):
             self._blend(reached, share)
             found[share] = look()
-        good = [share for share in found if found[share].no_worse_than(untrained)]
-        if good:
-            best = min(good, key=lambda share: found[share].cost)
-        else:
+            if best is not None and not found[share].cost < found[best].cost:
+                break
+            if found[share].no_worse_than(untrained):
+                best = share
+        if best is None:
             best = min(found, key=lambda s: found[s].kl if found[s].finite else math.inf)
         self._blend(reached, best)
         return best, found

@@ -61,7 +61,8 @@ class TrialSteps:
             for number in numbers:
                 inputs = trainer._prepare_inputs(self._batch(number))
                 inputs.pop("block")
-                with trainer.compute_loss_context_manager():
+                # Training's model has this from accelerate's wrapper; LoRA's products need it.
+                with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
                     outputs = trainer.model(**inputs)
                 (outputs["loss"] / len(numbers)).backward()
         trainer.restorable.tap.observe(None)

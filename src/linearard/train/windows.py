@@ -65,7 +65,7 @@ class InterleavedParts(Dataset):
     ) -> None:
         self._parts, offset = dict(parts), 0
         self._offsets: dict[str, int] = {}
-        turns: list[tuple[float, str, int]] = []
+        every: dict[str, int] = {}
         for name, (blocks, size) in self._parts.items():
             rounds = len(blocks) // (size * processes)
             if not rounds:
@@ -75,12 +75,12 @@ class InterleavedParts(Dataset):
                     got=str(len(blocks)),
                     fix="Raise its sequences or lower its batch_size.",
                 )
-            turns += [((turn + 0.5) / rounds, name, turn) for turn in range(rounds)]
+            every[name] = rounds
             self._offsets[name] = offset
             offset += len(blocks)
         self._order = [
             (name, (turn * processes + process) * self._parts[name][1])
-            for _, name, turn in sorted(turns)
+            for name, turn in interleaved(every)
             for process in range(processes)
         ]
 
@@ -116,6 +116,16 @@ class InterleavedParts(Dataset):
             for name, (blocks, size) in self._parts.items()
         }
         return int(np.sum([tokens[name] for name, _ in self._order[:items]]))
+
+
+def interleaved(rounds: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Part and turn of every step of a stage, with the parts evenly among one another.
+
+    Args:
+        rounds: how many steps each part has.
+    """
+    turns = [((t + 0.5) / count, part, t) for part, count in rounds.items() for t in range(count)]
+    return [(part, turn) for _, part, turn in sorted(turns)]
 
 
 def the_only_item(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _CONVERSATION = 768  # tokens of a conversation, which ends there at the latest
 _LARGEST_BATCH, _SMALLEST_BATCH = 2048, 8
 # A batch takes as long as its longest document, however many there are: rather too many than one batch more.
 _MARGIN = 1.125
+# Most conversations end by themselves long before; before the first batch nobody knows of this model.
+_FULL_CONVERSATIONS = 0.4
 _ENOUGH_TRIES = 256  # documents without a token: the model will not begin any
 # Of all the memory and not of what is free: another batch is another text.
 _GPU_SHARE, _CPU_BYTES = 0.25, 2**30
@@ -76,6 +78,7 @@ def write_documents(
     from tqdm import tqdm
 
     length, wanted = assignment.length(restorable), assignment.tokens
+    assumed = length if assignment.frame is None else _FULL_CONVERSATIONS * length
     most = _largest_batch(restorable, length + len(assignment.start))
     texts: list[str] = []
     tried = found = 0
@@ -87,7 +90,7 @@ def write_documents(
         _writer(restorable, assignment.seed) as model,
     ):
         while found < wanted:
-            expected = found / tried if found else length / (1 + tried)
+            expected = found / tried if found else assumed / (1 + tried)
             count = max(math.ceil(_MARGIN * (wanted - found) / expected), _SMALLEST_BATCH)
             options = (model, assignment, min(count, most), length, _Bar(bar))
             if assignment.frame is None:
