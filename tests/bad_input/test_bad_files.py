@@ -130,7 +130,7 @@ def test_values_mean_what_they_say(text, value):
         "a/" * 3000,
         "/proc/self/mem",
         "smollm2",
-        "../recipes/demo-cpu",
+        "../recipes/smollm2-135m-64k",
         "base/model.safetensors",
     ],
 )

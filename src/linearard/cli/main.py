@@ -1,4 +1,4 @@
-"""The command line: `linearard restore | demo | plan | train | evaluate | export | sweep`.
+"""The command line: `linearard restore | plan | train | evaluate | export | sweep`.
 
 Every subcommand lives in its own file with `add_parser(subparsers)`; this one dispatches and turns user
 errors into one message and exit code 2.
@@ -16,14 +16,13 @@ import time
 import warnings
 
 from linearard import interruption
-from linearard.cli import demo, evaluate, export, plan, restore, sweep, train
+from linearard.cli import evaluate, export, plan, restore, sweep, train
 from linearard.errors import RecipeError, UserError
 
 _DESCRIPTION = """\
 Stretch a language model's context with RoPE scaling, and get its short-text ability back.
 
   linearard restore MODEL --window 131072     your model, start to verdict
-  linearard demo                              a real model on this CPU, start to report, in minutes
   linearard plan llama2-7b-32k --gpu-memory 24GiB   memory and time of a recipe, before it is run
   linearard train smollm2-135m-64k            a recipe: by name, or your own YAML file
   linearard evaluate runs/smollm2-135m-64k    original, stretched and restored side by side
@@ -48,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (restore, demo, plan, train, evaluate, export, sweep):
+    for command in (restore, plan, train, evaluate, export, sweep):
         subparser = command.add_parser(subparsers)
         subparser.add_argument("--quiet", action="store_true", help="no progress bars")
         subparser.add_argument(
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt as error:
-        resumable = argv[:1] in (["restore"], ["train"], ["demo"], ["sweep"])
+        resumable = argv[:1] in (["restore"], ["train"], ["sweep"])
         _complain((str(error) or "interrupted") + ("; go on with --resume" if resumable else ""))
         return 128 + getattr(error, "number", signal.SIGINT)
 
