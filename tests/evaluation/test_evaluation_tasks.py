@@ -76,7 +76,7 @@ def test_padding_does_not_change_a_score(model, other_tokenizers, small_chunks, 
     tokenizer = other_tokenizers[name]
     encode = Encoder(tokenizer)
     pairs = [(r["context"], c) for r in CHOICES for c in r["choices"]]
-    items = [encode.continuation(*pair) for pair in pairs]
+    items = encode.continuations(pairs)
     got = score_continuations(ChunkedCausalLM(model), items, batch_size=5)
     for pair, score in zip(pairs, got, strict=True):
         expected, greedy = by_hand(model, tokenizer, *pair)
@@ -97,6 +97,40 @@ def test_batches_are_of_one_length_and_fit_the_budget(model, tokenizer, monkeypa
     items = [Continuation(list(range(n)), n - 1) for n in lengths]
     score_continuations(ChunkedCausalLM(model), items, batch_size=4)
     assert shapes == [(1, 120), (3, 31), (4, 6)]  # 7 rides with 31 and 30
+
+
+def test_long_sequences_are_padded_to_round_lengths_and_score_the_same(model, monkeypatch):
+    make = torch.Generator().manual_seed(0)
+    items = [
+        Continuation(torch.randint(0, 90, (length,), generator=make).tolist(), start)
+        for length, start in ((130, 1), (129, 128), (70, 40), (9, 3))
+    ]
+    lm = ChunkedCausalLM(model)
+    expected = score_continuations(lm, items, batch_size=1)
+    monkeypatch.setattr("linearard.capture.sdpa._LONG", 65)
+    shapes = []
+    hidden = ChunkedCausalLM.hidden
+    monkeypatch.setattr(
+        ChunkedCausalLM,
+        "hidden",
+        lambda lm, ids: shapes.append(tuple(ids.shape)) or hidden(lm, ids),
+    )
+    for got, score in zip(score_continuations(lm, items, batch_size=3), expected, strict=True):
+        assert got.logprob == pytest.approx(score.logprob, rel=1e-5)
+        assert got.greedy is score.greedy
+    assert shapes == [(3, 192), (1, 9)]
+
+
+def test_texts_encoded_together_are_those_encoded_one_by_one(other_tokenizers):
+    pairs = [(r["context"], c) for r in (*CHOICES, *CHOICES) for c in r["choices"]]
+    for tokenizer in other_tokenizers.values():
+        encode = Encoder(tokenizer)
+        for (context, text), item in zip(pairs, encode.continuations(pairs), strict=True):
+            alone, whole = encode(context), encode(f"{context} {text}")
+            assert item.ids == whole and item.ids[: item.start] == alone[: item.start]
+            assert (
+                item.start in (len(whole) - 1, len(alone)) or alone[item.start] != whole[item.start]
+            )
 
 
 def test_labels_and_partial_scoring_use_plain_accuracy(model, tokenizer, read):
@@ -130,7 +164,7 @@ def test_tokens_that_merge_over_the_border_are_scored_whole(other_tokenizers):
     context, text = "The pass", "key is"
     alone, whole = tokenizer(context).input_ids, tokenizer(f"{context} {text}").input_ids
     assert whole[: len(alone)] != alone  # the case is real
-    item = Encoder(tokenizer).continuation(context, text)
+    (item,) = Encoder(tokenizer).continuations([(context, text)])
     assert item.ids == whole
     assert item.ids[: item.start] == alone[: item.start]
     assert item.ids[item.start] != alone[item.start]

@@ -9,6 +9,7 @@ from linearard.capture.attention import (
     unpadded,
 )
 from linearard.capture.layers import LayerTap
+from linearard.capture.sdpa import padded_length
 
 __all__ = [
     "AttentionTap",
@@ -17,5 +18,6 @@ __all__ = [
     "StopForward",
     "attention_layers",
     "needs_no_mask",
+    "padded_length",
     "unpadded",
 ]

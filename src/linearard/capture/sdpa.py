@@ -26,6 +26,13 @@ from linearard.capture.masks import Documents
 
 _WITH_CUDNN = [SDPBackend.CUDNN_ATTENTION, *PLANLESS]
 _HALF = (torch.bfloat16, torch.float16)
+_ROUND = 64
+_LONG = 4096  # tokens of a sequence whose attention takes longer than a plan
+
+
+def padded_length(tokens: int) -> int:
+    """How long to make a sequence of `tokens` by padding on the right: a long one gets the faster kernel."""
+    return -(-tokens // _ROUND) * _ROUND if tokens >= _LONG else tokens
 
 
 def preferred_backends(query: Tensor, attention_mask: Tensor | None) -> list[SDPBackend]:
@@ -37,7 +44,8 @@ def preferred_backends(query: Tensor, attention_mask: Tensor | None) -> list[SDP
     """
     tokens, head_dim = query.shape[-2:]
     # A plan takes longer than most calls: only for the round lengths of windows, not for every prompt.
-    fits = attention_mask is None and head_dim <= 128 and tokens >= 512 and tokens % 64 == 0
+    round_length = tokens >= 512 and tokens % _ROUND == 0
+    fits = attention_mask is None and head_dim <= 128 and round_length
     any_order = not torch.are_deterministic_algorithms_enabled()
     half = query.is_cuda and query.dtype in _HALF
     if half and fits and any_order and _cudnn_is_faster(query.device):

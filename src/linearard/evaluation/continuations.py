@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from linearard.capture import padded_length
 from linearard.data import beginning
 from linearard.evaluation.batching import Track, batches
 from linearard.model import ChunkedCausalLM
@@ -62,13 +65,19 @@ class Encoder:
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
-    def continuation(self, context: str, text: str) -> Continuation:
-        """`context`, a space and `text` as one text; scored from where it departs from `context`.
+    def continuations(self, pairs: Iterable[tuple[str, str]]) -> list[Continuation]:
+        """Of each pair `context`, a space and `text` as one text; scored from where `context` ends.
 
         Encoding the whole keeps the tokens a model was trained on where a tokenizer merges over
-        the border.
+        the border. All are encoded in one call, each text once.
         """
-        return _departing(self(context), self(f"{context} {text}"))
+        texts = [(context, f"{context} {text}") for context, text in pairs]
+        different = list(dict.fromkeys(chain.from_iterable(texts)))
+        if not different:
+            return []
+        found = self._tokenizer(different, add_special_tokens=False, verbose=False).input_ids
+        ids = {text: self.prefix + plain for text, plain in zip(different, found, strict=True)}
+        return [_departing(ids[alone], ids[whole]) for alone, whole in texts]
 
     def ending(self, context: str, text: str) -> Continuation:
         """The same for the end of a longer prompt: to be put behind at least one token."""
@@ -92,14 +101,24 @@ def score_continuations(
 ) -> list[Score]:
     """Score every continuation in one forward pass each, batched by length, padded on the right.
 
-    Only the logits of the scored positions are formed.
+    Only the logits of the scored positions are formed. A GPU is waited for once, at the end.
     """
     order = sorted(range(len(continuations)), key=lambda i: -len(continuations[i].ids))
+    ordered = [continuations[i] for i in order]
+    parts = [
+        _score_batch(lm, ordered[batch])
+        for batch in track(_length_batches([len(item.ids) for item in ordered], batch_size))
+    ]
+    if not parts:
+        return []
+    logprobs, greedy = (torch.cat(part) for part in zip(*parts, strict=True))
+    logprobs, greedy = logprobs.double().tolist(), greedy.tolist()
     scores: dict[int, Score] = {}
-    for batch in track(_length_batches([len(continuations[i].ids) for i in order], batch_size)):
-        indices = order[batch]
-        results = _score_batch(lm, [continuations[i] for i in indices])
-        scores.update(zip(indices, results, strict=True))
+    first = 0
+    for index, item in zip(order, ordered, strict=True):
+        span = slice(first, first + len(item.ids) - item.start)
+        scores[index] = Score(math.fsum(logprobs[span]), all(greedy[span]))
+        first = span.stop
     return [scores[i] for i in range(len(continuations))]
 
 
@@ -113,29 +132,30 @@ def _length_batches(lengths: list[int], batch_size: int) -> list[slice]:
     return found
 
 
-def _score_batch(lm: ChunkedCausalLM, batch: list[Continuation]) -> list[Score]:
-    rows = [torch.tensor(item.ids) for item in batch]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+def _score_batch(lm: ChunkedCausalLM, batch: list[Continuation]) -> tuple[Tensor, Tensor]:
+    """Of all scored tokens one after another: float32 log-probability, bool whether it is top-1."""
     # Nothing attends to what comes after it: padding on the right needs no mask.
-    hidden = lm.hidden(input_ids)
-
+    length = padded_length(len(batch[0].ids))
+    input_ids = torch.tensor([item.ids + [0] * (length - len(item.ids)) for item in batch])
     # The hidden state before a token predicts it.
-    where = [(index, slice(item.start, len(item.ids))) for index, item in enumerate(batch)]
-    states = torch.cat([hidden[i, span.start - 1 : span.stop - 1] for i, span in where])
-    targets = torch.cat([input_ids[i, span] for i, span in where]).to(states.device)
-    logprob, greedy = _score_rows(lm, states, targets)
-    counts = [span.stop - span.start for _, span in where]
-    return [
-        Score(part.sum().item(), bool(hits.all()))
-        for part, hits in zip(logprob.split(counts), greedy.split(counts), strict=True)
-    ]
+    spans = [(row * length - 1, item) for row, item in enumerate(batch)]
+    before = [torch.arange(at + item.start, at + len(item.ids)) for at, item in spans]
+    where = torch.cat(before)
+    targets = _sent(input_ids.flatten()[where + 1], lm.device)
+    hidden = lm.hidden(_sent(input_ids, lm.device)).flatten(0, 1)
+    return _score_rows(lm, hidden[_sent(where, lm.device)], targets)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a GPU's queue is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _score_rows(lm: ChunkedCausalLM, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """On the CPU: float64 [rows] log-probability of the target, bool [rows] whether it is top-1."""
+    """Float32 [rows] log-probability of the target, bool [rows] whether it is top-1."""
     logprob, greedy = [], []
     for rows in lm.chunks(len(targets)):
         logits = lm.logits(states[rows])
         greedy.append(logits.argmax(-1) == targets[rows])
         logprob.append(logits.log_softmax(-1).gather(1, targets[rows, None])[:, 0])
-    return torch.cat(logprob).cpu().double(), torch.cat(greedy).cpu()
+    return torch.cat(logprob), torch.cat(greedy)

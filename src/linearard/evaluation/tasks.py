@@ -78,10 +78,16 @@ def encode_task(encode: Encoder, records: Sequence[Record]) -> Task:
     Raises:
         DataError: a context has no token before the scored ones.
     """
-    return Task(
-        records,
-        [_continuation(encode, *pair, record) for record in records for pair in record.prompts],
-    )
+    prompts = [(record, pair) for record in records for pair in record.prompts]
+    continuations = encode.continuations(pair for _, pair in prompts)
+    for (record, (context, _)), continuation in zip(prompts, continuations, strict=True):
+        if continuation.start < 1:
+            raise DataError(
+                expected=f"a context of at least one token in {record.where}",
+                got=repr(context),
+                fix="Give the record a context.",
+            )
+    return Task(records, continuations)
 
 
 def score_task(
@@ -118,17 +124,6 @@ def score_task(
     chance = mean([1 / len(record.prompts) for record in records])
     further = {name: mean(values) for name, values in hits.items()}
     return TaskScore(metric, hits[metric], rounded, chosen[metric], chance, further)
-
-
-def _continuation(encode: Encoder, context: str, text: str, record: Record) -> Continuation:
-    continuation = encode.continuation(context, text)
-    if continuation.start < 1:
-        raise DataError(
-            expected=f"a context of at least one token in {record.where}",
-            got=repr(context),
-            fix="Give the record a context.",
-        )
-    return continuation
 
 
 def _plain(logprobs: list[list[float]]) -> list[int]:

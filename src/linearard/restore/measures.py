@@ -10,6 +10,7 @@ from linearard.restore.facts import Facts
 
 _SHORT = 2048
 _TOKENS, _TOKENS_ON_CPU = 131_072, 8192
+_SEQUENCES = 1024  # in a forward pass: as many short ones as its tokens allow
 _SHORTEST_PROMPT = 512  # a question, its needle and something to hide it in
 
 
@@ -49,7 +50,7 @@ def choose_measures(facts: Facts, tasks: str | None = None) -> tuple[dict[str, A
         "retrieval_lengths": [n for n in sorted(searched) if n >= _SHORTEST_PROMPT],
         "retrieval_tasks": ["single", "word", "multikey"],
         "retrieval_repeats": 1,
-        "batch_size": 64,
+        "batch_size": _SEQUENCES,
     }
     if facts.held_out is not None:
         evaluation["texts"] = {"documentation": "pydoc"}
