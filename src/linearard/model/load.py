@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from linearard.model.foreign import (
     unusable,
 )
 from linearard.model.gguf_file import GgufFile, open_gguf
+from linearard.model.gguf_quick import quick_gguf
 from linearard.model.gguf_rope import apply_rope
 from linearard.model.gguf_tokenizer import settle_tokenizer
 from linearard.model.packed import check_packing, keep_layout, packing
@@ -278,12 +280,13 @@ def _from_pretrained(kind: Any, config: ModelConfig, /, **kwargs: Any) -> Any:
     if gguf_file:
         kwargs["gguf_file"] = gguf_file
     try:
-        return kind.from_pretrained(
-            name,
-            revision=config.revision or "main",
-            trust_remote_code=config.trust_remote_code,
-            **kwargs,
-        )
+        with quick_gguf() if gguf_file else contextlib.nullcontext():
+            return kind.from_pretrained(
+                name,
+                revision=config.revision or "main",
+                trust_remote_code=config.trust_remote_code,
+                **kwargs,
+            )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a broken file makes its parser raise anything
