@@ -38,7 +38,7 @@ from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.planning import Rates, calibrate, shipped_rates
-from linearard.planning.run import plan_run
+from linearard.planning.run_plan import plan_run
 from linearard.recipe import RestorationConfig
 from linearard.train.trainer import RestorationTrainer
 

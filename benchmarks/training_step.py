@@ -31,8 +31,8 @@ import transformers
 from benchmarks.record import add_arguments, circumstances, in_turns, quantiles, write
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, ChunkedCausalLM, RestorableModel
-from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
+from linearard.train.cuda_graphs import CapturedSteps, find_gradients
 
 MODELS: dict[str, dict[str, Any]] = {
     "smollm2-135m": {

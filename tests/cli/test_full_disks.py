@@ -154,7 +154,7 @@ def test_whatever_else_finds_the_disk_full(recipe, tmp_path, monkeypatch, capsys
 
 def test_too_little_room_is_told_before_the_first_step(recipe, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)._replace(free=30_000)
-    monkeypatch.setattr("linearard.model.room.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("linearard.model.disk_space.shutil.disk_usage", lambda folder: usage)
     path = str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
     assert main(["train", path, "--quiet"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

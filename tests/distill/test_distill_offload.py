@@ -6,7 +6,7 @@ import torch
 
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule
-from linearard.distill.host import HostLayers
+from linearard.distill.teacher_offload import OffloadedTeacher
 
 DEVICES = [
     "cpu",
@@ -43,7 +43,7 @@ def test_teacher_relations_in_host_memory(device, recompute):
 @pytest.mark.parametrize("order", [[0, 2, 5, 9], [0, 2, 5, 9, 5, 2, 0], [9, 2, 2, 5]])
 def test_layers_come_back_as_they_went(device, order):
     """In whatever order, also where the next one is on its way already, with much to wait for."""
-    layers, make = HostLayers(), torch.Generator().manual_seed(0)
+    layers, make = OffloadedTeacher(), torch.Generator().manual_seed(0)
     expected, busy = {}, torch.randn(1024, 1024, device=device)
     for layer in (0, 2, 5, 9):
         expected[layer] = torch.randn(3, 300, 7, generator=make)
@@ -66,7 +66,7 @@ def test_layers_come_back_as_they_went(device, order):
 def test_memory_comes_back_while_the_host_runs_ahead():
     """Forty layers of 32 MiB in the memory of a few, though all are asked for before anything is computed."""
     a_layer = 2**23
-    layers, busy = HostLayers(), torch.randn(8192, 8192, device="cuda")
+    layers, busy = OffloadedTeacher(), torch.randn(8192, 8192, device="cuda")
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import tiny
-from linearard.data.recall import recall_passages
+from linearard.data.repeated_passages import repeat_passages
 from linearard.distill import ObjectiveConfig, RestorationModule
-from linearard.distill.skipping import draw_skip
-from linearard.distill.teacher import windowed_hidden
+from linearard.distill.position_skips import draw_skip
+from linearard.distill.windowed_teacher import windowed_hidden
 from linearard.errors import DataError, ModelError, RecipeError
 from linearard.model import ChunkedCausalLM
 
@@ -274,14 +274,14 @@ def test_recalled_tokens_stood_before(share, seed):
     import numpy as np
 
     ids = np.random.default_rng(1).integers(0, 50_000, 600)
-    text, marked = recall_passages(ids, share, seed)
+    text, marked = repeat_passages(ids, share, seed)
     assert share / 3 < marked.mean() < 1.4 * share and not marked[:12].any()
     for place in np.flatnonzero(marked):
         cue = text[place - 4 : place]
         copies = [p for p in range(4, place) if np.array_equal(text[p - 4 : p], cue)]
         assert text[place] in text[copies]
-    again, _ = recall_passages(ids, share, seed)
-    other, _ = recall_passages(ids, share, seed + 10)
+    again, _ = repeat_passages(ids, share, seed)
+    other, _ = repeat_passages(ids, share, seed + 10)
     assert np.array_equal(text, again) and not np.array_equal(text, other)
 
 
@@ -290,11 +290,11 @@ def test_the_opening_of_a_window_comes_back():
     import numpy as np
 
     ids = np.arange(20_000)
-    text, marked = recall_passages(ids, 0.2, 0)
+    text, marked = repeat_passages(ids, 0.2, 0)
     # A token is its own position but where it repeats one: shuffling moves it by less than a passage.
     share = (text[marked] < len(ids) // 50).mean()
     assert 0.2 < share < 0.5
-    text, marked = recall_passages(ids, 0.2, 0, opening=4)
+    text, marked = repeat_passages(ids, 0.2, 0, opening=4)
     nearer = (text[marked] < len(ids) // 50).mean()
     assert share + 0.1 < nearer < 0.7
 

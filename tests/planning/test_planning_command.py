@@ -10,7 +10,7 @@ import yaml
 import tiny
 from linearard.cli.main import main
 from linearard.planning import Rates, shipped_rates, store, stored_rates
-from linearard.planning.sizes import parse_bytes
+from linearard.planning.byte_sizes import parse_bytes
 
 TERMS = {"relations": {"q": 1, "k": 1, "v": 1}}
 

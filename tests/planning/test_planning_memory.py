@@ -17,9 +17,9 @@ from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.model.fused import fuse_layers
-from linearard.planning.kept import Kept
+from linearard.planning.activations import LayerActivations
 from linearard.planning.memory import Setting, step_memory
-from linearard.planning.run import plan_run
+from linearard.planning.run_plan import plan_run
 from linearard.recipe import RestorationConfig
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
@@ -95,7 +95,7 @@ def planned_and_saved(config, kind, case, fused):
     adapter = AdapterConfig(kind=kind, r=24, dropout=0.0)
     objective = ObjectiveConfig(**CASES[case])
     shape = ModelShape.of(config, adapter)
-    kept = Kept(shape, objective, TOKENS, BATCH, element=2, fused=fused)
+    kept = LayerActivations(shape, objective, TOKENS, BATCH, element=2, fused=fused)
     _, student = passes(shape, objective)
     planned = sum(
         kept.student(i, student) + kept.teacher(i) + kept.weight_casts(i)

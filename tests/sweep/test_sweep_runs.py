@@ -22,7 +22,7 @@ from linearard.sweep import load_sweep
 from linearard.sweep.bench import Bench
 from linearard.sweep.folder import unfinished
 from linearard.sweep.workers import Crew, _one_gpu
-from linearard.train import own_text
+from linearard.train import self_generated_text
 
 EVALUATION = {
     "perplexity_windows": [32, 96],
@@ -341,13 +341,13 @@ def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_arms_share_what_the_original_has_written(workers, base, tmp_path, monkeypatch):
     """A text for each seed, in one process and in two."""
-    calls, write = [], own_text.write_documents
+    calls, write = [], self_generated_text.write_documents
 
     def watched(*arguments, **options):
         calls.append(arguments)
         return write(*arguments, **options)
 
-    monkeypatch.setattr(own_text, "write_documents", watched)
+    monkeypatch.setattr(self_generated_text, "write_documents", watched)
     cache = tmp_path / "cache"
     data = {"data.cache_dir": str(cache), "stages.restoration.data": {"train": "self"}}
     arms = {"linear": {}, "yarn": {"rope": YARN, "adapter.r": 2}}

@@ -13,8 +13,8 @@ from linearard.errors import RecipeError
 from linearard.recipe.held_out import HeldOutConfig
 from linearard.train.guard import Guard
 from linearard.train.held_out import Look
-from linearard.train.keeping import Beginning
 from linearard.train.rate_trials import choose_rate
+from linearard.train.weight_interpolation import InitialWeights
 
 WATCH = {"window": 24, "sequences": 2, "long_window": 56, "every": 2}
 
@@ -112,7 +112,7 @@ def test_a_watched_run_that_was_cut_off_ends_the_same(tmp_path, base_folder):
 
 def test_a_share_is_chosen_by_what_is_looked_at():
     adapter = FewWeights(3)
-    beginning = Beginning(adapter)
+    beginning = InitialWeights(adapter)
     with torch.no_grad():
         adapter.weight += 1.0
 
@@ -134,7 +134,7 @@ def test_no_share_is_kept_that_is_worse_than_the_untrained_model(untrained, chos
     """The more is kept, the better the long windows and the larger the KL."""
 
     adapter = FewWeights(1)
-    beginning = Beginning(adapter)
+    beginning = InitialWeights(adapter)
     with torch.no_grad():
         adapter.weight += 1.0
 

@@ -11,8 +11,8 @@ from linearard.errors import DataError, RecipeError
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.train.chat_template import chat_frame
 from linearard.train.conversations import Conversation, ConversationWriter
-from linearard.train.own_text import OwnBlocks
-from linearard.train.writing import Assignment, write_documents
+from linearard.train.self_generated_text import SelfGeneratedBlocks
+from linearard.train.text_generation import Assignment, write_documents
 
 ADDED = ["<|im_start|>", "<|im_end|>", "<|bos|>", "<|date|>"]
 _TURN = "{% for m in messages %}"
@@ -110,14 +110,14 @@ UNUSABLE = {
 def test_templates_that_cannot_be_used(kind):
     template, says = UNUSABLE[kind]
     with pytest.raises(DataError, match=says) as caught:
-        OwnBlocks(DataConfig("self", self_chat=True), chat_tokenizer(template), 24, 1, 64)
+        SelfGeneratedBlocks(DataConfig("self", self_chat=True), chat_tokenizer(template), 24, 1, 64)
     assert "data.self_chat" in str(caught.value)
 
 
 def test_a_template_longer_than_the_window():
     tokenizer = chat_tokenizer("word " * 20 + TEMPLATES["header and end"])
     with pytest.raises(DataError, match=r"data\.self_chat: a beginning of 1 to 63 tokens"):
-        OwnBlocks(DataConfig("self", self_chat=True), tokenizer, 24, 1, 64)
+        SelfGeneratedBlocks(DataConfig("self", self_chat=True), tokenizer, 24, 1, 64)
 
 
 def test_a_start_and_a_chat_are_two_things():
@@ -210,7 +210,7 @@ def test_blocks_of_conversations(tmp_path):
     fingerprints = []
     for chat in (True, True, False):
         data = DataConfig("self", self_chat=chat, cache_dir=str(tmp_path))
-        blocks = OwnBlocks(data, tokenizer, 41, 7, 200)
+        blocks = SelfGeneratedBlocks(data, tokenizer, 41, 7, 200)
         blocks.write(restorable, progress=False)
         fingerprints.append(blocks.fingerprint)
     assert len(list(tmp_path.glob("self-*.jsonl"))) == 2

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from linearard.errors import RecipeError
     from linearard.pipeline import say
     from linearard.planning import calibrate, plan_text, planned_recipe, store
-    from linearard.planning.sizes import parse_bytes
+    from linearard.planning.byte_sizes import parse_bytes
     from linearard.recipe import load_recipe
     from linearard.train.stages import stage_arguments
 

@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Decide, say so, and unless it is a dry run, restore."""
     from linearard.pipeline import say
-    from linearard.planning.sizes import parse_bytes
+    from linearard.planning.byte_sizes import parse_bytes
     from linearard.restore import (
         RestoreRequest,
         describe,

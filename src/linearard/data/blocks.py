@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from linearard.data.config import DataConfig, is_integer, require
-from linearard.data.recall import recall_passages
+from linearard.data.repeated_passages import repeat_passages
 from linearard.data.sources import Source, open_split
 from linearard.data.streams import TokenStream, token_stream
 from linearard.data.tokens import Documents, beginning, check_fast
@@ -32,7 +32,7 @@ class BlockDataset(torch.utils.data.Dataset):
         fingerprint: a hash of the tokens in that order: equal wherever and whenever the same
             blocks are built.
         recall, opening: share of each block that repeats earlier passages of it, and how near its
-            opening they stood; see `recall_passages`.
+            opening they stood; see `repeat_passages`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BlockDataset(torch.utils.data.Dataset):
             text[text == self._stream.end_mark] = self._joint
         if not self._recall:
             return {"input_ids": self._with_beginning(text)}
-        text, repeated = recall_passages(text, self._recall, seed=int(start), opening=self._opening)
+        text, repeated = repeat_passages(text, self._recall, seed=int(start), opening=self._opening)
         return {
             "input_ids": self._with_beginning(text),
             "repeated": torch.cat(

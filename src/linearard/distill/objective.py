@@ -12,10 +12,10 @@ from linearard.distill.config import ObjectiveConfig
 from linearard.distill.counts import told_positions
 from linearard.distill.hidden import hidden_distance
 from linearard.distill.output import next_token_loss, output_kl
+from linearard.distill.position_skips import draw_skip
 from linearard.distill.relations import StudentRelations, TeacherRelations
-from linearard.distill.skipping import draw_skip
-from linearard.distill.teacher import windowed_hidden
 from linearard.distill.teacher_inputs import teacher_input_terms
+from linearard.distill.windowed_teacher import windowed_hidden
 from linearard.errors import DataError, ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from linearard.capture import LayerAttention, StopForward
 from linearard.distill.config import ObjectiveConfig
-from linearard.distill.host import HostLayers
+from linearard.distill.teacher_offload import OffloadedTeacher
 from linearard.ops.relation_kl import layer_relation_kl
 
 
@@ -36,7 +36,7 @@ class TeacherRelations:
         offload: bool = False,
     ):
         self._layers, self._stop = layers, stop
-        self._host = HostLayers() if offload else None
+        self._host = OffloadedTeacher() if offload else None
         self._keep = {
             "query": "q" in relations or "qk" in relations,
             "key": "k" in relations or "qk" in relations,

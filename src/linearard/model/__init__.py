@@ -1,7 +1,6 @@
 """Loading a model, its three views, and restored models on disk."""
 
 from linearard.model.adapters import Adapter, AdapterConfig
-from linearard.model.bus import Moving, pinned_like, to_device, to_host
 from linearard.model.causal_lm import LOGIT_ELEMENTS, ChunkedCausalLM, Views
 from linearard.model.checkpoint import (
     METADATA_FILE,
@@ -13,6 +12,7 @@ from linearard.model.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
+from linearard.model.disk_space import check_can_be_made, check_room, room_for_checkpoint
 from linearard.model.fused import sharing_projections
 from linearard.model.generating import plain_generation
 from linearard.model.load import (
@@ -28,8 +28,8 @@ from linearard.model.load import (
 )
 from linearard.model.magnitudes import check_weights, out_of_range
 from linearard.model.packed import check_packing, is_packed
+from linearard.model.pinned_transfer import Moving, pinned_like, to_device, to_host
 from linearard.model.restorable import RestorableModel, check_trainable
-from linearard.model.room import check_can_be_made, check_room, room_for_checkpoint
 from linearard.model.supported import check_supported, empty_model
 from linearard.model.written import write_json
 

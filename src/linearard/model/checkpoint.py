@@ -15,11 +15,11 @@ import torch
 from linearard.errors import CheckpointError, shown
 from linearard.model import written
 from linearard.model.adapters import AdapterConfig
+from linearard.model.disk_space import room_for_checkpoint
 from linearard.model.load import ModelConfig
 from linearard.model.magnitudes import LARGEST_WEIGHT, check_weights, out_of_range
 from linearard.model.metadata import check_metadata, read_json
 from linearard.model.restorable import RestorableModel
-from linearard.model.room import room_for_checkpoint
 from linearard.rope import RopeTable
 
 METADATA_FILE = "linearard.json"

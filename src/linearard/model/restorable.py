@@ -22,7 +22,7 @@ from linearard.model.adapters import Adapter, AdapterConfig
 from linearard.model.fused import fuse_layers
 from linearard.model.load import ModelConfig, load_model
 from linearard.model.packed import has_packed, is_packed
-from linearard.model.pairs import move_pairs
+from linearard.model.rotary_pairs import move_pairs
 from linearard.model.rows import has_added_rows
 from linearard.rope import RopeViews
 

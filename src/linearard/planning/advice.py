@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from linearard.errors import UserError
 from linearard.model import names_gguf
-from linearard.planning.run import RunPlan
+from linearard.planning.run_plan import RunPlan
 
 if TYPE_CHECKING:
     from linearard.recipe import Recipe, RestorationConfig

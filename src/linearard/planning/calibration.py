@@ -19,8 +19,8 @@ from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel, resolve_device, resolve_dtype
 from linearard.ops.relation_kl import relation_kl
+from linearard.planning.memory_traffic import step_traffic
 from linearard.planning.rates import Rates, Speed
-from linearard.planning.traffic import step_traffic
 
 _PAPER = {"q": 1.0, "k": 1.0, "v": 1.0}
 

@@ -10,8 +10,8 @@ from linearard.counting.passes import NOTHING, passes, related_layers
 from linearard.counting.products import step_products
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
+from linearard.planning.memory_traffic import optimizer_traffic, step_traffic
 from linearard.planning.rates import Rates
-from linearard.planning.traffic import optimizer_traffic, step_traffic
 
 
 @dataclass(frozen=True)

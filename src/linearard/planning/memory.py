@@ -16,8 +16,8 @@ from linearard.counting.passes import (
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig
 from linearard.model import LOGIT_ELEMENTS
-from linearard.planning.kept import Kept
-from linearard.planning.traffic import PACKED
+from linearard.planning.activations import LayerActivations
+from linearard.planning.memory_traffic import PACKED
 
 #: cuBLAS keeps one workspace for the thread of forward passes and one for that of backward passes.
 _LIBRARIES = 2 * 32 * 2**20
@@ -137,14 +137,16 @@ class _Step:
         self.recompute = setting.recompute and self.own
         self.related = set(related_layers(shape, objective))
         self.teacher_pass, self.student_pass = passes(shape, objective)
-        self.kept = Kept(shape, objective, tokens, batch, setting.element, setting.fused)
+        self.activations = LayerActivations(
+            shape, objective, tokens, batch, setting.element, setting.fused
+        )
         own = learning(shape, objective)
         self.gradients = [
             _FLOAT32 * self._weights(index, own) for index in range(len(shape.layers))
         ]
         states = own if learned is None else learned
         self.stateful = sum(self._weights(i, states) for i in range(len(shape.layers)))
-        self.casts = [self.kept.weight_casts(index) for index in range(len(shape.layers))]
+        self.casts = [self.activations.weight_casts(index) for index in range(len(shape.layers))]
 
     def moments(self) -> Iterator[Memory]:
         yield from self._forward() if self.own else self._beside_teacher()
@@ -158,7 +160,7 @@ class _Step:
         )
 
     def _forward(self) -> Iterator[Memory]:
-        kept, waiting = self.kept, self._waiting()
+        kept, waiting = self.activations, self._waiting()
         layers = range(len(self.shape.layers))
         teacher = [kept.teacher(i) if i in self.related else 0.0 for i in layers]
         output = self.rows * self.shape.hidden * self.setting.element
@@ -167,7 +169,7 @@ class _Step:
         )
         away = self.setting.offload_teacher
         if self.windows[0]:
-            read = self.rows // max(1, self.kept.tokens) * self.windows[1]
+            read = self.rows // max(1, self.activations.tokens) * self.windows[1]
             yield self._memory(
                 "teacher's forward",
                 gradients=waiting,
@@ -216,7 +218,7 @@ class _Step:
 
     def _beside_teacher(self) -> Iterator[Memory]:
         """One layer at a time; its gradients are what the step ends with, or copied by the backward pass."""
-        kept, found = self.kept, sum(self.gradients)
+        kept, found = self.activations, sum(self.gradients)
         waiting = self._waiting()
         last = max(self.related)
         yield self._memory(
@@ -265,7 +267,7 @@ class _Step:
 
         In plain PyTorch, logit KL holds four chunks in float32, cross-entropy 2.5.
         """
-        objective, kept = self.objective, self.kept
+        objective, kept = self.objective, self.activations
         compared = len(objective.compared_layers(len(self.shape.layers)))
         distances = float(_FLOAT32 * compared * self.rows * self.shape.hidden)
         if not objective.needs_output:

@@ -13,7 +13,7 @@ from linearard.errors import ModelError
 from linearard.model import check_supported, load_config, resolve_device, resolve_dtype
 from linearard.planning.advice import Advice, Overrides, advise
 from linearard.planning.rates import Rates, shipped_rates, stored_rates
-from linearard.planning.run import RunPlan, plan_run
+from linearard.planning.run_plan import RunPlan, plan_run
 from linearard.rope import check_scaling, native_window
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from linearard.planning.advice import Advice, Change
 from linearard.planning.rates import Rates, shipped_rates
 from linearard.planning.recipe import PlannedRecipe
-from linearard.planning.run import PartPlan, RunPlan, StagePlan
+from linearard.planning.run_plan import PartPlan, RunPlan, StagePlan
 
 _GIB = 2**30
 

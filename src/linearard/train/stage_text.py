@@ -14,7 +14,7 @@ from linearard.model import RestorableModel, read_metadata
 from linearard.recipe import PartConfig, Recipe, RestorationConfig
 from linearard.train import checkpoints
 from linearard.train.held_out import held_out_text
-from linearard.train.own_text import OwnBlocks
+from linearard.train.self_generated_text import SelfGeneratedBlocks
 from linearard.train.windows import InterleavedParts, StageWindows
 
 _BETWEEN_PARTS = 100_003  # apart by more than the seeds of a sweep
@@ -61,9 +61,9 @@ class StageText:
         return InterleavedParts(sized, self._stage.world_size)
 
     @property
-    def unwritten(self) -> list[OwnBlocks]:
+    def unwritten(self) -> list[SelfGeneratedBlocks]:
         """What of it the model writes, once it is loaded."""
-        return [found for found in self._parts.values() if isinstance(found, OwnBlocks)]
+        return [found for found in self._parts.values() if isinstance(found, SelfGeneratedBlocks)]
 
     def write(self, restorable: RestorableModel, *, progress: bool) -> None:
         """Let the model write its part; windows exist from then on.
@@ -116,11 +116,11 @@ class StageText:
 
 def _part_blocks(
     recipe: Recipe, part: PartConfig, number: int, tokenizer: Any, native: int, progress: bool
-) -> BlockDataset | OwnBlocks:
+) -> BlockDataset | SelfGeneratedBlocks:
     data = dataclasses.replace(recipe.data, **part.data)
     # Each part draws its own: two with one window would read the same text.
     data.seed += recipe.seed + _BETWEEN_PARTS * number
     if data.train == SELF:
-        return OwnBlocks(data, tokenizer, part.window, part.sequences, native)
+        return SelfGeneratedBlocks(data, tokenizer, part.window, part.sequences, native)
     options = {"split": "train", "count": part.sequences, "progress": progress}
     return token_blocks(data, tokenizer, part.window, **options)

@@ -25,11 +25,10 @@ from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, read_metadata, written
 from linearard.recipe.stage import RestorationConfig
 from linearard.train import checkpoints
-from linearard.train.captured import CapturedSteps, find_gradients
 from linearard.train.clipping import clip_gradients
+from linearard.train.cuda_graphs import CapturedSteps, find_gradients
 from linearard.train.held_out import HeldOutText
 from linearard.train.history import thin_out
-from linearard.train.keeping import Beginning
 from linearard.train.optimizers import own_optimizer
 from linearard.train.peers import watching_peers
 from linearard.train.progress import LiveProgress, Speed
@@ -38,6 +37,7 @@ from linearard.train.saving import SavingTrainer
 from linearard.train.shares import add_shares
 from linearard.train.step_events import StepEvents
 from linearard.train.watched import WatchedStage
+from linearard.train.weight_interpolation import InitialWeights
 from linearard.train.windows import check_datasets, check_window, numbered, the_only_item
 
 
@@ -77,7 +77,7 @@ class RestorationTrainer(SavingTrainer):
         if not args.parts:
             check_window(args.window, train_dataset)
         parts = {name: part.objective for name, part in args.all_parts.items()}
-        self._beginning: Beginning | None = None
+        self._beginning: InitialWeights | None = None
         module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
         if args.recompute:
             module.gradient_checkpointing_enable(args.kept_layers)
@@ -151,14 +151,16 @@ class RestorationTrainer(SavingTrainer):
         self._end(beginning)
         return stored.get("seconds", 0.0)
 
-    def _begin(self) -> Beginning:
+    def _begin(self) -> InitialWeights:
         """Where the stage began, also when it is called again after a failure."""
         if self._beginning is None:
             watched = self._watched is not None
-            self._beginning = Beginning(self.restorable.adapter, self.args.keep < 1 and not watched)
+            self._beginning = InitialWeights(
+                self.restorable.adapter, self.args.keep < 1 and not watched
+            )
         return self._beginning
 
-    def _end(self, beginning: Beginning) -> None:
+    def _end(self, beginning: InitialWeights) -> None:
         """Leave the share of the change that is to be kept."""
         if self._watched is None:
             beginning.blend(self.args.keep)

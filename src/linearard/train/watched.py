@@ -11,10 +11,10 @@ import torch
 from linearard.model import write_json, written
 from linearard.train.guard import Guard
 from linearard.train.held_out import HeldOut, HeldOutText, Look
-from linearard.train.keeping import Beginning
 from linearard.train.random_state import RandomState
 from linearard.train.rate_trials import RateTrials, choose_rate
 from linearard.train.trial_steps import TrialSteps
+from linearard.train.weight_interpolation import InitialWeights
 
 if TYPE_CHECKING:
     from linearard.train.trainer import RestorationTrainer
@@ -38,7 +38,7 @@ class WatchedStage:
         self._folder = Path(args.output_dir)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._held_out = HeldOut(restorable, text, dtype)
-        self._beginning = Beginning(restorable.adapter)
+        self._beginning = InitialWeights(restorable.adapter)
         self.guard = Guard(restorable.adapter, self._held_out, self._config)
         trainer.add_callback(self.guard)
         self._steps = TrialSteps(trainer)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from linearard.data import BlockDataset
 from linearard.errors import DataError
-from linearard.train.own_text import OwnBlocks
+from linearard.train.self_generated_text import SelfGeneratedBlocks
 
 
 class StageWindows(Dataset):
@@ -23,7 +23,7 @@ class StageWindows(Dataset):
         blocks: the windows.
     """
 
-    def __init__(self, blocks: BlockDataset | OwnBlocks) -> None:
+    def __init__(self, blocks: BlockDataset | SelfGeneratedBlocks) -> None:
         self._blocks = blocks
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class InterleavedParts(Dataset):
     """
 
     def __init__(
-        self, parts: Mapping[str, tuple[BlockDataset | OwnBlocks, int]], processes: int
+        self, parts: Mapping[str, tuple[BlockDataset | SelfGeneratedBlocks, int]], processes: int
     ) -> None:
         self._parts, offset = dict(parts), 0
         self._offsets: dict[str, int] = {}

@@ -10,7 +10,7 @@ import small_run
 import tiny
 from linearard.distill import ObjectiveConfig, RestorationModule, teacher_inputs
 from linearard.train import trainer
-from linearard.train.captured import (
+from linearard.train.cuda_graphs import (
     CapturedSteps,
     GradientBuffers,
     _Kind,
@@ -201,7 +201,7 @@ def test_gradients_of_graphs(batches, monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
-    monkeypatch.setattr("linearard.train.captured._stream", object)
+    monkeypatch.setattr("linearard.train.cuda_graphs._stream", object)
     steps, addresses = CapturedSteps(run, weights), set()
     for step in range(1, 20):
         part, expected = 1 - step % 2, torch.zeros(3)

@@ -8,7 +8,7 @@ from torch import Tensor
 from linearard.model import Moving, pinned_like, to_device, to_host
 
 
-class HostLayers:
+class OffloadedTeacher:
     """Tensors by layer and name.
 
     They move while the device computes: one layer goes while the next is computed, and the next comes before

@@ -12,7 +12,7 @@ from linearard.model import Adapter
 from linearard.train.held_out import Look
 
 
-class Beginning:
+class InitialWeights:
     """The trained weights of an adapter as a stage finds them, in host memory.
 
     A model on the straight line between two ends of one training is often better on what the training

@@ -9,7 +9,7 @@ _CUE = 4  # tokens of a repetition before it can be known as one
 _SHUFFLED = 0.5  # share of passages whose tokens are put in random order, in both places
 
 
-def recall_passages(
+def repeat_passages(
     ids: np.ndarray, share: float, seed: int, opening: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """A copy of `ids` in which about `share` of the tokens repeat a passage that stood earlier.

@@ -16,9 +16,9 @@ from linearard.cli.main import main
 from linearard.data import DataConfig
 from linearard.errors import DataError
 from linearard.recipe import recipe_from_dict
-from linearard.train import own_text, prepare_run, writing
-from linearard.train.own_text import OwnBlocks
-from linearard.train.writing import Assignment, write_documents
+from linearard.train import prepare_run, self_generated_text, text_generation
+from linearard.train.self_generated_text import SelfGeneratedBlocks
+from linearard.train.text_generation import Assignment, write_documents
 
 BOS, EOS = 256, 257
 AB = tuple(tiny.tiny_tokenizer()("ab", add_special_tokens=False)["input_ids"])
@@ -57,7 +57,7 @@ def no_writing(monkeypatch):
     def write(*arguments, **options):
         raise AssertionError("wrote the text again")
 
-    return lambda: monkeypatch.setattr(own_text, "write_documents", write)
+    return lambda: monkeypatch.setattr(self_generated_text, "write_documents", write)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ class TestRuns:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(own_text, "write_documents", killed)
+            patch.setattr(self_generated_text, "write_documents", killed)
             assert main(["train", str(path), "--quiet"]) == 130
         assert not written(tmp_path) and not list((tmp_path / "cache").glob("*.part"))
 
@@ -172,7 +172,7 @@ class TestBlocks:
 
         def make(window=41, count=7, **fields):
             data = DataConfig("self", cache_dir=str(tmp_path / "cache"), **fields)
-            blocks = OwnBlocks(data, restorable.tokenizer, window, count, 64)
+            blocks = SelfGeneratedBlocks(data, restorable.tokenizer, window, count, 64)
             blocks.write(restorable, progress=False)
             return blocks
 
@@ -206,7 +206,7 @@ class TestBlocks:
         others = [{"seed": 1}, {"rope_theta": 500.0}]
         models = [restorable, *(tiny.tiny_restorable(model=tiny.tiny_model(**o)) for o in others)]
         for model in models:
-            OwnBlocks(data, model.tokenizer, 24, 3, 64).write(model, progress=False)
+            SelfGeneratedBlocks(data, model.tokenizer, 24, 3, 64).write(model, progress=False)
         assert len(written(tmp_path)) == 3
 
     @pytest.mark.parametrize("kind", ["lora", "direct"])
@@ -220,16 +220,18 @@ class TestBlocks:
             last[-1, -1] += 1
         for model in models:
             restorable = tiny.tiny_restorable(model=model, kind=kind)
-            OwnBlocks(data, restorable.tokenizer, 24, 3, 64).write(restorable, progress=False)
+            SelfGeneratedBlocks(data, restorable.tokenizer, 24, 3, 64).write(
+                restorable, progress=False
+            )
         assert len(written(tmp_path)) == 2
 
     @pytest.mark.parametrize("start", ["", "ab" * 40])
     def test_a_start_without_tokens_or_room(self, start, monkeypatch):
         data = DataConfig("self", self_start=start or None)
         if not start:  # no tokenizer here leaves nothing of a text
-            monkeypatch.setattr(own_text, "_borders", lambda *_: ((), EOS))
+            monkeypatch.setattr(self_generated_text, "_borders", lambda *_: ((), EOS))
         with pytest.raises(DataError, match=r"data\.self_start of 1 to 63 tokens"):
-            OwnBlocks(data, tiny.tiny_tokenizer(), 24, 1, 64)
+            SelfGeneratedBlocks(data, tiny.tiny_tokenizer(), 24, 1, 64)
 
     @pytest.mark.parametrize(
         ("start", "expected"),
@@ -242,29 +244,29 @@ class TestBlocks:
     )
     def test_what_documents_stand_between(self, start, expected):
         """What the tokenizer puts before every text stands before these, too, and once."""
-        assert own_text._borders(start, tiny.tiny_tokenizer()) == expected
+        assert self_generated_text._borders(start, tiny.tiny_tokenizer()) == expected
 
     def test_two_tokens_before_every_text(self):
         tokenizer = tiny.tiny_tokenizer()
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="</s> <s> $A", special_tokens=[("<s>", BOS), ("</s>", EOS)]
         )
-        assert own_text._borders(None, tokenizer) == ((EOS, BOS), EOS)
-        assert own_text._borders("ab", tokenizer) == ((EOS, BOS, *AB), EOS)
+        assert self_generated_text._borders(None, tokenizer) == ((EOS, BOS), EOS)
+        assert self_generated_text._borders("ab", tokenizer) == ((EOS, BOS, *AB), EOS)
 
     def test_a_separator_of_documents_ends_them_too(self):
         """The EOS of a chat model ends a turn; a conversation goes on behind it."""
         tokenizer = tiny.tiny_tokenizer()
         tokenizer.bos_token = None
         tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
-        assert own_text._borders(None, tokenizer) == ((EOS,), EOS)
-        assert own_text._borders("<s>", tokenizer) == ((BOS,), BOS)
+        assert self_generated_text._borders(None, tokenizer) == ((EOS,), EOS)
+        assert self_generated_text._borders("<s>", tokenizer) == ((BOS,), BOS)
 
     def test_a_tokenizer_without_an_end(self):
         tokenizer = tiny.tiny_tokenizer()
         tokenizer.eos_token = None
         with pytest.raises(DataError, match=r"end-of-text token, for data\.train: self"):
-            OwnBlocks(DataConfig("self"), tokenizer, 24, 1, 64)
+            SelfGeneratedBlocks(DataConfig("self"), tokenizer, 24, 1, 64)
 
 
 class TestWriting:
@@ -278,7 +280,7 @@ class TestWriting:
                 [65] * 40 if torch.rand((), generator=chance) < 0.1 else [] for _ in range(count)
             ]
 
-        monkeypatch.setattr(writing, "_sample", sample)
+        monkeypatch.setattr(text_generation, "_sample", sample)
         assert write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
 
     def test_a_batch_asks_for_an_eighth_more_than_is_missing(self, monkeypatch):
@@ -288,7 +290,7 @@ class TestWriting:
             counts.append(count)
             return [[65] * 19] * count  # with what joins them, 20 tokens each
 
-        monkeypatch.setattr(writing, "_sample", sample)
+        monkeypatch.setattr(text_generation, "_sample", sample)
         assignment = Assignment((BOS,), EOS, 4000, 0)
         texts = write_documents(tiny.tiny_restorable(), assignment, progress=False)
         length = tiny.WINDOW - 1
@@ -314,8 +316,10 @@ class TestWriting:
         """Mean surprise is mean entropy at temperature 1 from the whole vocabulary, and there alone."""
         restorable = tiny.tiny_restorable()
         tiny.perturb_adapter(restorable)
-        with writing._writer(restorable, 0) as model:
-            rows = writing._sample(model, ASSIGNMENT, 60, 60, writing._Bar(_NoBar()))
+        with text_generation._writer(restorable, 0) as model:
+            rows = text_generation._sample(
+                model, ASSIGNMENT, 60, 60, text_generation._Bar(_NoBar())
+            )
         gaps = {}
         for view in ("original", "restored"):
             gap = []
@@ -343,21 +347,21 @@ class TestWriting:
 
     def test_batches_are_as_large_as_memory_allows(self, monkeypatch):
         restorable, sizes = tiny.tiny_restorable(), []
-        sample = writing._sample
+        sample = text_generation._sample
 
         def watched(model, assignment, count, *rest):
             sizes.append(count)
             return sample(model, assignment, count, *rest)
 
-        monkeypatch.setattr(writing, "_sample", watched)
+        monkeypatch.setattr(text_generation, "_sample", watched)
         # 3 layers, 2 heads, keys and values of 8 float32 numbers; logits of 258
         a_document = 2 * 3 * 2 * 8 * 4 * tiny.WINDOW + 16 * tiny.VOCAB
-        monkeypatch.setattr(writing, "_CPU_BYTES", 5 * a_document + 1)
+        monkeypatch.setattr(text_generation, "_CPU_BYTES", 5 * a_document + 1)
         write_documents(restorable, ASSIGNMENT, progress=False)
         assert max(sizes) == 5 and len(sizes) > 1
 
     def test_a_model_that_says_nothing(self, monkeypatch):
-        monkeypatch.setattr(writing, "_sample", lambda *arguments: [[]] * 8)
+        monkeypatch.setattr(text_generation, "_sample", lambda *arguments: [[]] * 8)
         with pytest.raises(DataError, match="256 documents without any, after the tokens"):
             write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
 

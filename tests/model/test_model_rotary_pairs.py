@@ -6,7 +6,7 @@ import torch
 import tiny
 from linearard.errors import ModelError, RecipeError
 from linearard.model import AdapterConfig, RestorableModel
-from linearard.model.pairs import fast_pairs
+from linearard.model.rotary_pairs import fast_pairs
 
 FAST = AdapterConfig(kind="direct", pairs="fast")
 

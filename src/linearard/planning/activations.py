@@ -17,7 +17,7 @@ _FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class Kept:
+class LayerActivations:
     """Bytes kept by a layer of one batch.
 
     Attributes:

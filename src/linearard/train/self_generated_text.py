@@ -20,7 +20,7 @@ from linearard.data.tokens import beginning, tokenizer_hash
 from linearard.errors import DataError
 from linearard.model import RestorableModel, is_packed
 from linearard.train.chat_template import chat_frame
-from linearard.train.writing import Assignment, write_documents
+from linearard.train.text_generation import Assignment, write_documents
 
 _FORMAT = 2  # raise it when the same model would write in another way
 #: Entries of a configuration that say where it came from, or what is hashed as tables.
@@ -36,7 +36,7 @@ _NOT_THE_MODEL = {
 }
 
 
-class OwnBlocks(Dataset):
+class SelfGeneratedBlocks(Dataset):
     """Like a `BlockDataset` of the documents of `self`, which `write` must have been called for.
 
     Every part of a run has documents of its own, as many as its windows hold: two parts with one
