@@ -4,13 +4,14 @@ import random
 import string
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from linearard.data import pieces
-from linearard.data.tokens import encode_whole
+from linearard.data.tokens import encode_documents, encode_whole
 
 WORDS = (
     "relation query key value rope window the of and stretched token a model book 1234 don't naïve "
@@ -79,7 +80,6 @@ TEXTS = {
 @pytest.fixture
 def short_pieces(monkeypatch):
     monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 3000)
-    monkeypatch.setattr("linearard.data.tokens.PIECE_CHARACTERS", 3000)
     monkeypatch.setattr(pieces, "_OVERLAP", 800)
     monkeypatch.setattr(pieces, "_MARGIN", 200)
 
@@ -95,18 +95,29 @@ def test_pieces_give_the_tokens_of_the_whole(kind, any_tokenizer, short_pieces):
         chance = random.Random(seed)
         text = TEXTS[kind](chance, 20_000 + 997 * seed)
         whole = any_tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        found = list(pieces.encode_in_pieces(any_tokenizer, text))
-        assert [i for part in found for i in part] == whole
+        found = list(pieces.encode_together(any_tokenizer, [text]))
+        assert [i for part, _ in found for i in part] == whole
+        assert [ended for _, ended in found] == [False] * (len(found) - 1) + [True]
         if kind == "prose":
             assert len(found) >= 8  # and not one piece that was made ever longer
 
 
 def test_long_and_short_documents_in_turn(any_tokenizer, short_pieces):
     chance = random.Random(0)
-    texts = [prose(chance, length) for length in (900, 9000, 40, 2900, 3001, 12_000, 1)]
+    lengths = (900, 9000, 40, 2900, 3001, 0, 12_000, 1)
+    texts = [prose(chance, length) for length in lengths] + ["a" * 9000]
     found = encode_whole(any_tokenizer, iter(texts), progress=False, characters=None)
     expected = any_tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     assert list(found) == [encoding.ids for encoding in expected]
+
+
+def test_batches_of_any_size_give_the_same_parts(any_tokenizer, short_pieces, monkeypatch):
+    chance = random.Random(1)
+    texts = [prose(chance, length) for length in (9000, 40, 7000, 5000, 12_000)]
+    encode = partial(encode_documents, any_tokenizer, progress=False, characters=None)
+    together = list(encode(texts))
+    monkeypatch.setattr("linearard.data.tokens._BATCH_CHARACTERS", 1)
+    assert list(encode(texts)) == together
 
 
 def test_memory_is_bounded(tmp_path, make_tokenizer):

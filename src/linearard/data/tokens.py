@@ -9,7 +9,7 @@ from contextlib import closing
 
 import torch
 
-from linearard.data.pieces import PIECE_CHARACTERS, encode_in_pieces
+from linearard.data.pieces import encode_together
 from linearard.errors import DataError
 
 _BATCH_CHARACTERS = 4_000_000  # some eight books: the tokenizer takes a document a core
@@ -112,37 +112,21 @@ def encode_documents(
         desc="tokenising", total=characters, unit="char", unit_scale=True, disable=not progress
     ) as bar:
         for batch in _batches(documents):
-            if len(batch) == 1 and len(batch[0]) > PIECE_CHARACTERS:
-                length, pieces = len(batch[0]), encode_in_pieces(tokenizer, batch.pop())
-                for ids in pieces:
-                    yield ids, False
-                yield [], True
-                bar.update(length)
-                continue
-            # `verbose=False`: nothing here is fed to the model in one piece, so its longest input
-            # does not matter.
-            found = tokenizer(
-                batch, add_special_tokens=False, return_attention_mask=False, verbose=False
-            )["input_ids"]
-            for ids in found:
-                yield ids, True
-            bar.update(sum(map(len, batch)))
+            length = sum(map(len, batch))
+            yield from encode_together(tokenizer, batch)
+            bar.update(length)
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents by the batch; a long one by itself."""
+    """Documents by the batch of so many characters, or one that has more."""
     batch: list[str] = []
     characters = 0
     for text in documents:
-        long = len(text) > PIECE_CHARACTERS
-        if batch and (long or characters + len(text) > _BATCH_CHARACTERS):
+        if batch and characters + len(text) > _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
         batch.append(text)
         characters += len(text)
-        del text  # whoever has the batch has it alone
-        if long:
-            yield batch
-            batch, characters = [], 0
+        del text
     if batch:
         yield batch
