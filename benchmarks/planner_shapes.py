@@ -149,14 +149,14 @@ PARTS: dict[str, dict[str, Any]] = {
         "hidden_weight": 1.0,
         "hidden_layers": [-1],
         "lm_weight": 0.3,
-        "recall_weight": 0.3,
+        "repeated_weight": 0.3,
     },
     "long": {
         "relations": {},
         "logit_weight": 1.0,
         "logit_positions": None,
         "teacher_window": 4096,
-        "recall_weight": 3.0,
+        "repeated_weight": 3.0,
     },
 }
 

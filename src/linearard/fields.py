@@ -124,7 +124,10 @@ def a_mapping(item: Rule | None = None, *, names: Collection[str] = ()) -> Rule:
 def described(
     default: Any | Callable[[], Any], help_text: str, rule: Rule | None = None, **metadata: Any
 ) -> Any:
-    """A dataclass field with a help text and what its values have to be; a callable default is a factory."""
+    """A dataclass field with a help text and what its values have to be; a callable default is a factory.
+
+    `formerly` in the metadata is a name that the field had in earlier versions.
+    """
     metadata = {"help": help_text, "rule": rule, **metadata}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
@@ -141,6 +144,12 @@ def rules_of(kind: type) -> dict[str, Rule]:
     names = {item.name: item.metadata.get("rule") for item in fields(kind) if item.init}
     inherited = {n: r for n, r in getattr(kind, "inherited_rules", {}).items() if n in names}
     return inherited | {name: rule for name, rule in names.items() if rule is not None}
+
+
+def former_names(kind: type) -> dict[str, str]:
+    """The fields of a dataclass by the names that they had in earlier versions."""
+    was = {item.metadata.get("formerly"): item.name for item in fields(kind)}
+    return {old: name for old, name in was.items() if old is not None}
 
 
 def check_value(value: Any, rule: Rule, name: str, given: Any = None) -> None:

@@ -21,14 +21,14 @@ OBJECTIVES = {
     },
     "hidden states": {"relations": {}, "hidden_weight": 1.0},
     "next token": {"relations": {}, "lm_weight": 1.0},
-    "recall": {"relations": {}, "recall_weight": 1.0},
+    "recall": {"relations": {}, "repeated_weight": 1.0},
     "all": {
         "relations": RELATIONS,
         "logit_weight": 1.0,
         "logit_positions": 15,
         "hidden_weight": 0.5,
         "lm_weight": 0.3,
-        "recall_weight": 0.8,
+        "repeated_weight": 0.8,
     },
 }
 
@@ -57,7 +57,7 @@ def test_parts_of_a_batch_add_up_to_it(name, sizes):
     restorable = tiny.tiny_restorable()
     tiny.perturb_adapter(restorable)
     module, whole = RestorationModule(restorable, config), batch_of_windows()
-    if not config.recall_weight:
+    if not config.repeated_weight:
         del whole["repeated"]
     expected = module(**whole)
     expected["loss"].backward()

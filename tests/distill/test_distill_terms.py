@@ -244,7 +244,7 @@ def test_recall_takes_repeated_tokens_out_of_the_teachers_hands():
     repeated = torch.zeros(2, 40, dtype=torch.bool)
     repeated[0, 11:19] = repeated[1, 39] = repeated[1, 1] = True
     objective = ObjectiveConfig(
-        relations={}, logit_weight=1.0, logit_positions=40, recall_weight=0.5
+        relations={}, logit_weight=1.0, logit_positions=40, repeated_weight=0.5
     )
     out = RestorationModule(restorable, objective)(ids, repeated=repeated)
     with torch.no_grad():
@@ -263,8 +263,8 @@ def test_recall_takes_repeated_tokens_out_of_the_teachers_hands():
 
 
 def test_recall_needs_to_be_told_what_repeats(restorable):
-    module = RestorationModule(restorable, ObjectiveConfig(relations={}, recall_weight=1.0))
-    with pytest.raises(DataError, match=r"data\.recall"):
+    module = RestorationModule(restorable, ObjectiveConfig(relations={}, repeated_weight=1.0))
+    with pytest.raises(DataError, match=r"data\.repeated_passages"):
         module(tiny.tokens())
 
 
@@ -312,7 +312,7 @@ def test_the_opening_of_a_window_comes_back():
         ({"skip_positions": True, "lm_weight": 1}, "skip_positions"),
         ({"skip_positions": True, "relations": {}, "lm_weight": 1}, "skip_positions"),
         ({"hidden_weight": 1, "hidden_layers": [1, 1]}, "hidden_layers"),
-        ({"recall_weight": -1}, "recall_weight"),
+        ({"repeated_weight": -1}, "repeated_weight"),
     ],
 )
 def test_settings_that_cannot_be(settings, name):

@@ -55,7 +55,7 @@ def test_short_files_are_joined_into_windows(sources, tmp_path, byte_tokenizer):
 
 def test_what_training_adds_is_not_read(sources, tmp_path, byte_tokenizer):
     plain = read_texts(settings(tmp_path), sources, byte_tokenizer)
-    changed = replace(sources, recall=0.3, max_documents=1, pack=True)
+    changed = replace(sources, repeated_passages=0.3, max_documents=1, pack=True)
     again = read_texts(settings(tmp_path), changed, byte_tokenizer)
     assert all(torch.equal(again[name], plain[name]) for name in plain)
 

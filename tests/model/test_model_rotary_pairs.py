@@ -8,7 +8,7 @@ from linearard.errors import ModelError, RecipeError
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.model.rotary_pairs import fast_pairs
 
-FAST = AdapterConfig(kind="direct", pairs="fast")
+FAST = AdapterConfig(kind="direct", rotary_pairs="fast")
 
 
 def restorable(architecture="llama", scaling=tiny.LINEAR, **changes):
@@ -95,14 +95,14 @@ def test_merged_model_is_the_student():
 
 
 def test_where_rows_are_not_pairs_of_a_head():
-    with pytest.raises(ModelError, match=r"no trained q_proj of its own.*adapter\.pairs"):
+    with pytest.raises(ModelError, match=r"no trained q_proj of its own.*adapter\.rotary_pairs"):
         restorable("phi3")
     with pytest.raises(ModelError, match="several RoPE tables"):
         restorable("gemma3")
-    with pytest.raises(RecipeError, match="direct where pairs are moved"):
-        AdapterConfig(kind="lora", pairs="fast")
+    with pytest.raises(RecipeError, match="direct for adapter.rotary_pairs fast"):
+        AdapterConfig(kind="lora", rotary_pairs="fast")
     with pytest.raises(RecipeError, match="kept, fast"):
-        AdapterConfig(kind="direct", pairs="close")
+        AdapterConfig(kind="direct", rotary_pairs="close")
 
 
 def test_a_norm_between_projection_and_rotation_is_noticed():

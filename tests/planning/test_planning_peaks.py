@@ -23,7 +23,7 @@ TERMS = {
         "hidden_weight": 1.0,
         "hidden_layers": [-1],
         "lm_weight": 0.3,
-        "recall_weight": 0.3,
+        "repeated_weight": 0.3,
     },
     "text": {"relations": {}, "lm_weight": 1.0},
     "long": {
@@ -31,7 +31,7 @@ TERMS = {
         "logit_weight": 1.0,
         "logit_positions": None,
         "teacher_window": 50,
-        "recall_weight": 1.0,
+        "repeated_weight": 1.0,
     },
 }
 

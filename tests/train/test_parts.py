@@ -27,7 +27,7 @@ PARTS = {
             "hidden_weight": 1,
             "skip_positions": True,
         },
-        "data": {"recall": 0.3},
+        "data": {"repeated_passages": 0.3},
     },
     "long": {
         "window": 96,
@@ -36,9 +36,9 @@ PARTS = {
             "relations": {},
             "logit_weight": 1,
             "teacher_window": 16,
-            "recall_weight": 0.5,
+            "repeated_weight": 0.5,
         },
-        "data": {"recall": 0.2},
+        "data": {"repeated_passages": 0.2},
     },
 }
 

@@ -31,7 +31,7 @@ PARTS = {
         "sequences": 8,
         "batch_size": 2,
         "objective": {"relations": {}, "logit_weight": 1},
-        "data": {"train": "self", "recall": 0.2},
+        "data": {"train": "self", "repeated_passages": 0.2},
     },
 }
 
@@ -196,7 +196,7 @@ class TestBlocks:
     )
     def test_what_decides_the_text(self, cut, tmp_path, change):
         cut()
-        cut(recall=0.3)  # this does not
+        cut(repeated_passages=0.3)  # this does not
         assert len(written(tmp_path)) == 1
         cut(**change)
         assert len(written(tmp_path)) == 2

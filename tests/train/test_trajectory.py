@@ -67,17 +67,17 @@ def test_accumulation_is_batch_size(objective, tmp_path, base_folder):
 #: Windows beyond the native one in which some tokens repeat earlier ones: how many differs from window to
 #: window, and so does the number of positions that each of these terms counts.
 COUNTS = {
-    "recall": {"relations": {}, "recall_weight": 1},
-    "logit": {"relations": {}, "logit_weight": 1, "logit_positions": None, "recall_weight": 1e-3},
+    "recall": {"relations": {}, "repeated_weight": 1},
+    "logit": {"relations": {}, "logit_weight": 1, "logit_positions": None, "repeated_weight": 1e-3},
     "together": {
         "relations": {},
         "logit_weight": 1,
         "logit_positions": 100,
         "lm_weight": 0.5,
-        "recall_weight": 1,
+        "repeated_weight": 1,
     },
 }
-REPEATING = {"window": 256, "data": {"recall": 0.3}}
+REPEATING = {"window": 256, "data": {"repeated_passages": 0.3}}
 
 
 @pytest.mark.parametrize("objective", COUNTS)

@@ -18,7 +18,7 @@ def recipe(folder, base, kind, **stages):
     if kind == "direct":
         made["adapter"] = {"kind": "direct"}
     (plain,) = made["stages"].values()
-    made["stages"] = {name: plain | {"keep": keep} for name, keep in stages.items()}
+    made["stages"] = {name: plain | {"weight_interpolation": keep} for name, keep in stages.items()}
     return made
 
 
@@ -72,8 +72,8 @@ def test_a_run_that_goes_on_keeps_the_same(lost, tmp_path, base_folder):
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5])
 def test_no_share(tmp_path, keep):
-    with pytest.raises(RecipeError, match="keep to be a share above 0"):
-        RestorationConfig(output_dir=str(tmp_path), keep=keep)
+    with pytest.raises(RecipeError, match="weight_interpolation to be a share above 0"):
+        RestorationConfig(output_dir=str(tmp_path), weight_interpolation=keep)
 
 
 def test_checkpoints_of_a_stage_say_what_they_hold(tmp_path, base_folder, capsys):

@@ -185,7 +185,7 @@ class _Step:
             rows = min(objective.logit_positions or self.tokens, self.tokens) * self.batch
             yield self._head("teacher", rows, True)
             reads.append(rows)
-        for weight in (objective.lm_weight, objective.recall_weight):
+        for weight in (objective.lm_weight, objective.repeated_weight):
             if weight:
                 reads.append((self.tokens - 1) * self.batch)
         for number, rows in enumerate(sorted(reads, reverse=True)):

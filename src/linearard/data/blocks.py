@@ -154,7 +154,7 @@ def token_blocks(
             + ("." if config.pack else " or `pack: true`."),
         )
     starts = starts[np.random.default_rng(config.seed).permutation(len(starts))[:count]]
-    recall, opening = config.recall, config.recall_opening
+    recall, opening = config.repeated_passages, config.repeated_opening
     # at 2, what it was before there was a choice: runs of that time resume
     repeats = f"repeats {recall} {f'from {opening} ' if opening != 2 else ''}" if recall else ""
     decides = f"{stream.content} {block_size} {begin} {joint} {repeats}".encode()

@@ -112,17 +112,19 @@ class DataConfig:
         "hold parts of several. Otherwise no block crosses two documents.",
         flag(),
     )
-    recall: float = described(
+    repeated_passages: float = described(
         0.0,
         "Share of each training window overwritten with passages that stood earlier in "
         "it, so that looking back pays; 0 to 0.5.",
         number(0, 0.5, words="a share"),
+        formerly="recall",
     )
-    recall_opening: float = described(
+    repeated_opening: float = described(
         2.0,
         "How near the opening of a window these passages stood: a uniform number to this "
         "power; 1: anywhere alike.",
         number(1, 16, words="a power"),
+        formerly="recall_opening",
     )
     cache_dir: str | None = described(
         None,

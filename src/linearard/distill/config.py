@@ -85,11 +85,12 @@ class ObjectiveConfig:
         flag(),
     )
     lm_weight: float = described(0.0, "Weight of the next-token cross-entropy.", _WEIGHT)
-    recall_weight: float = described(
+    repeated_weight: float = described(
         0.0,
-        "Weight of the next-token cross-entropy on repeated passages alone (`data.recall`), which "
+        "Weight of the next-token cross-entropy on repeated passages alone (`data.repeated_passages`), which "
         "logit KL then leaves out: for windows in which the teacher cannot see so far back.",
         _WEIGHT,
+        formerly="recall_weight",
     )
     implementation: str | None = described(
         None,
@@ -122,7 +123,9 @@ class ObjectiveConfig:
                 window,
                 "A teacher that reads in windows gives output distributions only.",
             )
-        if self.skip_positions and (self.lm_weight or self.recall_weight or not self.needs_teacher):
+        if self.skip_positions and (
+            self.lm_weight or self.repeated_weight or not self.needs_teacher
+        ):
             _refuse(
                 "skip_positions",
                 "false beside a language-model loss, or without a teacher",
@@ -151,7 +154,7 @@ class ObjectiveConfig:
             raise RecipeError(
                 expected="an objective with at least one weight above 0",
                 got="none",
-                fix="Set relations, logit_weight, hidden_weight, lm_weight or recall_weight.",
+                fix="Set relations, logit_weight, hidden_weight, lm_weight or repeated_weight.",
             )
 
     @property
@@ -167,7 +170,7 @@ class ObjectiveConfig:
     @property
     def needs_output(self) -> bool:
         """Whether any term reads the model's output distributions."""
-        return self.logit_weight > 0 or self.lm_weight > 0 or self.recall_weight > 0
+        return self.logit_weight > 0 or self.lm_weight > 0 or self.repeated_weight > 0
 
     @property
     def needs_native_window(self) -> bool:
@@ -179,7 +182,7 @@ class ObjectiveConfig:
         """Weight of each active term, by the name that logs have for it."""
         weights = {f"relation_{name}": w for name, w in self.active_relations.items()}
         weights |= {"logit_kl": self.logit_weight, "hidden": self.hidden_weight}
-        weights |= {"lm": self.lm_weight, "recall": self.recall_weight}
+        weights |= {"lm": self.lm_weight, "recall": self.repeated_weight}
         return {name: w for name, w in weights.items() if w}
 
     def weights_by_layer(

@@ -43,7 +43,7 @@ def term_counts(config: ObjectiveConfig, batch: Mapping[str, Any]) -> Tensor:
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     mask = None if mask is None else mask.bool()
-    repeated = batch.get("repeated") if config.recall_weight else None
+    repeated = batch.get("repeated") if config.repeated_weight else None
     ones = torch.ones_like(ids, dtype=torch.bool)
     last = slice(None if config.logit_positions is None else -config.logit_positions, None)
     everywhere, told = (ones if x is None else x for x in (mask, told_positions(mask, repeated)))

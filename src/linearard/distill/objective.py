@@ -75,11 +75,11 @@ class Objective:
             DataError: a recall term without `repeated`.
         """
         config, restorable = self.config, self._restorable
-        if config.recall_weight and repeated is None:
+        if config.repeated_weight and repeated is None:
             raise DataError(
-                expected="batches with `repeated`, for objective.recall_weight",
+                expected="batches with `repeated`, for objective.repeated_weight",
                 got="none",
-                fix="Set data.recall, for instance to 0.1.",
+                fix="Set data.repeated_passages, for instance to 0.1.",
             )
         if config.inputs == "teacher":
             return teacher_input_terms(
@@ -117,7 +117,7 @@ class Objective:
         if watch is not None:
             terms |= {f"relation_{name}": term for name, term in watch.terms.items()}
         if config.logit_weight:
-            told = told_positions(mask, repeated if config.recall_weight else None)
+            told = told_positions(mask, repeated if config.repeated_weight else None)
             terms["logit_kl"] = output_kl(
                 self._language_model, teacher_output, output, config.logit_positions, told
             )
@@ -125,7 +125,7 @@ class Objective:
             terms["hidden"] = hidden_distance(teacher_hidden, student_hidden, mask)
         if config.lm_weight:
             terms["lm"] = next_token_loss(self._language_model, output, input_ids, mask)
-        if config.recall_weight:
+        if config.repeated_weight:
             wanted = repeated if mask is None else repeated & mask
             terms["recall"] = next_token_loss(self._language_model, output, input_ids, wanted)
         if shares is not None:

@@ -47,19 +47,20 @@ class AdapterConfig:
         "(layers.*.self_attn.[qk]_proj); null finds those of q, k and v.",
         a_list(text("a name"), least=1).or_null(),
     )
-    pairs: str = described(
+    rotary_pairs: str = described(
         "kept",
         "direct only. fast: the student starts with each rotary pair that turns at least once in the "
         "native window in the slot whose stretched frequency is nearest to the pair's native one, "
         "which suits linear scaling; kept: as it is.",
         one_of(("kept", "fast")),
+        formerly="pairs",
     )
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter")
-        if self.pairs == "fast" and self.kind != "direct":
+        if self.rotary_pairs == "fast" and self.kind != "direct":
             raise RecipeError(
-                expected="adapter.kind direct where pairs are moved",
+                expected="adapter.kind direct for adapter.rotary_pairs fast",
                 got=repr(self.kind),
                 fix="Set adapter.kind.",
             )

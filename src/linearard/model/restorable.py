@@ -81,7 +81,7 @@ class RestorableModel:
         self._current = "restored"
         self._kept: dict[str, list[torch.Tensor]] = {}
         self.rope.check()
-        if adapter.pairs == "fast":
+        if adapter.rotary_pairs == "fast":
             move_pairs(model, self.tap, self.rope)
 
     @classmethod

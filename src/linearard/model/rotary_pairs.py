@@ -111,5 +111,5 @@ def _refuse(got: str) -> None:
     raise ModelError(
         expected="query and key projections of their own, rotated in pairs half a head apart",
         got=got,
-        fix="Set adapter.pairs to kept.",
+        fix="Set adapter.rotary_pairs to kept.",
     )

@@ -277,7 +277,7 @@ class _Step:
             held = self.setting.element * chunk * (2.0 if objective.logit_weight else 1.0)
         else:
             held = _FLOAT32 * chunk * (4.0 if objective.logit_weight else 2.5)
-        terms = sum(x > 0 for x in (objective.lm_weight, objective.recall_weight))
+        terms = sum(x > 0 for x in (objective.lm_weight, objective.repeated_weight))
         rows = terms * self.rows
         if objective.logit_weight:
             rows += min(objective.logit_positions or kept.tokens, kept.tokens) * kept.batch

@@ -87,7 +87,7 @@ def step_traffic(
     if objective.logit_weight:
         counted = min(objective.logit_positions or tokens, tokens) * batch
         found["student"] += _LOGITS["logit_kl"][fused] * counted * shape.vocab
-    for weight in (objective.lm_weight, objective.recall_weight):
+    for weight in (objective.lm_weight, objective.repeated_weight):
         found["student"] += (weight > 0) * _LOGITS["cross_entropy"][fused] * rows * shape.vocab
     return found
 

@@ -43,7 +43,7 @@ class HeldOutConfig:
     shares: list[float] = described(
         list,
         "At the end, try each of these shares of what the stage changed, and keep the one that is best "
-        "on the held-out windows. Empty: `keep` alone decides.",
+        "on the held-out windows. Empty: `weight_interpolation` alone decides.",
         a_list(number(0, 1, above=True, words="a share")),
     )
 

@@ -15,6 +15,7 @@ from linearard.errors import RecipeError, shown
 from linearard.evaluation import EvaluationConfig
 from linearard.fields import LARGEST_SEED, check_value, user_path, whole
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
+from linearard.recipe.former_names import with_current_names
 from linearard.recipe.permissions import check_permissions
 from linearard.recipe.plain_data import plain_data
 from linearard.recipe.secrets import hide_secrets, refuse_secrets
@@ -142,7 +143,7 @@ def checkpoint_recipe(
         raise RecipeError(
             expected=f"a recipe in {where}", got=shown(source), fix="Use another checkpoint."
         )
-    source = {name: value for name, value in source.items() if name != "output_dir"}
+    source = with_current_names({k: v for k, v in source.items() if k != "output_dir"})
     if isinstance(source.get("data"), dict):
         source["data"] = {k: v for k, v in source["data"].items() if k != "cache_dir"}
     source, given = _merged(source, overrides, where)

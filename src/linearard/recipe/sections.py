@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from linearard.errors import RecipeError, shown
-from linearard.fields import check_value, rules_of
+from linearard.fields import check_value, former_names, rules_of
 
 
 def meant(name: object, known: list[str], prefix: str = "") -> str:
@@ -46,6 +46,7 @@ def coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
         )
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind) if item.init]
+    _check_not_former(kind, values, where)
     check_names(where, values, names)
     rules = rules_of(kind)
     fitted = {}
@@ -54,6 +55,16 @@ def coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
         if name in rules:
             check_value(fitted[name], rules[name], f"{where}.{name}", value)
     return fitted
+
+
+def _check_not_former(kind: type, values: dict[str, Any], where: str) -> None:
+    for old, name in former_names(kind).items():
+        if old in values:
+            raise RecipeError(
+                expected=f"{where}.{name}, as the field is called now",
+                got=f"{where}.{old}, its earlier name",
+                fix=f"Rename {old} to {name}.",
+            )
 
 
 def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:

@@ -93,12 +93,13 @@ class RestorationConfig(TrainingArguments):
         "Muon instead of `optim`, for matrices: momentum whose singular values are made equal, in steps of "
         "AdamW's size; vectors (biases) are trained by AdamW. Measured with adapter.kind direct.",
     )
-    keep: float = described(
+    weight_interpolation: float = described(
         1.0,
         "Share of what the stage changes in the trained weights that is kept at its end: below 1, they end "
         "between where it began and where it arrived. The stage's own checkpoints hold all of it. "
         "Measured with adapter.kind direct.",
         number(0, 1, above=True, words="a share"),
+        formerly="keep",
     )
     held_out: HeldOutConfig = described(
         lambda: HeldOutConfig(sequences=0),

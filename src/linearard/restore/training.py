@@ -24,7 +24,7 @@ def choose_adapter(facts: Facts, asked: str, scaling: str) -> tuple[dict[str, An
     if direct:
         adapter: dict[str, Any] = {"kind": "direct"}
         if scaling == "linear":
-            adapter["pairs"] = "fast"
+            adapter["rotary_pairs"] = "fast"
         why = "asked for" if asked == "direct" else f"{size}: their float32 masters fit easily"
         return adapter, Choice("trained", "the matrices and biases of q, k, v themselves", why)
     rank = min(_RANK, facts.config.hidden_size // 2)

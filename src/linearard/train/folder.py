@@ -13,6 +13,7 @@ import yaml
 
 from linearard.errors import CheckpointError
 from linearard.model import written
+from linearard.recipe.former_names import with_current_names
 from linearard.recipe.recipe import Recipe
 from linearard.recipe.yaml_text import parse_yaml
 from linearard.train import checkpoints
@@ -202,6 +203,7 @@ def _check_nothing_in_the_way(folder: Path, names: list[str]) -> None:
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
     stored = parse_yaml((folder / RECIPE_FILE).read_text(), str(folder / RECIPE_FILE))
+    stored = with_current_names(stored) if isinstance(stored, dict) else stored
     before, now = _flat(stored), _flat(recipe.source)
     changed = sorted(
         key

@@ -22,7 +22,7 @@ _ROUNDING = 0.01  # share of KL, nats of a loss
 _RECALL = 0.1  # share of a long window that repeats earlier passages of it
 _OBJECTIVES = {
     "short": ObjectiveConfig(relations={}, logit_weight=1.0, logit_positions=None),
-    "long": ObjectiveConfig(relations={}, lm_weight=1.0, recall_weight=1.0),
+    "long": ObjectiveConfig(relations={}, lm_weight=1.0, repeated_weight=1.0),
 }
 
 
@@ -98,11 +98,11 @@ def held_out_text(
     """
     if not config.sequences:
         return None
-    plain = dataclasses.replace(data, recall=0.0)
+    plain = dataclasses.replace(data, repeated_passages=0.0)
     short = _blocks(plain, tokenizer, config.window, config.sequences, progress)
     long: list[dict[str, Tensor]] = []
     if config.long_window is not None:
-        repeating = dataclasses.replace(data, recall=_RECALL)
+        repeating = dataclasses.replace(data, repeated_passages=_RECALL)
         long = _blocks(repeating, tokenizer, config.long_window, config.long_sequences, progress)
     return HeldOutText(
         torch.stack([block["input_ids"] for block in short]),

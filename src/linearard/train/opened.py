@@ -53,12 +53,14 @@ def open_checkpoint(folder: Path, overrides: dict[str, str] | None = None) -> tu
 def share_not_kept(folder: Path, recipe: Recipe) -> str:
     """What a checkpoint of a stage holds beyond what the stage keeps, in words; empty if nothing."""
     stage = read_metadata(folder).get("stage")
-    keep = recipe.stages[stage].fields.get("keep", 1) if stage in recipe.stages else 1
+    keep = (
+        recipe.stages[stage].fields.get("weight_interpolation", 1) if stage in recipe.stages else 1
+    )
     if keep == 1:
         return ""
     return (
         f"{folder} holds all that stage {stage!r} changed; at its end {keep:g} of that is kept (stages."
-        f"{stage}.keep), in the run's {FINAL}."
+        f"{stage}.weight_interpolation), in the run's {FINAL}."
     )
 
 

@@ -115,11 +115,11 @@ def _check_part(where: str, part: PartConfig, native: int, target: int, config: 
 def _check_data(where: str, part: PartConfig, data: DataConfig) -> None:
     """Whether the text of a part has what its objective and its length ask for."""
     data = dataclasses.replace(data, **part.data)
-    if part.objective.recall_weight and not data.recall:
+    if part.objective.repeated_weight and not data.repeated_passages:
         raise RecipeError(
-            expected=f"repeated passages in the text of {where}, for objective.recall_weight",
-            got="data.recall of 0",
-            fix=f"Set {where}.data.recall, for instance to 0.1.",
+            expected=f"repeated passages in the text of {where}, for objective.repeated_weight",
+            got="data.repeated_passages of 0",
+            fix=f"Set {where}.data.repeated_passages, for instance to 0.1.",
         )
     if data.train == SELF and part.sequences is None:
         raise RecipeError(

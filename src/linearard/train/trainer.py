@@ -122,7 +122,7 @@ class RestorationTrainer(SavingTrainer):
             module.gradient_checkpointing_enable(args.kept_layers)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Trainer.train`; recorded graphs end with it, and of the change `args.keep` is left."""
+        """See `Trainer.train`; recorded graphs end with it. See `weight_interpolation` for how it ends."""
         beginning = self._begin()
         if self._watched is not None:
             self._watched.prepare()
@@ -156,14 +156,14 @@ class RestorationTrainer(SavingTrainer):
         if self._beginning is None:
             watched = self._watched is not None
             self._beginning = InitialWeights(
-                self.restorable.adapter, self.args.keep < 1 and not watched
+                self.restorable.adapter, self.args.weight_interpolation < 1 and not watched
             )
         return self._beginning
 
     def _end(self, beginning: InitialWeights) -> None:
         """Leave the share of the change that is to be kept."""
         if self._watched is None:
-            beginning.blend(self.args.keep)
+            beginning.blend(self.args.weight_interpolation)
         else:
             self._watched.finish(self.state.global_step)
 

@@ -68,7 +68,7 @@ class WatchedStage:
             self._beginning.blend(decided["share"])
             return
         look = self.guard.finish(step)
-        share, found = self._trainer.args.keep, {}
+        share, found = self._trainer.args.weight_interpolation, {}
         if self._config.shares:
             share, found = self._beginning.best_share(
                 self._config.shares, self._held_out.look, self.guard.untrained
