@@ -112,6 +112,9 @@ def _view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
             lengths.setdefault(cell["length"], []).append(cell["accuracy"])
         for length, accuracies in lengths.items():
             found[f"{kind}_{_length(length)}"] = sum(accuracies) / len(accuracies)
+    if "gain" in parts.get("context", {}):
+        found["context_gain"] = parts["context"]["gain"]
+        found["context_gain_over_original"] = parts["context"]["gain_over_original"]
     for task, values in parts.get("tasks", {}).items():
         found[task] = values["score"]
     if "raw_retention" in parts.get("tasks", {}).get("lambada_openai", {}):

@@ -49,7 +49,6 @@ def comparable(result):
 
 def test_every_view_is_measured_with_everything(model, tokenizer, make_views, documents, config):
     log = []
-    relations = {"restored": {"q": (0.1, torch.tensor(0.2).item())}}
     training = {"restore": [{"step": 1, "loss": 0.5}]}
     result = evaluate(
         model,
@@ -58,7 +57,6 @@ def test_every_view_is_measured_with_everything(model, tokenizer, make_views, do
         documents,
         config,
         progress=False,
-        relations=relations,
         training=training,
     )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -71,7 +69,6 @@ def test_every_view_is_measured_with_everything(model, tokenizer, make_views, do
         assert set(view["retrieval"]["tasks"]) == {"single", "variables"}
         assert (view["generation"]["outputs"], view["generation"]["tokens"]) == (3, 64)
         assert ("agreement" in view) is (name != "original")
-    assert result["relations"] == {"restored": {"q": [0.1, pytest.approx(0.2)]}}
     assert result["training"] == training
     assert all(log[i + 1] == f"/{log[i]}" for i in range(0, len(log), 2))  # never nested
     meta = result["meta"]
@@ -113,7 +110,7 @@ def test_metrics_and_views_can_be_left_out(model, tokenizer, make_views, documen
     views = make_views(model)
     nothing = evaluate(model, tokenizer, views, [], EvaluationConfig(**NOTHING), progress=False)
     assert nothing["views"] == {"original": {}, "stretched": {}, "restored": {}}
-    assert "relations" not in nothing and "training" not in nothing
+    assert "training" not in nothing
     options = {**NOTHING, "agreement_window": 32, "views": ["restored"]}
     one = evaluate(model, tokenizer, views, documents, EvaluationConfig(**options), progress=False)
     assert list(one["views"]) == ["restored"] and list(one["views"]["restored"]) == ["agreement"]

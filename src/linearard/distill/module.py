@@ -6,7 +6,7 @@ its `forward`, so both passes and the early end of a pass stay invisible to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class RestorationModule(nn.Module):
         self._choose_recomputed_layers(objective)
         tap.observe(None)  # whoever waited for an earlier backward pass
         try:
-            loss, terms, _ = objective(input_ids, attention_mask, repeated, shares)
+            loss, terms = objective(input_ids, attention_mask, repeated, shares)
         except BaseException:
             tap.observe(None)
             raise
@@ -92,14 +92,6 @@ class RestorationModule(nn.Module):
             tap.observe(None)
         prefix = f"{part}/" if part else ""
         return {"loss": loss} | {f"{prefix}{name}": term for name, term in terms.items()}
-
-    def relations_by_layer(self, input_ids: Tensor) -> dict[str, dict[int, Tensor]]:
-        """Each relation's KL by layer on int64 `[batch, tokens]`, for the only objective there is."""
-        (objective,) = self._objectives.values()
-        try:
-            return objective(input_ids, None)[2]
-        finally:
-            self.restorable.tap.observe(None)
 
     def gradient_checkpointing_enable(self, kept_layers: int = 0) -> None:
         """Recompute layers in the backward pass instead of keeping their activations.
@@ -154,37 +146,3 @@ def _switch_recomputation(model: Any, on: bool) -> None:
         getattr(model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
     else:
         getattr(model, f"{name}_disable")()
-
-
-@torch.no_grad()
-def relation_profile(
-    restorable: RestorableModel,
-    blocks: Iterable[Tensor],
-    relations: Iterable[str] = ("q", "k", "v", "qk"),
-) -> dict[str, dict[str, list[float]]]:
-    """Relation KL to the original by view, relation and layer, in nats: before and after restoration.
-
-    Leaves the model in evaluation mode and without recomputation: not for the middle of a stage.
-
-    Args:
-        restorable: the model.
-        blocks: int64 `[batch, tokens]` each, on any device.
-        relations: which relations to measure.
-    """
-    objective = ObjectiveConfig(relations=dict.fromkeys(relations, 1.0))
-    module = RestorationModule(restorable, objective).eval()
-    sums: dict[str, dict[str, list[float]]] = {}
-    count = 0
-    for block in blocks:
-        count += 1
-        for view in ("stretched", "restored"):
-            with restorable.view(view):
-                by_layer = module.relations_by_layer(block.to(restorable.device))
-            for name, layers in by_layer.items():
-                total = sums.setdefault(view, {}).setdefault(name, [0.0] * len(layers))
-                for position, layer in enumerate(sorted(layers)):
-                    total[position] += float(layers[layer])
-    return {
-        view: {name: [value / count for value in layers] for name, layers in by_name.items()}
-        for view, by_name in sums.items()
-    }

@@ -60,8 +60,8 @@ class Objective:
         attention_mask: Tensor | None,
         repeated: Tensor | None = None,
         shares: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[int, Tensor]]]:
-        """The loss with gradient; each term, unweighted and detached; the relations' KL by layer.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with gradient, and each term, unweighted and detached.
 
         The attention is still observed afterwards, for a backward pass that recomputes layers.
 
@@ -133,7 +133,7 @@ class Objective:
             terms = {name: named[name] * term for name, term in terms.items()}
         loss = sum(config.weights[name] * term for name, term in terms.items())
         detached = {name: term.detach() for name, term in terms.items()}
-        return loss, detached, {} if watch is None else watch.by_layer
+        return loss, detached
 
     @torch.no_grad()
     def _teacher_pass(

@@ -71,7 +71,6 @@ class StudentRelations:
 
     Attributes:
         terms: weighted mean over layers of each relation's KL, a scalar with gradient, in nats.
-        by_layer: the same before weighing, detached, by relation and layer.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class StudentRelations:
         self._config, self._layers, self._teacher = config, layers, teacher
         self._mask, self._stop = mask, stop
         self.terms: dict[str, Tensor] = {}
-        self.by_layer: dict[str, dict[int, Tensor]] = {name: {} for name in config.active_relations}
+        self._formed: set[tuple[str, int]] = set()
 
     def __call__(self, attention: LayerAttention) -> None:
         """Form one layer's terms.
@@ -98,8 +97,8 @@ class StudentRelations:
             teacher = self._teacher.of(index)
             terms = relation_terms(self._config, attention, teacher, self._mask)
             for name, term in terms.items():
-                if index not in self.by_layer[name]:
-                    self.by_layer[name][index] = term.detach()
+                if (name, index) not in self._formed:
+                    self._formed.add((name, index))
                     weighted = self._layers[index] * term
                     self.terms[name] = self.terms.get(name, 0.0) + weighted
         if self._stop and index == max(self._layers):

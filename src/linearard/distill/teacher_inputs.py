@@ -30,8 +30,8 @@ def teacher_input_terms(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     shares: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[int, Tensor]]]:
-    """The weighted loss, each relation's term, and each relation's KL by layer, in nats.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss, and each relation's term in nats.
 
     Args:
         config: the relations and their weights.
@@ -42,7 +42,7 @@ def teacher_input_terms(
         shares: what the terms are multiplied with, the same for all: they count the same positions.
 
     Returns:
-        The loss with gradient; the other two detached.
+        The loss with gradient; the terms detached.
 
     Raises:
         ModelError: the model does not hand its rotations to the attention as `position_embeddings`.
@@ -77,7 +77,7 @@ def teacher_input_terms(
         loss = _WithKnownGradient.apply(loss, beside.gradients, *parameters)
     if shares is not None:
         loss, terms = shares[0] * loss, {name: shares[0] * term for name, term in terms.items()}
-    return loss, terms, beside.by_layer
+    return loss, terms
 
 
 class _BesideTeacher:

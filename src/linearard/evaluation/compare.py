@@ -17,6 +17,7 @@ from linearard.errors import RecipeError
 from linearard.evaluation.agreement import window_agreement
 from linearard.evaluation.batching import Track
 from linearard.evaluation.config import EvaluationConfig
+from linearard.evaluation.context import compare_with_original, context_losses
 from linearard.evaluation.generation import score_generation
 from linearard.evaluation.inputs import EvaluationInputs
 from linearard.evaluation.meta import collect_meta
@@ -26,7 +27,7 @@ from linearard.evaluation.retention import task_results
 from linearard.evaluation.retrieval import score_retrieval
 from linearard.evaluation.tasks import TaskScore, score_task
 from linearard.evaluation.texts import text_agreement, text_perplexity
-from linearard.model import ChunkedCausalLM, Views
+from linearard.model import ChunkedCausalLM, Views, display_name
 from linearard.model.causal_lm import ORIGINAL
 
 CHECK_TOKENS = 16
@@ -43,8 +44,9 @@ def evaluate(
     inputs: EvaluationInputs | None = None,
     texts: Mapping[str, Tensor] | None = None,
     progress: bool = True,
-    relations: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    native_window: int | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """Measure every view with everything the configuration asks for.
 
@@ -62,18 +64,19 @@ def evaluate(
             then need not be given again.
         texts: windows of the configuration's `texts`, as `read_texts` gives them.
         progress: show progress bars where stderr is a terminal.
-        relations: relation KL per layer, view -> relation -> layers; passed through.
         training: log history per stage, stage -> entries; passed through.
+        native_window: tokens that the original reads; None: as the model's configuration says.
+        name: of the model, as in `model.name`; else what its configuration says.
 
     Returns:
         What `json.dump` accepts (numbers that are not finite are None):
-        `{"views": {name: {"perplexity": {window: ...}, "agreement": ..., "texts": {name: ...},
-        "tasks": {name: ...}, "task_average": ..., "passkey": ..., "retrieval": ...,
-        "generation": ...}}, "meta": ...}`, and `relations` and `training` where given. The parts
-        are described at `window_perplexity`, `window_agreement`, `text_perplexity`,
-        `task_results`, `prompts.shares`, `score_retrieval` and `repetition`; a text's agreement
-        stands under its `agreement`. A metric that is off is absent, and so is the agreement of
-        the original.
+        `{"views": {name: {"perplexity": {window: ...}, "agreement": ..., "context": ...,
+        "texts": {name: ...}, "tasks": {name: ...}, "task_average": ..., "passkey": ...,
+        "retrieval": ..., "generation": ...}}, "meta": ...}`, and `training` where given. The parts
+        are described at `window_perplexity`, `window_agreement`, `context_losses`,
+        `text_perplexity`, `task_results`, `prompts.shares`, `score_retrieval` and `repetition`; a
+        text's agreement stands under its `agreement`. A metric that is off is absent, and so is
+        the agreement of the original.
 
     Raises:
         RecipeError: an unknown view is asked for.
@@ -85,6 +88,8 @@ def evaluate(
     lm = ChunkedCausalLM(model)
     if inputs is None:
         inputs = EvaluationInputs(tokenizer, documents, config, texts)
+    if native_window is None:
+        native_window = model.config.get_text_config().max_position_embeddings
 
     def track(name: str, what: str) -> Track:
         return lambda steps: tqdm(
@@ -98,6 +103,16 @@ def evaluate(
         for name in names:
             with views[name]():
                 results[name] = _measure(lm, inputs, config, partial(track, name))
+                if inputs.context:
+                    results[name]["context"] = context_losses(
+                        lm,
+                        inputs.context,
+                        native_window=native_window,
+                        beyond=name != ORIGINAL,
+                        seed=config.seed,
+                        batch_size=config.batch_size,
+                        track=track(name, "growing context"),
+                    )
                 tasks[name] = _score_tasks(lm, inputs, config, partial(track, name))
         compared = [name for name in names if name != ORIGINAL]
         everyone = partial(track, "all views")
@@ -115,10 +130,12 @@ def evaluate(
                     results[name]["texts"][text]["agreement"] = part
     for name, measured in task_results(tasks, ORIGINAL, config.seed).items():
         results[name] |= measured
+    compare_with_original(results, config.seed)
     meta = collect_meta(model, config, documents)
+    if name:
+        meta["model"] = display_name(name)
     meta["seconds"] = round(time.perf_counter() - start, 2)
     result = {"views": results, "meta": meta}
-    result |= {"relations": relations} if relations else {}
     result |= {"training": training} if training else {}
     return _plain(result)
 

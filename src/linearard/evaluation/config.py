@@ -60,6 +60,17 @@ class EvaluationConfig:
         "Tokens read for agreement; at least one window is read.",
         _BUDGET,
     )
+    context_lengths: list[int] = described(
+        list,
+        "How much is read, in tokens, before and with the same last tokens of long held-out windows: "
+        "what a longer window pays. Empty: not measured.",
+        _WINDOWS,
+    )
+    context_windows: int = described(
+        4,
+        "Such windows, of the longest of context_lengths each.",
+        _BUDGET,
+    )
     passkey_lengths: list[int] = described(
         lambda: [2048],
         "Prompt lengths in tokens for pass-key retrieval; empty: none.",

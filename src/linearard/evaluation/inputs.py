@@ -10,6 +10,7 @@ from torch import Tensor
 from linearard.data import Documents, beginning
 from linearard.errors import DataError
 from linearard.evaluation.config import EvaluationConfig
+from linearard.evaluation.context import context_windows
 from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.generation import generation_prompts
 from linearard.evaluation.passkey import passkey_prompts
@@ -58,6 +59,7 @@ class EvaluationInputs:
             if config.agreement_window
             else None
         )
+        self.context = context_windows(documents, config.context_lengths, config.context_windows)
         self.generation = (
             generation_prompts(
                 tokenizer, documents, config.generation_prompts, config.generation_prompt_tokens

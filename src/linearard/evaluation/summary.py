@@ -21,8 +21,8 @@ class Row:
     Attributes:
         label: what a reader sees.
         group: what the metrics beside it have in common.
-        kind: "perplexity", "kl", "share" (from 0 to 1), "ratio" (1 is as good as the original) or
-            "rate" (from 0 to 1, of something unwanted).
+        kind: "perplexity", "loss" (nats), "gain" (nats of loss), "kl", "share" (from 0 to 1), "ratio"
+            (1 is as good as the original) or "rate" (from 0 to 1, of something unwanted).
         values: view to value; a view without one is absent.
         intervals: view to its 95 % interval, [low, high] or None.
         retained: of a share, view to the part of the original's value that is left; above
@@ -45,7 +45,7 @@ class Row:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller value is the better one."""
-        return self.kind not in ("share", "ratio")
+        return self.kind not in ("share", "ratio", "gain")
 
 
 class _Rows(list[Row]):
@@ -87,6 +87,9 @@ def summarise(result: Mapping[str, Any]) -> list[Row]:
     for window in _keys(views, "perplexity"):
         parts = {view: part["perplexity"][window] for view, part in views.items()}
         rows.add(f"perplexity, {int(window):,} tokens", "perplexity", parts, "ppl")
+
+    if context := {v: part["context"] for v, part in views.items() if "context" in part}:
+        _add_context(rows, context)
 
     rows.group = "other text"
     for text in _keys(views, "texts"):
@@ -131,6 +134,17 @@ def summarise(result: Mapping[str, Any]) -> list[Row]:
     return list(rows)
 
 
+def _add_context(rows: _Rows, context: Mapping[str, Mapping[str, Any]]) -> None:
+    """Loss with all the context that a view reads, and what the part beyond the native window gives."""
+    longest = {v: max(map(int, part["by_length"]), default=0) for v, part in context.items()}
+    read = {v: part["by_length"][str(longest[v])] for v, part in context.items() if longest[v]}
+    most = max(longest.values())
+    rows.add(f"loss of the same tokens, {most:,} read (nats)", "loss", read, "nll")
+    if gains := {v: part for v, part in context.items() if "gain" in part}:
+        native = next(iter(gains.values()))["native"]
+        rows.add(f"context gain, {native:,} to {most:,} tokens (nats)", "gain", gains, "gain")
+
+
 def _agreement(
     views: Mapping[str, Mapping[str, Any]], where: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -169,11 +183,12 @@ def _recovered(
     if not {ORIGINAL, STRETCHED, RESTORED} <= values.keys():
         return None
     original, stretched, restored = (values[view] for view in (ORIGINAL, STRETCHED, RESTORED))
-    if kind == "perplexity":
-        original, stretched, restored = map(math.log, (original, stretched, restored))
+    if kind in ("perplexity", "loss"):
+        if kind == "perplexity":
+            original, stretched, restored = map(math.log, (original, stretched, restored))
         if stretched - original < LEAST_PERPLEXITY_GAP:
             return None
-    elif kind == "ratio":
+    elif kind in ("ratio", "gain"):
         return None
     elif kind == "rate":
         interval = intervals[ORIGINAL]

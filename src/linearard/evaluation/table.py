@@ -40,6 +40,8 @@ def format_number(kind: str, value: float) -> str:
     """A number with about four digits, a share or ratio with three decimals."""
     if kind in ("share", "ratio", "rate"):
         return f"{value:.3f}"
+    if kind == "gain":
+        return f"{value:+.4f}"
     decimals = 4 if value < 1 else 3 if value < 10 else 2 if value < 100 else 1
     return f"{value:,.{decimals if value < 1000 else 0}f}"
 

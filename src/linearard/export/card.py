@@ -10,6 +10,7 @@ import yaml
 
 from linearard.export.commands import commands
 from linearard.export.license import license_of
+from linearard.model import display_name
 
 _MARK = "<!-- written by `linearard export` -->"
 _VIEWS = ("original", "stretched", "restored")
@@ -161,4 +162,4 @@ def _rope_type(folder: Path) -> str:
 
 
 def _short(name: str) -> str:
-    return Path(name.removeprefix("package:")).name or "model"
+    return display_name(name).rsplit("/", 1)[-1]

@@ -27,6 +27,7 @@ from linearard.model.load import (
     resolve_dtype,
 )
 from linearard.model.magnitudes import check_weights, out_of_range
+from linearard.model.naming import display_name
 from linearard.model.packed import check_packing, is_packed
 from linearard.model.pinned_transfer import Moving, pinned_like, to_device, to_host
 from linearard.model.restorable import RestorableModel, check_trainable
@@ -52,6 +53,7 @@ __all__ = [
     "check_trainable",
     "check_undamaged",
     "check_weights",
+    "display_name",
     "empty_model",
     "gguf_path",
     "is_packed",

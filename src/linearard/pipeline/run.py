@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from linearard.distill import relation_profile
 from linearard.evaluation import (
     EvaluationConfig,
     EvaluationInputs,
@@ -19,11 +18,10 @@ from linearard.evaluation import (
     read_texts,
 )
 from linearard.model import RestorableModel
+from linearard.pipeline.profile import inner_profile, stretch_of
 from linearard.pipeline.results import write_results
 from linearard.recipe import Recipe
 from linearard.train import REPORT_FILE, is_main_process, prepare_run
-
-_PROFILE_WINDOWS = 4
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,12 @@ def measure(
         config,
         inputs=inputs,
         progress=progress,
-        relations=_relations(restorable, documents, config),
         training=training,
+        native_window=restorable.rope.native_window,
+        name=restorable.name,
     )
-    result["stages"] = summaries or {}
+    result |= inner_profile(restorable, documents, config.agreement_window or 512)
+    result |= {"stretch": stretch_of(restorable), "stages": summaries or {}}
     write_results(result, folder, recipe)
     say(f"report: {folder / REPORT_FILE}")
     return result
@@ -126,12 +126,3 @@ def say(message: str) -> None:
     """A line for the user, apart from the table on standard output; one process speaks for all."""
     if is_main_process():
         print(message, file=sys.stderr)
-
-
-def _relations(
-    restorable: RestorableModel, documents: list[Any], config: EvaluationConfig
-) -> dict[str, Any]:
-    window = min(config.agreement_window or 512, restorable.rope.native_window, 2048)
-    long_enough = [document for document in documents if len(document) >= window]
-    blocks = [document[None, :window] for document in long_enough[:_PROFILE_WINDOWS]]
-    return relation_profile(restorable, blocks) if blocks else {}

@@ -52,6 +52,9 @@ def choose_measures(facts: Facts, tasks: str | None = None) -> tuple[dict[str, A
         "retrieval_repeats": 1,
         "batch_size": _SEQUENCES,
     }
+    if windows[-1] > facts.native:
+        grown = {short, facts.native, 4 * facts.native, windows[-1]}
+        evaluation["context_lengths"] = [n for n in sorted(grown) if n <= windows[-1]]
     if facts.held_out is not None:
         evaluation["texts"] = {"documentation": "pydoc"}
     if tasks is not None:

@@ -50,6 +50,10 @@ def _beyond(row: Row, view: str, other: str) -> bool:
     if row.kind in ("rate", "ratio") or (row.group == "tasks" and _ALIKE in row.label):
         return False  # of free generation, of what another row has, of answers that may differ and be right
     mine, its = row.values[view], row.values[other]
+    if row.kind == "gain":
+        return False  # within one view; what it is worth stands in the loss
+    if row.kind == "loss":
+        return mine > its + _LOSS
     if row.kind == "perplexity":  # the same tokens, read by both
         return math.log(mine) > math.log(its) + _LOSS
     if row.kind == "kl":

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from linearard.evaluation import EvaluationConfig, EvaluationInputs, evaluate
+from linearard.evaluation.context import compare_with_original
 from linearard.evaluation.retention import task_results
 from linearard.evaluation.tasks import TaskScore
 from linearard.model import RestorableModel, write_json
@@ -53,6 +54,8 @@ def measure_views(
             dataclasses.replace(config, views=names),
             inputs=inputs,
             progress=False,
+            native_window=restorable.rope.native_window,
+            name=restorable.name,
         )
 
     available = list(restorable.views()) if job.trains else list(_UNTRAINED)
@@ -82,6 +85,7 @@ def _compare_with_original(views: dict[str, Any], seed: int) -> None:
     }
     for name, parts in task_results(scores, ORIGINAL, seed).items():
         views[name] |= parts
+    compare_with_original(views, seed)
 
 
 def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

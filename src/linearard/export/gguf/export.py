@@ -15,7 +15,7 @@ from linearard.export.gguf.llamacpp import llama_cpp_logits, llama_cpp_version
 from linearard.export.gguf.options import GgufOptions
 from linearard.export.gguf.source import about_base
 from linearard.export.gguf.write import write_gguf
-from linearard.model import ModelConfig, RestorableModel
+from linearard.model import ModelConfig, RestorableModel, display_name
 
 #: Relative error of logits that rounding may explain, by the type of the file; a wrong RoPE gives 3e-1 and
 #: more. Beside it stands what the arithmetic of the model in memory explains.
@@ -115,7 +115,7 @@ def _compare(
 
 
 def _short_name(name: str) -> str:
-    last = Path(name.removeprefix("package:")).name.removesuffix(".gguf")
+    last = display_name(name).rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9.]+", "-", last).strip("-") or "model"
 
 
