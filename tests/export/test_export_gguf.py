@@ -178,6 +178,55 @@ def test_types_of_numbers(kind, bound, tmp_path):
     )
 
 
+def narrow(size):
+    """A model whose base is bfloat16, trained by so much."""
+    model = tiny.tiny_model(vocab_size=ROWS).to(torch.bfloat16)
+    found = tiny.tiny_restorable(model=model)
+    found.tokenizer = byte_pairs()
+    tiny.perturb_adapter(found, size=size)
+    return found
+
+
+def trained_weight(found, name):
+    """In float32, with its rows in the order that llama.cpp rotates: (i, i + 4) of each head of 8."""
+    layer = found.model.get_base_model().get_submodule(name)
+    weight = layer.get_base_layer().weight.float() + layer.get_delta_weight("default").float()
+    return weight.view(-1, 2, 4, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("size", [2e-4, 1e-1])
+def test_a_file_of_half_precision_keeps_what_training_changed(size, tmp_path):
+    found = narrow(size)
+    wanted = trained_weight(found, "model.layers.1.self_attn.k_proj").detach()
+    about = export_model(found, tmp_path / "out", "gguf", gguf=GgufOptions("bf16"))
+    reader = gguf.GGUFReader(tmp_path / "out" / about["file"])
+    kinds = {t.name: t.tensor_type.name for t in reader.tensors}
+    (got,) = (t for t in reader.tensors if t.name == "blk.1.attn_k.weight")
+    got = torch.from_numpy(gguf.quants.dequantize(got.data, got.tensor_type).copy())
+    small = size < 1e-2
+    assert about["merge"]["dtype"] == ("float32" if small else "bfloat16")
+    assert kinds["blk.1.attn_k.weight"] == ("F32" if small else "BF16")
+    assert kinds["blk.1.ffn_up.weight"] == "BF16" and kinds["blk.0.attn_output.weight"] == "BF16"
+    torch.testing.assert_close(got, wanted, rtol=1e-6 if small else 2**-8, atol=0)
+    assert about["merge"]["change"]["share"] > 0.95
+
+
+def test_eight_bits_are_made_of_the_trained_weights_themselves(tmp_path):
+    about = export_model(narrow(2e-4), tmp_path / "out", "gguf", gguf=GgufOptions("q8_0"))
+    assert about["merge"]["dtype"] == "float32"
+    assert about["merge"]["change"]["share"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_half_that_loses_the_change_of_a_model_in_float32_is_refused(tmp_path):
+    found = restorable("llama", tiny.LINEAR)
+    with torch.no_grad():
+        for parameter in found.adapter.parameters():
+            parameter.mul_(1e-3)
+    with pytest.raises(RecipeError, match=r"what training changed, got .* Give --gguf-type f32"):
+        export_model(found, tmp_path / "out", "gguf", gguf=GgufOptions("bf16"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_beyond_float16_are_refused(tmp_path):
     model = restorable("llama", tiny.LINEAR)
     with torch.no_grad():

@@ -48,8 +48,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--merge-dtype",
         default="auto",
         metavar="DTYPE",
-        help="precision of the trained weights in a merged export: auto (default: the model's where it "
-        "holds what training changed, else float32), model or float32",
+        help="precision of the trained weights in a merged export or a GGUF: auto (default: the model's, or "
+        "the file's, where it holds what training changed, else float32), model or float32",
     )
     parser.add_argument(
         "--reader",

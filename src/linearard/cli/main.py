@@ -1,4 +1,4 @@
-"""The command line: `linearard restore | plan | train | evaluate | export | sweep`.
+"""The command line: `linearard restore | plan | train | evaluate | report | export | push | sweep`.
 
 Every subcommand lives in its own file with `add_parser(subparsers)`; this one dispatches and turns user
 errors into one message and exit code 2.
@@ -16,7 +16,7 @@ import time
 import warnings
 
 from linearard import interruption
-from linearard.cli import evaluate, export, plan, restore, sweep, train
+from linearard.cli import evaluate, export, plan, push, report, restore, sweep, train
 from linearard.errors import RecipeError, UserError
 
 _DESCRIPTION = """\
@@ -26,7 +26,9 @@ Stretch a language model's context with RoPE scaling, and get its short-text abi
   linearard plan llama2-7b-32k --gpu-memory 24GiB   memory and time of a recipe, before it is run
   linearard train smollm2-135m-64k            a recipe: by name, or your own YAML file
   linearard evaluate runs/smollm2-135m-64k    original, stretched and restored side by side
+  linearard report runs/a runs/b              any number of evaluations on one page
   linearard export runs/smollm2-135m-64k exported/
+  linearard push exported/ --to me/my-model   to the Hugging Face hub, with its model card
   linearard sweep arms.yaml                   many variants of a recipe, and a table of them
 """
 #: Parts of a recipe that can be replaced whole; all other overrides have a dot in their name.
@@ -47,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (restore, plan, train, evaluate, export, sweep):
+    for command in (restore, plan, train, evaluate, report, export, push, sweep):
         subparser = command.add_parser(subparsers)
         subparser.add_argument("--quiet", action="store_true", help="no progress bars")
         subparser.add_argument(

@@ -4,7 +4,7 @@ from linearard.evaluation.compare import evaluate, prepare_inputs
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.documents import held_out_documents
 from linearard.evaluation.inputs import EvaluationInputs
-from linearard.evaluation.report import render_report, write_report
+from linearard.evaluation.report import render_report, render_runs, write_report, write_runs
 from linearard.evaluation.summary import Row, summarise
 from linearard.evaluation.table import comparison_table
 from linearard.evaluation.texts import read_texts
@@ -19,6 +19,8 @@ __all__ = [
     "prepare_inputs",
     "read_texts",
     "render_report",
+    "render_runs",
     "summarise",
     "write_report",
+    "write_runs",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 
-LEAST_PERPLEXITY_GAP = 0.01  # nats; below it a share of the gap says nothing
+LEAST_GAP = 0.01  # nats of loss or KL, or a share without an interval; less is nothing to recover
 LEAST_RETRIEVAL = 0.5  # what the original must find for a share of it to say something
 RETRIEVAL = "retrieval"  # a group
 
@@ -186,7 +186,7 @@ def _recovered(
     if kind in ("perplexity", "loss"):
         if kind == "perplexity":
             original, stretched, restored = map(math.log, (original, stretched, restored))
-        if stretched - original < LEAST_PERPLEXITY_GAP:
+        if stretched - original < LEAST_GAP:
             return None
     elif kind in ("ratio", "gain"):
         return None
@@ -197,8 +197,8 @@ def _recovered(
     elif kind == "share":
         # Without a loss outside the original's own interval there is nothing to recover.
         interval = intervals[ORIGINAL]
-        if stretched >= (interval[0] if interval else original):
+        if stretched >= (interval[0] if interval else original - LEAST_GAP):
             return None
-    if stretched == original:
+    elif stretched - original < LEAST_GAP:
         return None
     return (restored - stretched) / (original - stretched)

@@ -23,7 +23,7 @@ def comparison_table(result: Mapping[str, Any]) -> str:
     recovered = any(row.recovered is not None for row in rows)
     body = [
         [row.label, *(format_value(row, view) for view in views)]
-        + ([format_share(row.recovered)] if recovered else [])
+        + ([format_recovered(row.recovered)] if recovered else [])
         for row in rows
     ]
     headers = ["", *views, *(["recovered"] if recovered else [])]
@@ -41,11 +41,13 @@ def format_number(kind: str, value: float) -> str:
     if kind in ("share", "ratio", "rate"):
         return f"{value:.3f}"
     if kind == "gain":
-        return f"{value:+.4f}"
+        return f"{value:+.3f}"
     decimals = 4 if value < 1 else 3 if value < 10 else 2 if value < 100 else 1
     return f"{value:,.{decimals if value < 1000 else 0}f}"
 
 
-def format_share(share: float | None) -> str:
-    """A share as a percentage."""
-    return MISSING if share is None else f"{100 * share:.1f} %"
+def format_recovered(share: float | None) -> str:
+    """The part of a loss that came back, as a percentage; a word where more was lost instead."""
+    if share is None:
+        return MISSING
+    return "worse" if share < 0 else f"{100 * share:.1f} %"

@@ -7,15 +7,19 @@ from linearard.export.merging import MERGE_DTYPES
 from linearard.export.reading import ReaderProcess
 from linearard.export.representation import exported_rope
 from linearard.export.save import export_model
+from linearard.export.uploading import Push, plan_push, push_export
 
 __all__ = [
     "FORMATS",
     "MERGE_DTYPES",
+    "Push",
     "ReaderProcess",
     "Story",
     "check_output",
     "export_model",
     "exported_rope",
+    "plan_push",
+    "push_export",
     "write_card",
     "write_configuration",
 ]

@@ -84,6 +84,15 @@ def write_card(
     return path
 
 
+def written_card(folder: Path) -> Path | None:
+    """The card that `write_card` has left in a folder, if it is there."""
+    for name in ("README.md", "MODEL_CARD.md"):
+        path = folder / name
+        if path.is_file() and _MARK in path.read_text(encoding="utf-8", errors="replace"):
+            return path
+    return None
+
+
 def _front(about: dict[str, Any], licence: str | None) -> str:
     library = {"adapter": "peft", "gguf": "gguf"}.get(about["form"], "transformers")
     data: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}

@@ -108,7 +108,11 @@ def look(restorable: RestorableModel, texts: Probes) -> Reference:
 
 
 def merge(
-    restorable: RestorableModel, asked: str, texts: Probes, seen: Reference
+    restorable: RestorableModel,
+    asked: str,
+    texts: Probes,
+    seen: Reference,
+    precision: torch.dtype | None = None,
 ) -> tuple[Any, list[Price]]:
     """Merge so that the change is kept.
 
@@ -116,6 +120,7 @@ def merge(
         restorable: its adapter is used up.
         asked: a precision for the trained weights, or `auto`.
         texts, seen: what `look` was given and found.
+        precision: what `model` means where the weights are written in another precision than they have.
 
     Returns:
         The merged model, and the price of each way that was tried, the one taken last.
@@ -123,7 +128,7 @@ def merge(
     Raises:
         RecipeError: the precision that was asked for does not hold what training changed.
     """
-    dtype = torch.float32 if asked == "float32" else base_dtype(restorable)
+    dtype = torch.float32 if asked == "float32" else precision or base_dtype(restorable)
     ways: list[tuple[torch.dtype, str]] = [(dtype, "nearest")]
     if dtype != torch.float32:
         ways.append((dtype, "stochastic"))

@@ -54,8 +54,8 @@ def export_model(
         form: `merged` (one complete model), `adapter` (LoRA weights beside a stretched configuration) or
             `gguf` (one file for llama.cpp and Ollama).
         overwrite: replace an earlier export.
-        merge_dtype: precision of the merged weights that were trained: `auto` (that of the model where it
-            holds what training changed, else float32), `model` or `float32`.
+        merge_dtype: precision of the merged weights that were trained: `auto` (that of the model, or of the
+            GGUF, where it holds what training changed, else float32), `model` or `float32`.
         revision: of the base model, for readers of an adapter.
         trust_remote_code: let the reader run code that the base model's repository brings.
         readers: processes that must read it; default: one of this environment, ended afterwards.
@@ -92,7 +92,9 @@ def export_model(
         about["window"] = window = window or restorable.rope.target_window
         card = {"native_window": restorable.rope.native_window, "story": story}
         if form == "gguf":
-            about |= export_gguf(restorable, aside, gguf or GgufOptions(), window=window)
+            about |= export_gguf(
+                restorable, aside, gguf or GgufOptions(), window=window, merge_dtype=merge_dtype
+            )
             write_card(aside, about, **card, destination=folder)
             return about
         found, trained, probes = write_model(

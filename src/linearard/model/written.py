@@ -67,21 +67,28 @@ def is_complete(folder: Path) -> bool:
     return (folder / COMPLETE).is_file() and not damage(folder, hashes=False)
 
 
-def damage(folder: Path, names: Iterable[str] | None = None, *, hashes: bool = True) -> str:
+def damage(
+    folder: Path,
+    names: Iterable[str] | None = None,
+    *,
+    hashes: bool = True,
+    marker: str = COMPLETE,
+) -> str:
     """What of a folder is not as it was written, in words; empty: nothing.
 
     Args:
         folder: with `complete.json`.
         names: the files to compare; default: all that it lists.
         hashes: compare their content, too.
+        marker: see `complete`.
     """
-    files = _listed(folder / COMPLETE)
+    files = _listed(folder / marker)
     if files is None:
-        return f"{COMPLETE}: cannot be read"
+        return f"{marker}: cannot be read"
     for name in files if names is None else names:
         path, stored = _inside(folder, name), files.get(name)
         if path is None or not isinstance(stored, dict):
-            return f"{COMPLETE}: lists no good {name!r}"
+            return f"{marker}: lists no good {name!r}"
         try:
             size = path.stat().st_size if path.is_file() else None
             if size is None:

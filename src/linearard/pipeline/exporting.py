@@ -48,23 +48,24 @@ def export_run(
 
 
 def _summary(folder: Path, about: dict[str, Any]) -> str:
+    near = ""
+    if "relative_error" in about:
+        near = (
+            f" logits within {about['relative_error']:.2g} (relative), top-1 agreement "
+            f"{about['top1_agreement']:.3f}"
+        )
     if about["form"] == "gguf":
-        said = f"exported to {folder / about['file']}: checked with {about['checked_with']}"
-        if "relative_error" in about:
-            said += (
-                f", logits within {about['relative_error']:.2g} (relative), top-1 agreement "
-                f"{about['top1_agreement']:.3f}"
-            )
-        return said
-    lines = [
-        f"exported to {folder}: read in a new process by transformers {', '.join(about['readers'])}, "
-        f"RoPE and softmax scales as trained, float32 logits within {about['relative_error']:.2g} "
-        f"(relative), top-1 agreement {about['top1_agreement']:.3f}"
-    ]
+        where = folder / about["file"]
+        lines = [f"exported to {where}: checked with {about['checked_with']}{near and ','}{near}"]
+    else:
+        lines = [
+            f"exported to {folder}: read in a new process by transformers "
+            f"{', '.join(about['readers'])}, RoPE and softmax scales as trained, float32{near}"
+        ]
     if merge := about.get("merge"):
         lines.append(
             f"merged in {merge['dtype']} ({merge['rounding']}): {merge['change']['share']:.1%} of the "
             f"weights' change kept (cosine {merge['change']['cosine']:.3f}), KL to the original "
             f"{merge['kl_exported']:.4g} nats, before the merge {merge['kl_restored']:.4g}"
         )
-    return "\n".join([*lines, *about["notes"]])
+    return "\n".join([*lines, *about.get("notes", ())])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from linearard.evaluation.svg import INK, style, to_svg
+from linearard.evaluation.report.svg import INK, style, to_svg
 from linearard.sweep.results import Arm, Results, cells, failures
 
 

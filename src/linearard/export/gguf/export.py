@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearard.errors import CheckpointError
-from linearard.export.gguf.formats import resolve_type
+from linearard.errors import CheckpointError, RecipeError
+from linearard.export.gguf.formats import precision_of, resolve_type
 from linearard.export.gguf.llamacpp import llama_cpp_logits, llama_cpp_version
 from linearard.export.gguf.options import GgufOptions
 from linearard.export.gguf.source import about_base
 from linearard.export.gguf.write import write_gguf
+from linearard.export.merging import Price, Probes, Reference, base_dtype, look, merge, report
+from linearard.export.probes import passages
 from linearard.model import ModelConfig, RestorableModel, display_name
 
 #: Relative error of logits that rounding may explain, by the type of the file; a wrong RoPE gives 3e-1 and
@@ -30,6 +32,7 @@ def export_gguf(
     options: GgufOptions,
     *,
     window: int | None = None,
+    merge_dtype: str = "auto",
 ) -> dict[str, Any]:
     """Write a GGUF and a Modelfile for Ollama, and compare llama.cpp's logits with the model's.
 
@@ -38,24 +41,25 @@ def export_gguf(
         folder: exists.
         options: see `GgufOptions`.
         window: tokens that the file says it reads; the target window where nothing is given.
+        merge_dtype: see `merging.merge`; the precision is the file's, and 8 bits are made of float32.
 
     Returns:
-        `file`; `checked_with`; and with llama.cpp installed `relative_error` of its logits and their
-        `top1_agreement` on eight texts.
+        `file`; `checked_with`; `merge` and `merges_tried`; and with llama.cpp installed
+        `relative_error` of its logits and their `top1_agreement` on eight texts.
 
     Raises:
         ModelError, RopeError, RecipeError: see `check_gguf`.
         CheckpointError: llama.cpp gives other logits.
     """
-    inputs = _inputs(restorable)
-    expected = _logits(restorable.model, inputs)
+    inputs, texts = _inputs(restorable), passages(restorable)
+    expected, seen = _logits(restorable.model, inputs), look(restorable, texts)
     source = options.with_source(ModelConfig(name=restorable.name or "unnamed")).tokenizer
-    dtype = next(restorable.model.get_output_embeddings().parameters()).dtype
+    dtype = base_dtype(restorable)
     kind = resolve_type(options.type, dtype)
     window = window or restorable.rope.target_window
     name = f"{_short_name(restorable.name)}-{_tokens(window)}-{kind}"
     path = folder / f"{name}.gguf"
-    merged = restorable.adapter.merge()
+    merged, prices = _merge(restorable, merge_dtype, texts, seen, kind)
     write_gguf(
         merged,
         restorable.rope,
@@ -68,7 +72,7 @@ def export_gguf(
         about=about_base(source),
     )
     (folder / "Modelfile").write_text(f"FROM ./{path.name}\nPARAMETER num_ctx {window}\n")
-    found = {"file": path.name, "window": window}
+    found = {"file": path.name, "window": window} | report(prices)
     version = llama_cpp_version()
     if version is None:
         return found | {
@@ -80,6 +84,19 @@ def export_gguf(
         "checked_with": f"llama-cpp-python {version}",
         **_compare(expected, got, tolerance, path),
     }
+
+
+def _merge(
+    restorable: RestorableModel, asked: str, texts: Probes, seen: Reference, kind: str
+) -> tuple[Any, list[Price]]:
+    """The merged model, its trained weights in the file's precision or, over a narrower base, in float32."""
+    precision = precision_of(kind)
+    narrowed = base_dtype(restorable) == torch.float32 != precision
+    try:
+        # Nothing of a base in float32 tells the trained weights from those that the file shall round.
+        return merge(restorable, "model" if narrowed else asked, texts, seen, precision)
+    except RecipeError as error:
+        raise error.reworded(fix="Give --gguf-type f32.") from error
 
 
 def _inputs(restorable: RestorableModel) -> list[Tensor]:

@@ -33,11 +33,22 @@ def file_type(name: str) -> int:
     return int(gguf.LlamaFileType[_FILE_TYPES[name]])
 
 
-def tensor_type(shape: tuple[int, ...], name: str) -> Any:
-    """Type of one tensor: matrices have the file's, vectors float32, matrices that no block fits float16."""
+def precision_of(name: str) -> torch.dtype:
+    """Precision in which trained weights are merged for a file of a type: blocks are made of float32."""
+    return {kind: dtype for dtype, kind in _OF_DTYPE.items()}.get(name, torch.float32)
+
+
+def tensor_type(shape: tuple[int, ...], name: str, *, whole: bool = False) -> Any:
+    """Type of one tensor: matrices have the file's, vectors float32, matrices that no block fits float16.
+
+    Args:
+        shape: of the tensor.
+        name: of the file's type.
+        whole: keep it in float32 in a file of half precision, which would not hold what training changed.
+    """
     import gguf
 
-    if len(shape) < 2:
+    if len(shape) < 2 or (whole and name in ("f16", "bf16")):
         return gguf.GGMLQuantizationType.F32
     if name == "q8_0" and shape[-1] % 32:
         return gguf.GGMLQuantizationType.F16

@@ -18,7 +18,7 @@ _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.")
 
 def named_tensors(
     model: Any, family: Family, query_scale: float, rotary_dim: int
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[tuple[str, Tensor, torch.dtype]]:
     """The weights of a merged model as its GGUF holds them, one at a time.
 
     Args:
@@ -28,8 +28,8 @@ def named_tensors(
         rotary_dim: dimensions of a head that are rotated.
 
     Yields:
-        Name, and a tensor in the model's dtype on the CPU (float32 where it was scaled). Tied output
-        weights are left out.
+        Name, a tensor on the CPU (in float32 where it was scaled), and the precision that it has in the
+        model. Tied output weights are left out.
 
     Raises:
         ModelError: a parameter has no name in the GGUF.
@@ -52,7 +52,7 @@ def named_tensors(
                 got=repr(name),
                 fix="Export it merged and convert that with llama.cpp's own converter.",
             )
-        tensor = tensor.detach().cpu()
+        tensor, own = tensor.detach().cpu(), tensor.dtype
         if family.shifted_norms and name.endswith("norm.weight"):
             tensor = tensor.float() + 1
         if family.absorbs in name and not math.isclose(scale, 1, rel_tol=1e-9):
@@ -61,7 +61,7 @@ def named_tensors(
             key = ".k_proj." in name
             heads = config.num_key_value_heads if key else config.num_attention_heads
             tensor = _side_by_side(tensor, heads)
-        yield new, tensor
+        yield new, tensor, own
 
 
 def _scaled(tensor: Tensor, scale: float, config: Any, family: Family, rotary_dim: int) -> Tensor:

@@ -36,7 +36,8 @@ def write_gguf(
 ) -> None:
     """Write a merged model, its stretched RoPE and its tokenizer.
 
-    Weights are converted and written one at a time.
+    Weights are converted and written one at a time. Those that were merged in float32 into a model of half
+    precision stay in float32 in a file of half precision.
 
     Args:
         model: of `transformers`, with the trained weights in place.
@@ -76,21 +77,22 @@ def write_gguf(
     add_tokenizer(writer, tokenizer_source, tokenizer, config.vocab_size)
     divisors = [] if rotation.divisors is None else [torch.from_numpy(rotation.divisors)]
 
-    def everything() -> Iterator[tuple[str, Tensor]]:
+    def everything() -> Iterator[tuple[str, Tensor, Any]]:
         for part in family.table:
-            yield from ((part, tensor) for tensor in divisors)
-        yield from named_tensors(model, family, rotation.query_scale, rotary_dim)
+            yield from ((part, x, tensor_type(tuple(x.shape), kind)) for x in divisors)
+        for new, x, own in named_tensors(model, family, rotation.query_scale, rotary_dim):
+            whole = own == torch.float32 != dtype
+            yield new, x, tensor_type(tuple(x.shape), kind, whole=whole)
 
-    for new, tensor in everything():  # a first round for names and sizes, which stand in front
-        of = tensor_type(tuple(tensor.shape), kind)
+    for new, tensor, of in everything():  # a first round for names and sizes, which stand in front
         size = math.prod(gguf.quant_shape_to_byte_shape(tensor.shape, of))
         writer.add_tensor_info(new, tensor.shape, np.dtype(np.float32), size, raw_dtype=of)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for new, tensor in everything():
-            writer.write_tensor_data(packed(tensor, tensor_type(tuple(tensor.shape), kind), new))
+        for new, tensor, of in everything():
+            writer.write_tensor_data(packed(tensor, of, new))
         writer.close()
         _check(partial, table)
     except BaseException:
