@@ -99,7 +99,17 @@ def test_in_an_evaluation(model, tokenizer, make_views, documents):
         context_windows=3,
     )
     views = make_views(model)
-    result = evaluate(model, tokenizer, views, documents, config, progress=False, native_window=64)
+    result = evaluate(
+        model,
+        tokenizer,
+        views,
+        documents,
+        config,
+        progress=False,
+        native_window=64,
+        model_name="org/base",
+    )
+    assert result["meta"]["model"] == "org/base"
     original, restored = (result["views"][v]["context"] for v in ("original", "restored"))
     assert list(original["by_length"]) == ["30", "64"]
     assert restored["gain_over_original"] == pytest.approx(

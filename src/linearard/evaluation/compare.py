@@ -46,7 +46,7 @@ def evaluate(
     progress: bool = True,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     native_window: int | None = None,
-    name: str = "",
+    model_name: str = "",
 ) -> dict[str, Any]:
     """Measure every view with everything the configuration asks for.
 
@@ -66,7 +66,7 @@ def evaluate(
         progress: show progress bars where stderr is a terminal.
         training: log history per stage, stage -> entries; passed through.
         native_window: tokens that the original reads; None: as the model's configuration says.
-        name: of the model, as in `model.name`; else what its configuration says.
+        model_name: as in `model.name`; else what its configuration says.
 
     Returns:
         What `json.dump` accepts (numbers that are not finite are None):
@@ -132,8 +132,8 @@ def evaluate(
         results[name] |= measured
     compare_with_original(results, config.seed)
     meta = collect_meta(model, config, documents)
-    if name:
-        meta["model"] = display_name(name)
+    if model_name:
+        meta["model"] = display_name(model_name)
     meta["seconds"] = round(time.perf_counter() - start, 2)
     result = {"views": results, "meta": meta}
     result |= {"training": training} if training else {}

@@ -113,7 +113,7 @@ def measure(
         progress=progress,
         training=training,
         native_window=restorable.rope.native_window,
-        name=restorable.name,
+        model_name=restorable.name,
     )
     result |= inner_profile(restorable, documents, config.agreement_window or 512)
     result |= {"stretch": stretch_of(restorable), "stages": summaries or {}}

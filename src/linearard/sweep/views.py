@@ -55,7 +55,7 @@ def measure_views(
             inputs=inputs,
             progress=False,
             native_window=restorable.rope.native_window,
-            name=restorable.name,
+            model_name=restorable.name,
         )
 
     available = list(restorable.views()) if job.trains else list(_UNTRAINED)

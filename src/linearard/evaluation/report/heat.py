@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from linearard.evaluation.report.plots import RELATION_TITLES, relation_names, shortened, tokens
+from linearard.evaluation.report.plots import (
+    RELATION_TITLES,
+    in_order,
+    relation_names,
+    shortened,
+    tokens,
+)
 from linearard.evaluation.report.svg import shaded_cells
 
 Views = Mapping[str, Mapping[str, Any]]
@@ -123,7 +129,7 @@ def attention_map(attention: Mapping[str, Any]) -> Shaded | None:
         return None
     parts = [
         (view, shaded_cells(rows, _FAINTEST, 1.0, square=True))
-        for view, rows in attention["views"].items()
+        for view, rows in in_order(attention["views"]).items()
     ]
     title = f"layer {attention['layer']}, head {attention['head']}, {attention['tokens']:,} tokens"
     return Shaded(title, parts, f"≤ {_FAINTEST:g}", "1")

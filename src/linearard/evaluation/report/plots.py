@@ -32,6 +32,12 @@ def colour(view: str, views: Mapping[str, Any]) -> str:
     return COLOURS.get(view) or OTHER_COLOURS[others.index(view) % len(OTHER_COLOURS)]
 
 
+def in_order(views: Mapping[str, Any]) -> dict[str, Any]:
+    """The views, restored beside original: what a narrow page shows side by side."""
+    first = [view for view in (ORIGINAL, RESTORED, STRETCHED) if view in views]
+    return {view: views[view] for view in dict.fromkeys([*first, *views])}
+
+
 def tokens(count: int) -> str:
     """A number of tokens in few letters: 8k, 1,000."""
     return f"{count // 1024}k" if count % 1024 == 0 else f"{count:,}"

@@ -39,7 +39,7 @@ def write_report(
 
 def render_report(result: Mapping[str, Any], *, recipe: Mapping[str, Any] | None = None) -> str:
     """The HTML of `write_report`."""
-    rows, views = summarise(result), _in_order(result["views"])
+    rows, views = summarise(result), plots.in_order(result["views"])
     return render(
         "report.html",
         meta=result["meta"],
@@ -65,12 +65,6 @@ def render_report(result: Mapping[str, Any], *, recipe: Mapping[str, Any] | None
             "Evaluation settings and environment": _pretty(result["meta"]),
         },
     )
-
-
-def _in_order(views: Mapping[str, Any]) -> dict[str, Any]:
-    """The views, restored beside original: what a narrow page shows side by side."""
-    first = [view for view in (ORIGINAL, RESTORED, STRETCHED) if view in views]
-    return {view: views[view] for view in dict.fromkeys([*first, *views])}
 
 
 def _colours_inside(result: Mapping[str, Any]) -> dict[str, str]:
