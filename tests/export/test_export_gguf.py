@@ -180,7 +180,9 @@ def test_types_of_numbers(kind, bound, tmp_path):
 
 def narrow(size):
     """A model whose base is bfloat16, trained by so much."""
-    model = tiny.tiny_model(vocab_size=ROWS).to(torch.bfloat16)
+    model = tiny.tiny_model(vocab_size=ROWS)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
     found = tiny.tiny_restorable(model=model)
     found.tokenizer = byte_pairs()
     tiny.perturb_adapter(found, size=size)
