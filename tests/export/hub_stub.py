@@ -91,6 +91,6 @@ class _Handler(BaseHTTPRequestHandler):
                     hub.files[f"{branch}/{value['path']}"] = content
                 elif entry["key"] == "lfsFile":
                     hub.files[f"{branch}/{value['path']}"] = hub.objects[value["oid"]]
-            url = f"{hub.endpoint}/commit/1"
+            url = f"{hub.endpoint}/me/x/commit/1"
             return self._answer({"success": True, "commitUrl": url, "commitOid": "1"})
         return self._answer({"error": f"no such path {path}"}, 404)

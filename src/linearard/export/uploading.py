@@ -132,7 +132,8 @@ def push_export(
         meaning = _MEANINGS.get(status) or str(error).strip().splitlines()[0]
         raise _refused(plan, f"{meaning} (HTTP {status})") from None
     except Exception as error:  # the HTTP library beneath differs by the client's version
-        why = str(error).strip().split("\n")[0] or type(error).__name__
+        cause = error.__cause__ or error
+        why = str(cause).strip().split("\n")[0] or type(cause).__name__
         raise _refused(plan, why) from error
     return str(getattr(done, "commit_url", done))
 
