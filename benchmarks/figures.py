@@ -300,18 +300,20 @@ def _width(where: str, result: dict[str, Any]) -> dict[str, float]:
 
 
 def _gguf(where: str, result: dict[str, Any]) -> dict[str, float]:
-    """The worst KL and top-1 over lengths, of GGUFs in llama.cpp against transformers, by scaling."""
-    model = _slug(result["model"])
+    """KL and top-1 of GGUFs in llama.cpp, by scaling: the worst length; in 8 bits the longest."""
+    model = _slug(result["model"].removesuffix(".gguf").removesuffix("-Instruct"))
     end = "" if "smollm2" in model else f".{model}"
     figures = {}
     for name, found in result["scalings"].items():
-        for kind, suffix in (("f32", ""), ("q8_0", ".q8_0")):
-            lengths = found.get(kind, {})
-            if lengths:
-                key = f"export.gguf.{name}{end}{suffix}"
-                figures[f"{key}.kl"] = max(0.0, *(values["kl"] for values in lengths.values()))
-                figures[f"{key}.top1"] = min(values["top1"] for values in lengths.values())
-                figures[f"{key}.longest"] = max(map(int, lengths))
+        key = f"export.gguf.{name}{end}"
+        if lengths := found.get("f32"):
+            figures[f"{key}.kl"] = max(0.0, *(values["kl"] for values in lengths.values()))
+            figures[f"{key}.top1"] = min(values["top1"] for values in lengths.values())
+            figures[f"{key}.longest"] = max(map(int, lengths))
+        if lengths := found.get("q8_0"):
+            longest = max(lengths, key=int)
+            figures |= {f"{key}.q8_0.{part}": lengths[longest][part] for part in ("kl", "top1")}
+            figures[f"{key}.q8_0.longest"] = int(longest)
     return figures
 
 

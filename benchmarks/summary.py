@@ -231,26 +231,19 @@ def _readers_table() -> str:
 
 
 def _gguf_table(figures: dict[str, float]) -> str:
-    names = [
-        key.removeprefix("export.gguf.").removesuffix(".kl")
-        for key in figures
-        if re.fullmatch(r"export\.gguf\..*\.kl", key) and ".q8_0." not in key
-    ]
-    parts = {
-        "KL": ("kl", ".6f"),
-        "top-1": ("top1", ".4f"),
-        "longest, tokens": ("longest", ",.0f"),
-        "Q8_0: KL": ("q8_0.kl", ".4f"),
-        "Q8_0: top-1": ("q8_0.top1", ".3f"),
-    }
-    rows = [
-        [
-            name.replace("_", ", "),
-            *(cell(figures.get(f"export.gguf.{name}.{p}"), f) for p, f in parts.values()),
-        ]
-        for name in names
-    ]
-    return markdown(["SmolLM2-135M", *parts], rows) if rows else "Not measured yet."
+    """A row a scaling; of each model the worst KL, the longest text, and in 8 bits the KL of the longest."""
+    found = [re.fullmatch(r"export\.gguf\.([^.]+)(\.qwen[^.]*)?\.longest", key) for key in figures]
+    scalings = sorted({match[1] for match in found if match})
+    models = {"SmolLM2": "", "Qwen2.5": ".qwen2_5_coder_0_5b"}
+    parts = {"KL": ("kl", ".6f"), "tokens": ("longest", ",.0f"), "Q8_0, KL": ("q8_0.kl", ".4f")}
+    rows = []
+    for name in scalings:
+        keys = [f"export.gguf.{name}{end}" for end in models.values()]
+        agreeing = [figures[f"{key}.top1"] for key in keys if f"{key}.top1" in figures]
+        cells = [cell(figures.get(f"{key}.{p}"), f) for key in keys for p, f in parts.values()]
+        rows.append([name.replace("_", ", "), *cells, cell(min(agreeing, default=None), ".4f")])
+    headers = [f"{model}: {part}" for model in models for part in parts]
+    return markdown(["scaling", *headers, "lowest top-1"], rows) if rows else "Not measured yet."
 
 
 def render(page: str, figures: dict[str, float]) -> str:

@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{asked.get('organization', 'me')}/{asked['name']}"
             if name.startswith("theirs/"):
                 return self._answer({"error": "You don't have the rights"}, 403)
-            hub.repositories.setdefault(name, asked.get("private", False))
+            hub.repositories.setdefault(name, asked.get("visibility") == "private")
             return self._answer({"url": f"{hub.endpoint}/{name}"})
         if path == "/api/validate-yaml":
             return self._answer({"warnings": [], "errors": []})

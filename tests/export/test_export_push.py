@@ -13,7 +13,6 @@ from linearard.errors import CheckpointError, RecipeError
 from linearard.export import export_model, plan_push, push_export
 from linearard.export.gguf import GgufOptions
 
-
 #: How huggingface_hub itself sends large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 

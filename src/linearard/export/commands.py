@@ -19,6 +19,7 @@ def commands(folder: Path, about: dict[str, Any]) -> list[str]:
         file = about["file"]
         return [
             _block("llama.cpp", "sh", f"llama-cli -m {file} -c {window} -p 'Once upon a time'"),
+            _block("llama-cpp-python", "python", _LLAMA_CPP.format(file=file, window=window)),
             _block("Ollama", "sh", "ollama create restored -f Modelfile\nollama run restored"),
         ]
     if about["form"] == "adapter":
@@ -40,6 +41,12 @@ model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained(".")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
+
+_LLAMA_CPP = """\
+from llama_cpp import Llama
+
+model = Llama("{file}", n_ctx={window}, verbose=False)
+print(model("Once upon a time", max_tokens=50)["choices"][0]["text"])"""
 
 _ADAPTER = """\
 from peft import PeftModel
