@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # A second environment, for reading exports as users of transformers 4 do; its torch is the first one's.
 OLDER ?= $(VENV)-transformers4
-OLDER_PACKAGES := "transformers==4.57.*" "tokenizers>=0.22,<0.24" "huggingface_hub<1.0"
+OLDER_PACKAGES := "transformers==4.57.*" "tokenizers>=0.22,<0.23" "huggingface_hub<1.0"
 
 .PHONY: demo test zoo lint clean help
 

@@ -68,6 +68,11 @@ _SIZES: dict[str, Any] = {
     # state space layers of hybrids
     "mamba_d_state": 16,
     "mamba_chunk_size": 16,
+    # linear attention of hybrids
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     # small parts of single architectures
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": tiny.VOCAB + 6,

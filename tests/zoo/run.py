@@ -1,21 +1,25 @@
-"""Every decoder class x scaling x adapter: trained, exported, read back by transformers 5 and 4.
+"""Every decoder class x scaling x adapter x precision: trained, exported, read back by transformers 5 and 4.
 
     python tests/zoo/run.py --older .venv-transformers4/bin/python --out benchmarks/results/cpu/zoo.json
 
-Verdicts are written after every trial; trials that the file has are not run again unless --again is given.
-`python -m benchmarks.summary` makes the tables of docs/reference/models.md of the file. Exit code 1 if any
-verdict is neither `same` nor `refused`.
+Everything is imported once; workers are forks of that process, each with one reading process for each version
+of transformers, which loads one export after another. Verdicts are written after every class; trials that the
+file has are not run again unless --again is given. `python -m benchmarks.summary` makes the tables of
+docs/reference/models.md of the file. Exit code 1 if any verdict is neither `same` nor `refused`.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,12 +32,11 @@ from trial import TRIALS, Trials
 from linearard.export import ReaderProcess
 from linearard.model import write_json
 
-#: How many trials a process makes: libraries keep something of every model.
-_PER_PROCESS = 40
 _LIST_TYPES = (
     "from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as names;"
     "import json, transformers; print(json.dumps([transformers.__version__, sorted(names)]))"
 )
+_Trial = tuple[str, str, str]
 
 
 def main() -> int:
@@ -44,45 +47,55 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", metavar="MODEL_TYPE", help="these classes alone")
     parser.add_argument("--again", action="store_true", help="run trials again that the file has")
     parser.add_argument("--first", type=int, help="the first so many trials of each class alone")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, default=2, help="processes at once (default: 2)")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all models are made here
-    result = _read(args.out)
-    if not args.child:
-        _start(result, args)
-        write_json(args.out, result)
-        command = [sys.executable, *[word for word in sys.argv if word != "--again"], "--child"]
-        while subprocess.call(command) == 3:
-            pass
-        return _summary(_read(args.out))
-    done = 0
-    with ReaderProcess() as reader, ReaderProcess(args.older) as older_reader:
-        older = older_reader if args.older else None
+    result = json.loads(args.out.read_text()) if args.out.exists() else {}
+    _start(result, args)
+    write_json(args.out, result)
+    gc.freeze()  # what is imported here is not looked through again at every collection of a worker
+    with ProcessPoolExecutor(
+        args.workers,
+        multiprocessing.get_context("fork"),
+        _open_readers,
+        (args.older, set(result["older_types"])),
+    ) as workers:
+        tasks = {}
         for decoder in decoders():
-            left = [trial for trial in TRIALS[: args.first] if not _known(result, decoder, trial)]
-            if not left or (args.only and decoder.model_type not in args.only):
-                continue
-            entry = result["classes"][decoder.model_type]
-            with tempfile.TemporaryDirectory() as folder:
-                types = set(result["older_types"])
-                try:
-                    trials = Trials(decoder, Path(folder), reader, older, types)
-                except Exception as error:
-                    entry["not_made"] = (
-                        f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-                    )
-                    write_json(args.out, result)
-                    continue
-                for trial in left:
-                    verdict = trials.run(*trial)
-                    entry["trials"][" ".join(trial)] = {
-                        k: v for k, v in asdict(verdict).items() if v not in ("", None)
-                    }
-                    write_json(args.out, result)
-                    done += 1
-            if done >= _PER_PROCESS:
-                return 3
-    return 0
+            chosen = not args.only or decoder.model_type in args.only
+            entry = result["classes"].get(decoder.model_type, {"not_made": ""})
+            left = [t for t in TRIALS[: args.first] if " ".join(t) not in entry.get("trials", ())]
+            if chosen and left and "not_made" not in entry:
+                tasks[workers.submit(_try, decoder, left)] = entry
+        for done, task in enumerate(as_completed(tasks), 1):
+            entry, found = tasks[task], task.result()
+            entry["trials"].update(found.pop("trials", {}))
+            entry.update(found)
+            write_json(args.out, result)
+            print(f"{done} of {len(tasks)} classes: {entry['name']}", flush=True)
+    return _summary(result)
+
+
+def _open_readers(older: str | None, older_types: set[str]) -> None:
+    """What a worker has for all its classes; the readers end when it does."""
+    global _readers
+    _readers = (ReaderProcess(), ReaderProcess(older) if older else None, older_types)
+
+
+def _try(decoder: Decoder, left: list[_Trial]) -> dict[str, Any]:
+    """Verdicts of one class, by trial; `not_made` where there is no tiny model of it."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            trials = Trials(decoder, Path(folder), *_readers)
+        except Exception as error:
+            return {"not_made": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+        for trial in left:
+            verdict = asdict(trials.run(*trial))
+            found[" ".join(trial)] = {k: v for k, v in verdict.items() if v not in ("", None)}
+    gc.collect()
+    gc.freeze()
+    return {"trials": found}
 
 
 def _start(result: dict[str, Any], args: argparse.Namespace) -> None:
@@ -119,15 +132,6 @@ def _start(result: dict[str, Any], args: argparse.Namespace) -> None:
             classes[decoder.model_type] = {"name": decoder.name, "trials": {}}
         else:
             result["without_rope"].append(decoder.model_type)
-
-
-def _known(result: dict[str, Any], decoder: Decoder, trial: tuple[str, str, str]) -> bool:
-    entry = result["classes"].get(decoder.model_type)
-    return entry is None or "not_made" in entry or " ".join(trial) in entry["trials"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _summary(result: dict[str, Any]) -> int:
