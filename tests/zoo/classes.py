@@ -16,7 +16,9 @@ import torch
 import tiny
 
 WINDOW = tiny.WINDOW  # native, of every model here
-_LAYERS, _HEADS, _EXPERTS = 4, 4, 4
+_HEADS, _EXPERTS = 4, 4
+#: Where all layers are alike, and where a configuration tells several kinds.
+_FEW_LAYERS, _LAYERS = 2, 4
 _MOST_PARAMETERS = 20_000_000
 
 #: Sizes by name. A configuration takes those that it has.
@@ -24,7 +26,6 @@ _SIZES: dict[str, Any] = {
     "vocab_size": tiny.VOCAB + 6,  # some tokenizer classes add tokens of their own
     "hidden_size": 64,
     "intermediate_size": 48,
-    "num_hidden_layers": _LAYERS,
     "num_attention_heads": _HEADS,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -67,6 +68,11 @@ _SIZES: dict[str, Any] = {
     "index_topk": 8,
     # state space layers of hybrids
     "mamba_d_state": 16,
+    "mamba_d_ssm": 128,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "n_mamba_heads": 8,
+    "mamba_headdim": 16,
     "mamba_chunk_size": 16,
     # linear attention of hybrids
     "linear_num_key_heads": 2,
@@ -79,9 +85,7 @@ _SIZES: dict[str, Any] = {
     "num_global_key_value_heads": 2,
     "global_head_dim": 16,
     "kv_channels": 16,
-    "num_layers": _LAYERS,
     "d_model": 64,
-    "n_layers": _LAYERS,
     "n_heads": _HEADS,
 }
 #: Taken also where the configuration's own default is empty: it means something else than a tiny size.
@@ -92,19 +96,27 @@ _EVEN_EMPTY = (
     "num_experts",
     "num_experts_per_tok",
 )
+#: With multi-head latent attention: as many key heads as heads, RoPE on dimensions of their own.
+_LATENT = {"num_key_value_heads": _HEADS, "head_dim": _SIZES["qk_rope_head_dim"]}
 _PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_HYBRID = ["linear_attention", "full_attention"] * 2
 #: What single configurations need beside: by model type.
 _OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_types": _HYBRID, "linear_head_dim": 16, "linear_num_heads": 4},
+    "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _PLAIN_ROPE}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "gemma2": {"attn_implementation": "eager"},
     "gemma4_text": {"head_dim": 16, "global_head_dim": 16, "num_kv_shared_layers": 0},
     "gemma4_unified_text": {"head_dim": 16, "global_head_dim": 16, "num_kv_shared_layers": 0},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "granitemoehybrid": {"layer_types": _HYBRID, "position_embedding_type": "rope"},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "ministral": {"head_dim": 16},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_mem_rope": True},
     "zaya": {"num_experts_per_tok": 1},
 }
 #: What is no decoder of text by itself, or cannot be made tiny, and why.
@@ -133,10 +145,15 @@ class Decoder:
             Exception: whatever the configuration says of these sizes.
         """
         known = self.config_class()
-        sizes = {k: v for k, v in _SIZES.items() if _takes(known, k)}
+        lists = [value for value in known.to_dict().values() if isinstance(value, list)]
+        layers = _LAYERS if any(len(set(map(str, v))) > 1 for v in lists) else _FEW_LAYERS
+        sizes = _SIZES | dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers"), layers)
+        sizes = {k: v for k, v in sizes.items() if _takes(known, k)}
+        if "kv_lora_rank" in sizes:
+            sizes |= {k: v for k, v in _LATENT.items() if k in sizes}
         types = getattr(known, "layer_types", None)
         if isinstance(types, list) and _takes(known, "layer_types"):
-            sizes["layer_types"] = _some(types)
+            sizes["layer_types"] = _some(types, layers)
         return self.config_class(**sizes | _OWN.get(self.model_type, {}))
 
     def model(self, seed: int = 0) -> Any:
@@ -172,11 +189,11 @@ def _takes(config: Any, name: str) -> bool:
     return value is not None or name in _EVEN_EMPTY
 
 
-def _some(types: list[str]) -> list[str]:
+def _some(types: list[str], count: int) -> list[str]:
     """As many as the tiny model has layers, of every type that occurs."""
-    found = types[:_LAYERS]
+    found = types[:count]
     missing = sorted(set(types) - set(found))
-    return found[: _LAYERS - len(missing)] + missing
+    return found[: count - len(missing)] + missing
 
 
 def decoders() -> Iterator[Decoder]:
