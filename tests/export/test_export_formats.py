@@ -329,6 +329,34 @@ def test_what_transformers_4_cannot_read_is_told(model_type, kind, words):
     assert (words in notes[0] and "transformers 5" in notes[0]) if words else notes == []
 
 
+@pytest.mark.parametrize(
+    ("dtype", "narrower", "told"),
+    [("float32", False, True), ("float32", True, False), ("bfloat16", False, False)],
+)
+def test_an_activation_that_transformers_4_rounds_is_told(dtype, narrower, told):
+    merge = {"dtype": dtype, "narrower": narrower}
+    notes = reader_notes("apertus", {"rope_type": "yarn"}, merge)
+    assert any("activation to bfloat16" in note for note in notes) == told
+
+
+@pytest.mark.parametrize("scaling", ["table", "linear"])
+def test_a_class_that_takes_no_flat_scaling_is_given_none(scaling, tmp_path):
+    """Cohere Compass checks that there is a mapping for every layer type, and raises what it likes."""
+    if not hasattr(transformers, "CohereCompassTextConfig"):
+        pytest.skip("this version of transformers has no Cohere Compass")
+    shape = {key: getattr(tiny.tiny_config(), key) for key in tiny.SHAPE_KEYS}
+    own = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    config = transformers.CohereCompassTextConfig(**shape | {"head_dim": 8}, rope_parameters=own)
+    views = RopeViews(AutoModelForCausalLM.from_config(config), tiny.SCALINGS[scaling])
+    write_configuration(config, views, tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path).get_text_config()
+    assert "factor" in again.rope_parameters["full_attention"]
+    model = AutoModelForCausalLM.from_config(again)
+    (found,) = (b for name, b in model.named_buffers() if name.endswith("full_attention_inv_freq"))
+    expected = views.tables("stretched")["full_attention"].inv_freq
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 def test_what_a_configuration_leaves_to_its_readers_is_written_down(tmp_path):
     """transformers 4 calls the number of experts otherwise, and 5 forgets that head_dim may be empty."""
     sizes = {"num_local_experts": 3, "num_experts_per_tok": 1, "head_dim": None}

@@ -132,6 +132,20 @@ def test_named_targets_replace_the_default():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [16, None])
+def test_latent_attention_is_trained_by_what_makes_its_queries_keys_and_values(kind, rank):
+    from transformers import AutoModelForCausalLM, DeepseekV3Config
+
+    shape = {key: getattr(tiny.tiny_config(), key) for key in tiny.SHAPE_KEYS}
+    config = DeepseekV3Config(**shape | tiny.MLA | {"q_lora_rank": rank})
+    restorable = tiny.tiny_restorable(model=AutoModelForCausalLM.from_config(config), kind=kind)
+    trained = [n for n, p in restorable.model.named_parameters() if p.requires_grad]
+    found = {part for name in trained for part in name.split(".") if part.endswith(("proj", "mqa"))}
+    queries = {"q_proj"} if rank is None else {"q_a_proj", "q_b_proj"}
+    assert found == queries | {"kv_a_proj_with_mqa", "kv_b_proj"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_unknown_targets_are_refused(kind):
     with pytest.raises(ModelError) as caught:
         tiny.tiny_restorable(kind=kind, target_modules=["q_proj", "w_q"])

@@ -89,7 +89,7 @@ class Trials:
         self._same_original: bool | None = None  # known after the first model
 
     def scaling(self, kind: str) -> dict[str, Any]:
-        """A scaling of this type for the frequencies that the class has."""
+        """A scaling of this type for the frequencies that the class has, scaled already or not."""
         half = len(self.native)
         steps = [i / max(half - 1, 1) for i in range(half)]
         return {

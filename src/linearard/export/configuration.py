@@ -21,6 +21,8 @@ _TYPE_AND_FACTOR = ("olmo", "olmo2")
 _UNREADABLE = ("dbrx",)
 #: Given a mask without padding, their code in transformers 4 attends to later tokens, the base model's too.
 _OTHERWISE_WITH_A_MASK = ("doge",)
+#: Parameters of their activation are bfloat16 in transformers 4, whatever the precision of the others.
+_PARTLY_BFLOAT16 = ("apertus",)
 #: Their code in transformers 4 never looks at a scaling.
 _WITHOUT_SCALING = ("nemotron",)
 #: What transformers 4 calls the base and the rotated share in these classes. What it does not know it drops.
@@ -125,7 +127,10 @@ def _say_plainly(text: dict[str, Any], config: Any, rope: RopeViews) -> None:
 
 def _is_read(config: Any, folder: Path, flat: dict[str, Any]) -> bool:
     """Whether the configuration's own class finds the scaling of full attention again."""
-    found = type(config).from_pretrained(folder).get_text_config().rope_parameters or {}
+    try:
+        found = type(config).from_pretrained(folder).get_text_config().rope_parameters or {}
+    except Exception:  # some classes check what they read, with errors of their own (Cohere Compass)
+        return False
     found = found.get("full_attention") or {}
     return all(found.get(key) == value for key, value in flat.items())
 
@@ -152,6 +157,12 @@ def reader_notes(
         notes.append(
             f"transformers 4 computes {model_type} otherwise where it is given an attention mask, the base "
             "model too: read this export with transformers 5."
+        )
+    wide = merge is not None and merge["dtype"] == "float32" and not merge.get("narrower")
+    if model_type in _PARTLY_BFLOAT16 and wide:
+        notes.append(
+            f"transformers 4 rounds the parameters of {model_type}'s activation to bfloat16, the base model's "
+            "too: read this export, which is in float32, with transformers 5."
         )
     if model_type in _UNREADABLE:
         notes.append(

@@ -17,6 +17,9 @@ _QKV_NAMES = (
     ("query_key_value",),
     ("Wqkv",),
     ("c_attn",),
+    # Multi-head latent attention, with and without a narrow layer before the queries.
+    ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+    ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
 )
 
 
