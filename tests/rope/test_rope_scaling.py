@@ -158,6 +158,14 @@ def test_a_bad_json_file_is_refused(tmp_path, content):
         check_scaling({"rope_type": "table", "factor": 2, "inv_freq": str(path)}, config())
 
 
+@pytest.mark.parametrize("kind", ["linear", "yarn", "table"])
+def test_an_odd_number_of_rotated_dimensions_is_refused(kind):
+    scaling = {"inv_freq": [1.0] * 21} if kind == "table" else {}
+    own = {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.334}  # 21 of 64
+    with pytest.raises(RopeError, match="even number of rotated dimensions"):
+        check_scaling({"rope_type": kind, "factor": 4, **scaling}, config(rope_parameters=own))
+
+
 def test_partial_rotary_models_rotate_a_part():
     half = config(
         rope_parameters={

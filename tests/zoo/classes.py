@@ -66,6 +66,8 @@ _SIZES: dict[str, Any] = {
     "index_n_heads": 2,
     "index_head_dim": 16,
     "index_topk": 8,
+    "index_block_size": 8,
+    "index_topk_blocks": 2,
     # state space layers of hybrids
     "mamba_d_state": 16,
     "mamba_d_ssm": 128,
@@ -115,6 +117,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 16},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mimo_v2_flash": {"head_dim": 24},  # of which .334 are rotated
+    "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse", "full_attention"]},
     "ministral": {"head_dim": 16},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_mem_rope": True},
     "zaya": {"num_experts_per_tok": 1},

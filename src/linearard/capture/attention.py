@@ -21,6 +21,7 @@ from torch.nn.attention import sdpa_kernel
 from linearard.capture.blocks import PLANLESS, Scores, attention_in_blocks
 from linearard.capture.masks import UnwrittenMask, compact_mask
 from linearard.capture.sdpa import causal_attention
+from linearard.capture.selected import with_choice
 from linearard.errors import ModelError
 
 _PREFIX = "linearard_"
@@ -219,13 +220,15 @@ def _tapped_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    attention_mask: Tensor | None,
     *args: Any,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     _show(module, query, key, value, scaling, kwargs.get("sliding_window"))
+    mask = with_choice(module, query, key, attention_mask, kwargs)
     forward = _base_function(base, module)
-    return forward(module, query, key, value, *args, scaling=scaling, **kwargs)
+    return forward(module, query, key, value, mask, *args, scaling=scaling, **kwargs)
 
 
 def _attention(
@@ -248,6 +251,7 @@ def _attention(
     """
     scale = _show(module, query, key, value, scaling, sliding_window)
     query, key, value = _in_one_precision(query, key, value)
+    attention_mask = with_choice(module, query, key, attention_mask, kwargs)
     if softcap is not None or s_aux is not None:
         scores, seen = Scores(scale, softcap), attention_mask
         if seen is None and query.shape[2] == 1:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Models that add a mask of their own to the one they are given, and before transformers 5.24 do not say so.
+#: Models that add a mask of their own to the one they are given, and before transformers 5.24 do not say so;
+#: beside them those whose indexer (`index_topk`) chooses keys.
 _READ_MASKS = {"doge"}
 
 
@@ -168,7 +169,8 @@ def compact_mask(
         arguments: what `transformers.masking_utils.sdpa_mask` takes beside these.
     """
     fixed = isinstance(q_offset, int) and isinstance(kv_offset, int)  # no cache of a fixed size
-    reads = getattr(arguments.get("config"), "model_type", None) in _READ_MASKS
+    config = arguments.get("config")
+    reads = getattr(config, "model_type", None) in _READ_MASKS or hasattr(config, "index_topk")
     if q_length == 1 or reads or not fixed:
         from transformers.masking_utils import sdpa_mask
 

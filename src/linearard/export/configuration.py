@@ -129,7 +129,9 @@ def _is_read(config: Any, folder: Path, flat: dict[str, Any]) -> bool:
     """Whether the configuration's own class finds the scaling of full attention again."""
     try:
         found = type(config).from_pretrained(folder).get_text_config().rope_parameters or {}
-    except Exception:  # some classes check what they read, with errors of their own (Cohere Compass)
+    except (
+        Exception
+    ):  # some classes check what they read, with errors of their own (Cohere Compass)
         return False
     found = found.get("full_attention") or {}
     return all(found.get(key) == value for key, value in flat.items())
@@ -161,8 +163,8 @@ def reader_notes(
     wide = merge is not None and merge["dtype"] == "float32" and not merge.get("narrower")
     if model_type in _PARTLY_BFLOAT16 and wide:
         notes.append(
-            f"transformers 4 rounds the parameters of {model_type}'s activation to bfloat16, the base model's "
-            "too: read this export, which is in float32, with transformers 5."
+            f"transformers 4 rounds the parameters of {model_type}'s activation to bfloat16, in the base "
+            "model too: read this export, which is in float32, with transformers 5."
         )
     if model_type in _UNREADABLE:
         notes.append(

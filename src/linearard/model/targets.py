@@ -17,8 +17,9 @@ _QKV_NAMES = (
     ("query_key_value",),
     ("Wqkv",),
     ("c_attn",),
-    # Multi-head latent attention, with and without a narrow layer before the queries.
+    # Multi-head latent attention, with and without a narrow layer before the queries (and their gates).
     ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+    ("q_a_proj", "q_gate_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
     ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
 )
 

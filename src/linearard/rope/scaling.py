@@ -317,7 +317,14 @@ def _check_numbers(scaling: dict[str, Any]) -> None:
 
 
 def _check_lists(scaling: dict[str, Any], kind: str, config: Any) -> None:
-    half = int(head_dim(config) * (scaling.get("partial_rotary_factor") or 1.0)) // 2
+    width = int(head_dim(config) * (scaling.get("partial_rotary_factor") or 1.0))
+    if width % 2:
+        raise RopeError(
+            expected="an even number of rotated dimensions in a head",
+            got=f"{width} of {head_dim(config)}",
+            fix="Set rope.partial_rotary_factor, or choose another model if this is the model's own.",
+        )
+    half = width // 2
     if kind == "longrope":
         # One table for every length: the one for long text. See `compute_table`.
         scaling["short_factor"] = scaling["long_factor"]
