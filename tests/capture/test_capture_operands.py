@@ -265,7 +265,7 @@ def test_layers_without_attention_are_left_alone():
 
 def test_a_layer_that_should_have_attention_and_has_none_is_refused(llama):
     del llama.model.layers[1].self_attn.layer_idx
-    with pytest.raises(ModelError, match="2 layers of LlamaForCausalLM"):
+    with pytest.raises(ModelError, match="without it in 1 of 3 of them, first in layer 1"):
         AttentionTap(llama)
 
 

@@ -318,6 +318,7 @@ def test_keys_that_the_model_reads_elsewhere_stay(tmp_path):
         ("phi3", "longrope", "transformers 4 refuses this longrope"),
         ("doge", "yarn", "transformers 4 computes doge otherwise"),
         ("dbrx", "yarn", "transformers 4 cannot read a configuration of dbrx"),
+        ("granitemoehybrid", "linear", "cannot read a configuration of granitemoehybrid"),
         ("olmo2", "linear", None),
         ("nemotron", "linear", "ignores RoPE scaling of nemotron"),
         ("nemotron", "default", None),

@@ -37,9 +37,6 @@ TRIALS = [
 ]
 #: Logits of the restored view against those of a reader, both in float32, the largest over probes.
 LARGEST_ERROR = 1e-5
-#: Where two experts are as good for a token, the rounding of a merge chooses. Then so many of a text's
-#: positions have to be as near, and the merged model as it was in memory has to be read back everywhere.
-LEAST_SAME = 0.9
 #: A merge in bfloat16 rounds; what it may cost `merging.Price` says.
 LARGEST_ERROR_BFLOAT16 = 0.1
 
@@ -52,6 +49,7 @@ class Verdict:
         verdict: `same`; `refused`, in words before training; `wrong`; `failed`, with no words for a user.
         words: of the refusal or of the fault.
         error: relative error of the reader's logits.
+        first_error: the same of a first try, where a mixture of experts was tried twice.
         older: the verdict of transformers 4: `same`, `told` (wrong there, and the export says so), `wrong`,
             or `absent` where the class does not exist; with `older_words`.
     """
@@ -59,6 +57,7 @@ class Verdict:
     verdict: str
     words: str = ""
     error: float | None = None
+    first_error: float | None = None
     older: str = ""
     older_words: str = ""
 
@@ -92,7 +91,13 @@ class Trials:
         self._same_original: bool | None = None  # known after the first model
 
     def scaling(self, kind: str) -> dict[str, Any]:
-        """A scaling of this type for the frequencies that the class has, scaled already or not."""
+        """A scaling of this type for the frequencies that the class has, counted from them as they are."""
+        own = getattr(self.model.config, "rope_parameters", None) or {}
+        own = own.get("full_attention") or own
+        over_itself = {"counted_from": "model"} if own.get("rope_type") == kind else {}
+        return self._plain_scaling(kind) | over_itself
+
+    def _plain_scaling(self, kind: str) -> dict[str, Any]:
         half = len(self.native)
         steps = [i / max(half - 1, 1) for i in range(half)]
         return {
@@ -130,24 +135,32 @@ class Trials:
         return folder
 
     def run(self, scaling: str, kind: str, dtype: str) -> Verdict:
-        """Train two steps, export, read back, compare."""
+        """Train two steps, export, read back, compare.
+
+        Where two experts are as good for a token, the rounding of a merge chooses, and every later token may
+        see it. A mixture of experts that is found wrong is tried once more, with other weights.
+        """
+        found = self._once(scaling, kind, dtype, seed=0)
+        if "wrong" in (found.verdict, found.older) and _has_experts(self.model.config):
+            first, found = found, self._once(scaling, kind, dtype, seed=1)
+            found.first_error = first.error
+        return found
+
+    def _once(self, scaling: str, kind: str, dtype: str, seed: int) -> Verdict:
         self.count += 1
         trainer = None
         with _quiet():
             try:
-                restorable = self._restorable(scaling, kind, dtype)
+                restorable = self._restorable(scaling, kind, dtype, seed)
                 if dtype == "float32" and not self._is_untouched(restorable):
                     return Verdict("wrong", "the original view is not the base model")
-                trainer = _trainer(restorable, self.folder / f"run{self.count}")
+                trainer = _trainer(restorable, self.folder / f"run{self.count}", seed)
                 trainer.train()
             except UserError as error:
                 words = str(error).replace(str(self.base(dtype)), "the base model")
-                late = trainer is not None and trainer.state.global_step > 0
-                return (
-                    Verdict("wrong", f"refused late: {words}")
-                    if late
-                    else Verdict("refused", words)
-                )
+                if trainer is not None and trainer.state.global_step > 0:
+                    return Verdict("wrong", f"refused late: {words}")
+                return Verdict("refused", words)
             except Exception as error:
                 return Verdict("failed", _words(error))
             return self._export(restorable, dtype)
@@ -162,8 +175,8 @@ class Trials:
             self._same_original = _error(got, expected) <= LARGEST_ERROR
         return self._same_original
 
-    def _restorable(self, scaling: str, kind: str, dtype: str) -> RestorableModel:
-        torch.manual_seed(0)
+    def _restorable(self, scaling: str, kind: str, dtype: str, seed: int) -> RestorableModel:
+        torch.manual_seed(seed)
         return RestorableModel.load(
             ModelConfig(name=str(self.base(dtype)), device="cpu", dtype=dtype),
             self.scaling(scaling),
@@ -191,11 +204,8 @@ class Trials:
             except CheckpointError as error:
                 return "wrong", str(error), None
             error = _error(found["logits"], expected)
-            same = error <= most or (
-                _has_experts(restorable.config)
-                and _error(found["logits"], expected, share=LEAST_SAME) <= most
-                and _error(found["logits"], trained.observed["logits"]) <= LARGEST_ERROR
-            )
+            as_written = _error(found["logits"], trained.observed["logits"])
+            same = error <= most and as_written <= LARGEST_ERROR
             return ("same" if same else "wrong"), "", error
 
         word, words, error = read(self.reader)
@@ -210,18 +220,13 @@ class Trials:
         return verdict
 
 
-def _error(got: list[Any], expected: list[Any], share: float | None = None) -> float:
-    """The largest relative error over texts: of all logits of one, or that of this share of its positions."""
-    found = []
-    for g, e in zip(got, expected, strict=True):
-        if g is None or e is None:
-            continue
-        if share is None:
-            found.append(float((g - e).norm() / e.norm()))
-        else:
-            by_position = ((g - e).norm(dim=-1) / e.norm(dim=-1)).sort().values
-            found.append(float(by_position[int(share * (len(by_position) - 1))]))
-    return max(found)
+def _error(got: list[Any], expected: list[Any]) -> float:
+    """The relative error of a text's logits, the largest over texts."""
+    return max(
+        float((g - e).norm() / e.norm())
+        for g, e in zip(got, expected, strict=True)
+        if g is not None and e is not None
+    )
 
 
 def _has_experts(config: Any) -> bool:
@@ -229,8 +234,8 @@ def _has_experts(config: Any) -> bool:
     return any(getattr(config, name, None) for name in names)
 
 
-def _trainer(restorable: RestorableModel, folder: Path) -> RestorationTrainer:
-    blocks = [{"input_ids": row} for row in tiny.tokens(4, 48)]
+def _trainer(restorable: RestorableModel, folder: Path, seed: int) -> RestorationTrainer:
+    blocks = [{"input_ids": row} for row in tiny.tokens(4, 48, seed=seed)]
     args = RestorationConfig(
         output_dir=str(folder),
         window=48,

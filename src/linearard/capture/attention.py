@@ -108,10 +108,11 @@ class AttentionTap:
                 got=type(model).__name__,
                 fix="Choose an architecture whose attention is selectable with attn_implementation.",
             )
-        if not self.modules.keys() >= set(wanted):
+        if missing := [layer for layer in wanted if layer not in self.modules]:
             raise ModelError(
-                expected=f"attention in {len(wanted)} layers, all that layer_types do not give another kind",
-                got=f"{len(self.modules)} layers of {type(model).__name__} with it",
+                expected="attention in every layer that layer_types do not give another kind",
+                got=f"{type(model).__name__} without it in {len(missing)} of {len(wanted)} of them, first in "
+                f"layer {missing[0]}",
                 fix="Choose another decoder.",
             )
         self.num_layers = config.num_hidden_layers

@@ -17,8 +17,8 @@ from linearard.rope import RopeViews
 _ORIGINAL = "original_max_position_embeddings"
 #: The only scaling that these know in transformers 4, and the only two keys that it may have there.
 _TYPE_AND_FACTOR = ("olmo", "olmo2")
-#: A part of their configuration in transformers 4 refuses what 5 writes into all parts.
-_UNREADABLE = ("dbrx",)
+#: Their configuration in transformers 4 refuses what 5 writes: into all parts, or new names of layer types.
+_UNREADABLE = ("dbrx", "granitemoehybrid")
 #: Given a mask without padding, their code in transformers 4 attends to later tokens, the base model's too.
 _OTHERWISE_WITH_A_MASK = ("doge",)
 #: Parameters of their activation are bfloat16 in transformers 4, whatever the precision of the others.

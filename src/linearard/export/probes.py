@@ -77,9 +77,9 @@ def beyond(restorable: RestorableModel, short: list[Probe]) -> list[Probe]:
     some = ids[:, :_SPREAD]
     positions = torch.linspace(0, target - 1, some.shape[1], dtype=torch.float64).long()[None]
     # The mask says that this is one text: transformers takes a jump for the border between two.
-    found: list[Probe] = [
-        {"input_ids": some, "position_ids": positions, "attention_mask": torch.ones_like(some)}
-    ]
+    spread = {"input_ids": some, "position_ids": positions, "attention_mask": torch.ones_like(some)}
+    # MiniMax M3 counts blocks of keys by positions: there cannot be more of them than tokens.
+    found: list[Probe] = [] if hasattr(restorable.config, "index_block_size") else [spread]
     length = min(target, _affordable_tokens(restorable, target))
     if length > restorable.rope.native_window:
         found.append({"input_ids": _repeated(ids, length), "keep": min(_KEPT, length)})
