@@ -12,7 +12,8 @@ from linearard.errors import CheckpointError
 from linearard.export import export_model
 from linearard.export.probes import beyond, passages
 from linearard.export.reader import in_float32, observe
-from linearard.export.reading import layer_type_of
+from linearard.export.reading import Trained, compare, layer_type_of
+from linearard.rope import RopeTable
 
 TABLE, YARN = tiny.SCALINGS["table"], tiny.SCALINGS["yarn"]
 
@@ -212,3 +213,29 @@ def test_a_long_text_gives_way_where_attention_writes_its_scores_down(monkeypatc
             max(p["input_ids"].shape[1] for p in beyond(restorable, passages(restorable)))
         )
     assert longest == [32_768, 8_192]
+
+
+def test_rounding_of_few_far_positions_is_no_fault_but_a_fault_of_all_is():
+    """Tokens laid over a long window amplify the last place of a frequency at some positions."""
+    torch.manual_seed(0)
+    logits = torch.randn(64, 31)
+    table = {"": RopeTable(torch.ones(4), 1.0)}
+
+    def check(error, positions, far):
+        found = logits.clone()
+        found[:positions] *= 1 + error
+        trained = Trained(
+            tables=table,
+            observed={"tables": {}, "scales": {}, "logits": [logits]},
+            change=0.5,
+            device=torch.device("cpu"),
+            far=(far,),
+        )
+        seen = {"transformers": "5", "scales": {}, "logits": [found]}
+        seen["tables"] = {"rotary.inv_freq": (torch.ones(4), 1.0)}
+        return compare(trained, seen, device="cpu")
+
+    assert check(8e-3, 15, far=True)["relative_error"] > 1e-3
+    for positions, far in ((40, True), (15, False)):
+        with pytest.raises(CheckpointError, match="to give the trained model's logits"):
+            check(1e-3, positions, far)

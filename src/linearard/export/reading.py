@@ -29,6 +29,10 @@ _SCALE_RTOL = 1e-6
 _NOISE, _NOISE_BETWEEN_DEVICES = 2e-5, 1e-3
 #: What the smallest fault that must be seen may hide, and the most that is ever called the same.
 _SHARE_OF_CHANGE, _MOST = 0.02, 2e-4
+#: Of the positions of a probe so many decide. Where a few tokens are laid over the whole window, angles are
+#: large: the last place of a float32 frequency is .004 rad at position 65,536, and a tenth of such positions
+#: amplifies it a hundred times (2.4e-4 on SmolLM2 x 8, the median 2e-5). A fault moves all of them.
+_OF_POSITIONS, _OF_FAR_POSITIONS = 0.9, 0.5
 
 
 class ReaderProcess:
@@ -115,12 +119,14 @@ class Trained:
         observed: what `reader.observe` found on the model in memory.
         change: relative change of each probe's logits that training made; None where nothing was trained.
         device: where the model was observed.
+        far: for each probe whether its few tokens are laid over the whole window.
     """
 
     tables: dict[str, RopeTable]
     observed: dict[str, Any]
     change: float | None
     device: torch.device
+    far: tuple[bool, ...]
 
 
 def compare(trained: Trained, found: dict[str, Any], *, device: str) -> dict[str, Any]:
@@ -146,12 +152,14 @@ def compare(trained: Trained, found: dict[str, Any], *, device: str) -> dict[str
     tolerance = _NOISE if same_device else _NOISE_BETWEEN_DEVICES
     if trained.change is not None:
         tolerance = max(tolerance, min(_SHARE_OF_CHANGE * trained.change, _MOST))
-    pairs = [
-        (expected, got)
-        for expected, got in zip(trained.observed["logits"], found["logits"], strict=True)
-        if expected is not None and got is not None
+    triples = zip(trained.observed["logits"], found["logits"], trained.far, strict=True)
+    compared = [entry for entry in triples if entry[0] is not None and entry[1] is not None]
+    pairs = [(expected, got) for expected, got, _ in compared]
+    shares = [_OF_FAR_POSITIONS if far else _OF_POSITIONS for *_, far in compared]
+    errors = [
+        _typical_error(expected, got, share)
+        for (expected, got), share in zip(pairs, shares, strict=True)
     ]
-    errors = [_typical_error(expected, got) for expected, got in pairs]
     worst = max(errors, default=math.nan)
     if not worst <= tolerance:
         raise CheckpointError(
@@ -174,15 +182,15 @@ def _relative(expected: Tensor, got: Tensor) -> float:
     return float((got - expected).double().norm() / expected.double().norm())
 
 
-def _typical_error(expected: Tensor, got: Tensor) -> float:
-    """The relative error that nine positions of ten stay within.
+def _typical_error(expected: Tensor, got: Tensor, share: float) -> float:
+    """The relative error that this share of the positions stays within.
 
     Not the largest: where a mixture of experts is about to choose another expert, rounding decides.
     """
     if not torch.isfinite(got).all():
         return math.inf
     errors = (got - expected).double().norm(dim=-1) / expected.double().norm(dim=-1)
-    return float(errors.sort().values[int(0.9 * (len(errors) - 1))])
+    return float(errors.sort().values[int(share * (len(errors) - 1))])
 
 
 def layer_type_of(name: str) -> str:

@@ -164,6 +164,7 @@ def write_model(
         observed=observed,
         change=_change(seen) if seen.trained else None,
         device=restorable.device,
+        far=tuple("position_ids" in probe for probe in probes),
     )
     return about, trained, probes
 
