@@ -171,7 +171,7 @@ def restore(
             "better": verdict.better,
             "worse": verdict.worse,
             "choices": [dataclasses.asdict(choice) for choice in plan.choices],
-            "planned_bytes": plan.planned.plan.needed,
+            "planned_bytes": plan.planned.plan.peak,
             "peak_bytes": _peak(outcome.result),
             "seconds": round(time.perf_counter() - plan.started, 1),
         },
