@@ -79,7 +79,7 @@ def _recovery_tables(figures: dict[str, float], name: str, arms: dict[str, str])
             for figure, form in columns.values():
                 mean = cell(figures.get(f"{key}.{figure}"), form)
                 deviation = figures.get(f"{key}.{figure}_sd")
-                cells.append(f"{mean} ± {deviation:{form}}" if deviation else mean)
+                cells.append(f"{mean}\u00a0±\u00a0{deviation:{form}}" if deviation else mean)
             rows.append([arms[arm], *cells])
         made[f"{name}-{part}"] = markdown(["8k to 64k", *columns], rows)
     return made

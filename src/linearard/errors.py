@@ -53,7 +53,9 @@ class UserError(ValueError):
         """The same error, as one puts it who knows where it happened."""
         return type(self)(expected=expected or self.expected, got=self.got, fix=fix or self.fix)
 
-    def __reduce__(self):  # keyword-only arguments survive pickling between processes
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # keyword-only arguments survive pickling between processes
         return (_rebuild, (type(self), self.expected, self.got, self.fix))
 
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 
@@ -76,6 +77,13 @@ def test_the_examples_of_a_help_are_command_lines(command, capsys):
         args = build_parser().parse_args(rest)
         if command == "train" and args.recipe != "my.yaml":
             load_recipe(args.recipe, overrides)
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"linearard {metadata.version('linearard')}\n"
 
 
 def test_whole_sections_are_the_recipes():

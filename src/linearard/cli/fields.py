@@ -12,18 +12,19 @@ from typing import Any
 def teach_fields(parser: argparse.ArgumentParser) -> None:
     """Let the parser's help end with the recipe fields; they are looked up only when it is asked for."""
     plain = parser.format_help
-    parser.format_help = lambda: plain() + "\n" + _all_fields()
+    parser.format_help = lambda: plain() + "\n" + _all_fields()  # type: ignore[method-assign]
 
 
-def _all_fields() -> str:
+def sections() -> list[tuple[str, Iterable[Any]]]:
+    """The fields of a recipe by the section that they stand in."""
     from linearard.data import DataConfig
     from linearard.distill import ObjectiveConfig
     from linearard.evaluation import EvaluationConfig
     from linearard.model import AdapterConfig, ModelConfig
     from linearard.recipe import PartConfig, own_fields
-    from linearard.recipe.trainer_fields import STAGE_FIELDS
+    from linearard.recipe.held_out import HeldOutConfig
 
-    sections: list[tuple[str, Iterable[Any]]] = [
+    return [
         ("model", dataclasses.fields(ModelConfig)),
         ("adapter", dataclasses.fields(AdapterConfig)),
         ("data", dataclasses.fields(DataConfig)),
@@ -33,8 +34,14 @@ def _all_fields() -> str:
             "stages.STAGE.objective, stages.STAGE.parts.PART.objective",
             dataclasses.fields(ObjectiveConfig),
         ),
+        ("stages.STAGE.held_out", dataclasses.fields(HeldOutConfig)),
         ("evaluation", dataclasses.fields(EvaluationConfig)),
     ]
+
+
+def _all_fields() -> str:
+    from linearard.recipe.trainer_fields import STAGE_FIELDS
+
     lines = [
         "recipe fields (in the YAML file, or on the command line as --section.field VALUE):",
         "  output_dir, seed",
@@ -45,7 +52,7 @@ def _all_fields() -> str:
         "          counts from, where the model was trained on less than its configuration promises;",
         "          counted_from: model counts from a model whose RoPE is scaled already",
     ]
-    for name, items in sections:
+    for name, items in sections():
         lines.append(f"\n{name}:")
         for item in items:
             lines.append(f"  {item.name}{_default(item)}")

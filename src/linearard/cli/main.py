@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import warnings
+from typing import Any
 
 from linearard import interruption
 from linearard.cli import evaluate, export, plan, push, report, restore, sweep, train
@@ -22,14 +23,14 @@ from linearard.errors import RecipeError, UserError
 _DESCRIPTION = """\
 Stretch a language model's context with RoPE scaling, and get its short-text ability back.
 
-  linearard restore MODEL --window 131072     your model, start to verdict
-  linearard plan llama2-7b-32k --gpu-memory 24GiB   memory and time of a recipe, before it is run
-  linearard train smollm2-135m-64k            a recipe: by name, or your own YAML file
-  linearard evaluate runs/smollm2-135m-64k    original, stretched and restored side by side
+  linearard restore MODEL --window 131072     any model: stretched, restored, measured, exported
+  linearard plan llama2-7b-32k                memory and time of a recipe, before it is run
+  linearard train smollm2-135m-64k            a recipe, by its name or from your own YAML file
+  linearard evaluate runs/smollm2-135m-64k    original, stretched and restored model side by side
   linearard report runs/a runs/b              any number of evaluations on one page
-  linearard export runs/smollm2-135m-64k exported/
+  linearard export runs/smollm2-135m-64k exported/   for transformers, vLLM, SGLang, llama.cpp
   linearard push exported/ --to me/my-model   to the Hugging Face hub, with its model card
-  linearard sweep arms.yaml                   many variants of a recipe, and a table of them
+  linearard sweep arms.yaml                   many variants of a recipe, with a table of results
 """
 #: Parts of a recipe that can be replaced whole; all other overrides have a dot in their name.
 _WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed", "deterministic")
@@ -41,6 +42,19 @@ _PATIENCE_SECONDS = 15.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class _Version(argparse.Action):
+    """Look the version up when it is asked for; reading the installed metadata takes time."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import linearard
+
+        print(f"linearard {linearard.__version__}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -48,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (restore, plan, train, evaluate, report, export, push, sweep):
         subparser = command.add_parser(subparsers)

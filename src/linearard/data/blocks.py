@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class BlockDataset(torch.utils.data.Dataset):
     def _with_beginning(self, text: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.concatenate((self._begin, text)).astype(np.int64))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         stream = TokenStream(self._stream.path)
         parts = (self._starts, self._size, self._begin, self._joint, self.fingerprint)
         return BlockDataset, (stream, *parts, self._recall, self._opening)
@@ -84,7 +85,7 @@ class BlockDataset(torch.utils.data.Dataset):
 
 def token_blocks(
     config: DataConfig,
-    tokenizer,
+    tokenizer: Any,
     block_size: int,
     *,
     split: str,
@@ -188,7 +189,7 @@ def _too_short(
 
 def token_documents(
     config: DataConfig,
-    tokenizer,
+    tokenizer: Any,
     *,
     split: str,
     limit_tokens: int | None,

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,8 @@ class TwoViewLinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.register_buffer("original_weight", base.weight.detach().clone(), persistent=False)
         self.weight = nn.Parameter(base.weight.detach().float().clone())
+        self.original_weight: Tensor
+        self.original_bias: Tensor | None
         if base.bias is None:
             self.original_bias = None
             self.register_parameter("bias", None)
@@ -148,7 +150,7 @@ class Adapter:
         Otherwise peft casts each input up to the weights' float32, for autocast to cast it down again:
         the same numbers for four more passes over the activations of every projection.
         """
-        lora = self._switchable if self.config.kind == "lora" else []
+        lora: list[Any] = self._switchable if self.config.kind == "lora" else []
         for module in lora:
             module.cast_input_dtype_enabled = False
         try:
@@ -304,7 +306,7 @@ def _merged(layer: Any, path: str, rounded: Rounding) -> nn.Linear:
         plain_bias = linear.bias
     dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     for name, (trained, original) in pairs.items():
-        if trained is not None:
+        if trained is not None and original is not None:
             kept = rounded(f"{path}.{name}", trained.detach(), original.detach())
             setattr(dense, name, nn.Parameter(kept, requires_grad=False))
     if not isinstance(layer, TwoViewLinear):
@@ -323,7 +325,7 @@ def _with_lora(model: Any, config: AdapterConfig, targets: list[str]) -> Any:
 
     lora = LoraConfig(
         r=config.r,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # a float does as well
         lora_dropout=config.dropout,
         target_modules=as_peft_targets(model, targets),
         bias="none",
@@ -342,4 +344,5 @@ def _named_linears(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[nn
 def _replace_linears(model: nn.Module, targets: list[str]) -> None:
     for path in targets:
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, TwoViewLinear(model.get_submodule(path)))
+        linear = cast(nn.Linear, model.get_submodule(path))
+        setattr(model.get_submodule(parent), name, TwoViewLinear(linear))

@@ -109,7 +109,7 @@ def gguf_path(config: ModelConfig) -> Path | None:
         return Path(folder) / str(file)
     from transformers.utils import cached_file
 
-    return Path(cached_file(folder, file, revision=config.revision or "main"))
+    return Path(str(cached_file(folder, str(file), revision=config.revision or "main")))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -270,7 +270,7 @@ def _gguf(config: ModelConfig) -> GgufFile | None:
     if gguf_file is None:
         return None
     try:
-        return open_gguf(cached_file(name, gguf_file, revision=config.revision or "main"))
+        return open_gguf(str(cached_file(name, gguf_file, revision=config.revision or "main")))
     except Exception as error:  # a broken file makes its parser raise anything
         raise unreadable(config.name, name, error) from error
 

@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +27,7 @@ from linearard.model.rotary_pairs import move_pairs
 from linearard.model.rows import has_added_rows
 from linearard.rope import RopeViews
 
-_VIEWS = {
+_VIEWS: dict[str, tuple[Literal["native", "stretched"], bool]] = {
     "original": ("native", False),
     "stretched": ("stretched", False),
     "restored": ("stretched", True),
@@ -124,7 +125,7 @@ class RestorableModel:
         Views kept with `remember` stand between `stretched` and `restored`.
         """
         names = ["original", "stretched", *self._kept, "restored"]
-        return {name: lambda name=name: self.view(name) for name in names}
+        return {name: functools.partial(self.view, name) for name in names}
 
     def remember(self, name: str) -> None:
         """Keep a copy of the trained weights as one more view, for instance those after a stage."""

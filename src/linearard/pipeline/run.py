@@ -75,7 +75,7 @@ def train_and_report(
             )
         say(f"checkpoint: {result.final}")
         measured = None
-        if documents is not None:
+        if documents is not None and evaluation is not None:
             measured = measure(
                 result.restorable,
                 documents,

@@ -169,7 +169,7 @@ class RestorationConfig(TrainingArguments):
         # whose name for it differs between the versions of transformers that we support.
         new_name = getattr(self, "activation_checkpointing", None)
         self.recompute = bool(self.gradient_checkpointing or new_name)
-        self.gradient_checkpointing = TrainingArguments.gradient_checkpointing
+        self.gradient_checkpointing = TrainingArguments.gradient_checkpointing  # type: ignore[assignment]
         if new_name:  # since transformers 5.24
             self.activation_checkpointing = TrainingArguments.activation_checkpointing
         super().__post_init__()

@@ -157,7 +157,7 @@ def _supplies(
         return TextSupply(None), TextSupply(None), None
     rate = _tokens_a_character(source, tokenizer)
     documents = [(held_out_below(text), int(rate * len(text))) for text in source.read()]
-    if request.validation is not None:
+    if data.validation is not None:
         held_out = open_source(data.validation, data, data.validation_split)
         lengths = None if held_out.lazy else tuple(int(rate * len(t)) for t in held_out.read())
         return TextSupply(tuple(n for _, n in documents)), TextSupply(lengths), None

@@ -94,6 +94,7 @@ def plan_restoration(
     choices, changes = list(composed.choices), {}
     if planned.fits is False:
         if planned.advice is None or planned.advice.together is None:
+            assert planned.limit is not None
             least = planned.plan.needed if planned.advice is None else planned.advice.least
             raise DeviceError(
                 expected=f"a run within {planned.limit / 2**30:.1f} GiB of the GPU",

@@ -23,7 +23,9 @@ def choose_scaling(facts: Facts, family: str, native_asked: bool) -> tuple[dict[
         native_asked: whether the user named the native window.
     """
     kind = native_parameters(facts.config).get("rope_type", "default")
-    original = {"original_max_position_embeddings": facts.native} if native_asked else {}
+    original: dict[str, Any] = (
+        {"original_max_position_embeddings": facts.native} if native_asked else {}
+    )
     if kind != "default":  # the factor is of the window that the model has with its own scaling
         original["counted_from"] = "model"
     if family == "linear":

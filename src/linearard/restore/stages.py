@@ -99,7 +99,7 @@ def _on_cpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
         short=short, own=short, chat=short, read=short, long=facts.target, batch=2 * short, trials=0
     )
     sizes = replace(sizes, aligned=_whole(tokens / short, 2))
-    packed = frozenset()
+    packed: frozenset[str] = frozenset()
     if facts.supply is not None and facts.supply.windows(short) < 1.2 * sizes.aligned:
         packed = frozenset({"short"})
     value = f"{sizes.aligned} of {short:,} tokens, each layer alone"
@@ -258,7 +258,7 @@ def _parts(facts: Facts, sizes: Sizes) -> dict[str, Any]:
     far = {"relations": {}, "logit_weight": 1.0, "logit_positions": None}
     half = _even(min(facts.native, sizes.long) // 2)
     start = {} if facts.self_start is None else {"self_start": facts.self_start}
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "short": {
             "window": sizes.short,
             "sequences": sizes.books,

@@ -86,7 +86,7 @@ class PreparedRun:
     @property
     def latest(self) -> Path | None:
         """The checkpoint that training would go on from, if there is one."""
-        folders = (Path(stage.output_dir) for stage in reversed(self.stages.values()))
+        folders = (Path(str(stage.output_dir)) for stage in reversed(self.stages.values()))
         found = (checkpoints.latest_complete(folder) for folder in folders)
         return next((path for path in found if path is not None), None)
 
@@ -190,11 +190,11 @@ def prepare_run(
             folder = Path(recipe.output_dir)
             claim = claim_folder(folder, recipe, resume=resume, overwrite=overwrite)
             for stage in stages.values() if resume else ():
-                notes += checkpoints.withdraw_damaged(Path(stage.output_dir))
+                notes += checkpoints.withdraw_damaged(Path(str(stage.output_dir)))
     with claim:  # closed by whatever is refused here, handed on otherwise
         texts: dict[str, StageText] = {}
         native, before = native_window(config, recipe.rope), 0
-        options = {"native": native, "progress": progress and is_main_process()}
+        options: dict[str, Any] = {"native": native, "progress": progress and is_main_process()}
         for name, stage in stages.items():
             text = texts[name] = StageText(recipe, stage, tokenizer, before=before, **options)
             before += len(stage.all_parts)
@@ -246,7 +246,7 @@ def _run_stage(
     on_gpu = restorable.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(restorable.device)
-    latest = checkpoints.latest_complete(Path(stage.output_dir))
+    latest = checkpoints.latest_complete(Path(str(stage.output_dir)))
     if latest is not None and _is_finished(latest):
         seconds = trainer.take_finished(latest)
     else:

@@ -61,6 +61,12 @@ class RestorationTrainer(SavingTrainer):
             by their first, are not of `args.window` tokens.
     """
 
+    #: Of transformers' Trainer, more narrowly than it says itself.
+    args: RestorationConfig
+    model: torch.nn.Module
+    train_dataset: Any
+    optimizer: Any
+
     def __init__(
         self,
         restorable: RestorableModel,
@@ -278,7 +284,7 @@ class RestorationTrainer(SavingTrainer):
             raise interruption.Ended(interruption.asked(), self._kept())
 
     def _kept(self) -> str:
-        latest = checkpoints.latest_complete(Path(self.args.output_dir))
+        latest = checkpoints.latest_complete(Path(str(self.args.output_dir)))
         return f"the state of step {self.state.global_step} is kept in {latest}" if latest else ""
 
     def refuse_bad_step(self) -> None:
@@ -318,7 +324,7 @@ class RestorationTrainer(SavingTrainer):
     def _keep_last_state(self) -> str:
         """Save the state before a refused step; the end of the sentence that tells of the refusal."""
         step = self.state.global_step
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         if not step:
             return "."
         if not written.is_complete(folder):
@@ -335,6 +341,7 @@ class RestorationTrainer(SavingTrainer):
 
     def _go_back(self) -> bool:
         """Undo the step's damage by the last good weights at a lower rate; false: not any more."""
+        assert self._watched is not None
         options = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
         reason = "a loss, a gradient or a weight is not finite"
         if not self._watched.guard.go_back(self.state.global_step, reason, **options):

@@ -42,7 +42,7 @@ def relation_kl(
     Args:
         teacher: [B, H, N, D], one of the queries, keys or values as attention consumes them.
         student: the same of the student; gradients flow to it alone.
-        causal: as in :func:`attention_kl`, like all that follow.
+        causal: as in `attention_kl`, like all that follow.
         window: how far a row sees, its own token included.
         cu_seqlens: int [documents + 1], boundaries of packed documents.
         scale: default ``D ** -0.5``.
@@ -55,10 +55,10 @@ def relation_kl(
         implementation: ``"reference"``, ``"chunked"``, ``"triton"``, ``"hopper"`` or None.
 
     Returns:
-        What :func:`attention_kl` returns.
+        What `attention_kl` returns.
 
     Raises:
-        OperandError: as :func:`attention_kl`.
+        OperandError: as `attention_kl`.
     """
     return attention_kl(
         teacher,
@@ -181,10 +181,10 @@ def layer_relation_kl(
     and one backward, so that those of few heads (grouped keys and values) do not leave it idle.
 
     Args:
-        relations: by name: (teacher, student) of a self-relation, as :func:`relation_kl` takes
-            them, or (q_t, k_t, q_s, k_s), as :func:`attention_kl` does. Heads, head_dim and dtype
+        relations: by name: (teacher, student) of a self-relation, as `relation_kl` takes
+            them, or (q_t, k_t, q_s, k_s), as `attention_kl` does. Heads, head_dim and dtype
             may differ between relations; batch, tokens and device may not.
-        causal: as in :func:`attention_kl`, like all that follow.
+        causal: as in `attention_kl`, like all that follow.
         window: how far a row sees, its own token included.
         cu_seqlens: int [documents + 1], boundaries of packed documents.
         scale: of all relations, or by name; default ``D ** -0.5``, each its own D.
@@ -197,10 +197,10 @@ def layer_relation_kl(
         implementation: ``"reference"``, ``"chunked"``, ``"triton"``, ``"hopper"`` or None.
 
     Returns:
-        By name, in the order given, what :func:`attention_kl` returns of that relation.
+        By name, in the order given, what `attention_kl` returns of that relation.
 
     Raises:
-        OperandError: as :func:`attention_kl`, naming the relation; or relations do not fit
+        OperandError: as `attention_kl`, naming the relation; or relations do not fit
             together.
     """
     return _reduced(
@@ -222,17 +222,17 @@ def layer_relation_kl(
 def _reduced(
     relations: dict[str, Operands],
     *,
-    causal,
-    window,
-    cu_seqlens,
-    scale,
-    temperature,
-    lengths,
-    mask,
-    row_weights,
-    reduction,
-    deterministic,
-    implementation,
+    causal: bool,
+    window: int | None,
+    cu_seqlens: Tensor | Sequence[int] | None,
+    scale: float | Mapping[str, float] | None,
+    temperature: float,
+    lengths: Tensor | Sequence[int] | None,
+    mask: Tensor | None,
+    row_weights: Tensor | None,
+    reduction: str,
+    deterministic: bool,
+    implementation: str | None,
 ) -> dict[str, Tensor]:
     """See ``layer_relation_kl``; the operands are checked."""
     like = next(iter(relations.values())).q_s
