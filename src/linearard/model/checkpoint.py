@@ -128,7 +128,7 @@ def load_weights(restorable: RestorableModel, folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             expected=f"a base model with model.load_in_4bit {str(packed).lower()}, as in training",
             got=str(restorable.packed).lower(),
-            fix="Set model.load_in_4bit so.",
+            fix=f"Set model.load_in_4bit to {str(packed).lower()}.",
         )
     if stored["fingerprint"] != restorable.fingerprint:
         raise CheckpointError(

@@ -114,7 +114,7 @@ def recipe_from_dict(
         raise RecipeError(
             expected=f"data.validation beside data.train: {SELF}",
             got="none",
-            fix="Name held-out text: what the model writes is no measure of it.",
+            fix="Name other text in data.validation: text that the model wrote is no measure of it.",
         )
     stages = {
         name: build_stage(name, values or {}, data) for name, values in source["stages"].items()
