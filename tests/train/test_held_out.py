@@ -14,6 +14,7 @@ from linearard.recipe.held_out import HeldOutConfig
 from linearard.train.guard import Guard
 from linearard.train.held_out import Look
 from linearard.train.rate_trials import choose_rate
+from linearard.train.watched import _write_decisions
 from linearard.train.weight_interpolation import InitialWeights
 
 WATCH = {"window": 24, "sequences": 2, "long_window": 56, "every": 2}
@@ -96,18 +97,54 @@ def test_a_rate_far_too_high_is_undone(tmp_path, base_folder):
     assert found["ended"]["kl"] <= 1.5 * found["begun"]["kl"] + 0.01
 
 
-def test_a_watched_run_that_was_cut_off_ends_the_same(tmp_path, base_folder):
-    made = recipe(tmp_path, base_folder, rate=0.3, shares=[0.5, 1.0], rate_trials=2, rate_steps=1)
+@pytest.fixture(scope="module")
+def watched(base_folder, tmp_path_factory):
+    """A recipe with every decision, the bits that its run ends in, and what was decided."""
+    folder = tmp_path_factory.mktemp("watched")
+    made = recipe(folder, base_folder, rate=0.3, shares=[0.5, 1.0], rate_trials=2, rate_steps=1)
     run = small_run.train(made)
-    once, decided = small_run.final_bytes(run), decisions(run)
+    return made, small_run.final_bytes(run), decisions(run)
+
+
+def _as_before_its_end(path):
+    decided = json.loads(path.read_text())
+    early = {name: decided[name] for name in ("learning_rate", "begun", "untrained", "trials")}
+    path.unlink()
+    _write_decisions(path.parent, early)
+
+
+def _other_rate(path):
+    path.write_text(path.read_text().replace('"learning_rate": 0.', '"learning_rate": 0.0'))
+
+
+@pytest.mark.parametrize("cut_off", ["within the stage", "after it"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        _as_before_its_end,
+        _other_rate,
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
+        lambda path: path.write_text("[1]"),
+    ],
+)
+def test_a_watched_run_that_was_cut_off_ends_the_same(state, cut_off, watched, tmp_path):
+    """Whatever has become of what it had decided."""
+    made, once, decided = watched
+    run = tmp_path / "run"
+    shutil.copytree(made["output_dir"], run)
     shutil.rmtree(run / "final")
     stage = run / "stage1-only"
-    latest = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    shutil.rmtree(latest)
-    early = {name: decided[name] for name in ("learning_rate", "begun", "untrained", "trials")}
-    (stage / "held_out.json").write_text(json.dumps(early))
-    assert small_run.final_bytes(small_run.train(made, "--resume")) == once
+    if cut_off == "within the stage":
+        latest = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        shutil.rmtree(latest)
+    state(stage / "held_out.json")
+    again = made | {"output_dir": str(run)}
+    assert small_run.final_bytes(small_run.train(again, "--resume")) == once
     assert decisions(run)["looks"] == decided["looks"]
+    assert decisions(run)["learning_rate"] == decided["learning_rate"]
 
 
 def test_a_share_is_chosen_by_what_is_looked_at():

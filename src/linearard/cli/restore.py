@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
         data=args.data,
         validation=args.validation,
         tokens=None if args.tokens is None else parse_tokens(args.tokens),
-        native_window=None if args.native_window is None else parse_window(args.native_window),
+        native_window=None
+        if args.native_window is None
+        else parse_window(args.native_window, "--native-window"),
         scaling=args.scaling,
         adapter=args.adapter,
         seed=args.seed,

@@ -30,14 +30,21 @@ def find_files(spec: str) -> list[Path] | None:
     no known kind.
     """
     path = Path(os.path.expanduser(spec))  # unlike Path.expanduser, leaves an unknown ~user alone
-    if path.is_file():
-        found, readable = [path], _readable([path])
-    elif path.is_dir():
-        found = [path]
-        readable = _readable(path.rglob("*"), _IN_FOLDERS)
-    else:
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-        readable = _readable(found)
+    try:
+        if path.is_file():
+            found, readable = [path], _readable([path])
+        elif path.is_dir():
+            found = [path]
+            readable = _readable(path.rglob("*"), _IN_FOLDERS)
+        else:
+            found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+            readable = _readable(found)
+    except OSError as error:  # no right to look, or gone while we do
+        raise DataError(
+            expected=f"files and folders at {spec!r} that can be listed",
+            got=f"{error.strerror} ({error.filename})",
+            fix="Mend that, or name the files with a glob.",
+        ) from error
     if not found:
         return None
     if not readable:

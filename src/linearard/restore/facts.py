@@ -97,7 +97,14 @@ def gather_facts(request: RestoreRequest, model: ModelConfig, *, on_cpu: bool) -
 
     config = load_config(model)
     native_parameters(config)  # refuses a model without RoPE
-    native = request.native_window or native_window(config)
+    own = native_window(config)
+    native = request.native_window or own
+    if native > own:
+        raise RecipeError(
+            expected=f"--native-window of at most {own:,}, which {request.model} says it reads",
+            got=f"{native:,}",
+            fix="Leave it out, or give the tokens that the model was trained on.",
+        )
     if request.window <= native:
         raise RecipeError(
             expected=f"a window above {native:,}, which {request.model} reads already",

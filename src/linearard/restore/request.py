@@ -9,6 +9,12 @@ from linearard.errors import RecipeError, shown
 
 SCALINGS = ("yarn", "linear")
 ADAPTERS = ("auto", "direct", "lora")
+#: Options in tokens: the least, the most, an example.
+_RANGES = {
+    "window": (32, 100_000_000, "131072"),
+    "native-window": (16, 100_000_000, "8192"),
+    "tokens": (2, 100_000_000_000, "4.2M"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,13 @@ class RestoreRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("window", self.window), ("tokens", self.tokens)):
-            if value is not None and value < 2:
+        for name, (least, most, example) in _RANGES.items():
+            value = getattr(self, name.replace("-", "_"))
+            if value is not None and not least <= value <= most:
                 raise RecipeError(
-                    expected=f"--{name} to be a number of tokens",
-                    got=str(value),
-                    fix=f"Give --{name}, for instance {'131072' if name == 'window' else '4.2M'}.",
+                    expected=f"--{name} of {least:,} to {most:,} tokens",
+                    got=f"{value:,}",
+                    fix=f"Correct --{name}: {example}, for instance.",
                 )
         for name, known in (("scaling", SCALINGS), ("adapter", ADAPTERS)):
             if getattr(self, name) not in known:
@@ -56,13 +63,17 @@ class RestoreRequest:
                 )
 
 
-def parse_window(text: str) -> int:
+def parse_window(text: str, option: str = "--window") -> int:
     """Tokens of a window: `131072`, or `128k`, where k is 1,024.
+
+    Args:
+        text: as it was given.
+        option: what it was given for.
 
     Raises:
         RecipeError: it is no number of tokens.
     """
-    return _parse(text, {"k": 1024, "m": 1024**2})
+    return _parse(text, {"k": 1024, "m": 1024**2}, option)
 
 
 def parse_tokens(text: str) -> int:
@@ -71,20 +82,20 @@ def parse_tokens(text: str) -> int:
     Raises:
         RecipeError: it is no number of tokens.
     """
-    return _parse(text, {"k": 1e3, "m": 1e6, "b": 1e9})
+    return _parse(text, {"k": 1e3, "m": 1e6, "b": 1e9}, "--tokens")
 
 
-def _parse(text: str, units: dict[str, float]) -> int:
+def _parse(text: str, units: dict[str, float], option: str) -> int:
     word = text.strip().lower().replace("_", "").replace(",", "")
     unit = units.get(word[-1:], 1.0)
     try:
         count = float(word[:-1] if unit > 1 else word) * unit
-        if not 1 <= count < 1e15:
+        if not 1 <= count < 1e15 or abs(count - round(count)) > 1e-6 * count:
             raise ValueError
     except ValueError:
         raise RecipeError(
-            expected="a number of tokens such as 131072, 64k or 4.2M",
+            expected=f"a number of tokens such as 131072, 64k or 4.2M for {option}",
             got=shown(text),
-            fix="Correct --window or --tokens.",
+            fix=f"Correct {option}.",
         ) from None
     return round(count)

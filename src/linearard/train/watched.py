@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from linearard.train.weight_interpolation import InitialWeights
 if TYPE_CHECKING:
     from linearard.train.trainer import RestorationTrainer
 
+_LOGGER = logging.getLogger(__name__)
 _DECISIONS_FILE = "held_out.json"
 
 
@@ -111,10 +114,28 @@ def _write_decisions(folder: Path, decisions: dict[str, Any]) -> None:
     """Keep what a stage has decided by its held-out windows, beside its checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     written.note(folder, [_DECISIONS_FILE])
-    write_json(folder / _DECISIONS_FILE, _read_decisions(folder) | decisions)
+    kept = _read_decisions(folder) | decisions
+    write_json(folder / _DECISIONS_FILE, kept | {"sha256": _hash(kept)})
 
 
 def _read_decisions(folder: Path) -> dict[str, Any]:
-    """What has been kept so, or nothing."""
+    """What has been kept so, or nothing.
+
+    Nothing, too, where the file is damaged: the stage decides again, by the same windows and from the same
+    weights, and alike.
+    """
     path = folder / _DECISIONS_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_bytes())
+        if kept.pop("sha256") == _hash(kept):
+            return kept
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
+        pass
+    _LOGGER.warning("%s is not as it was written: what it held is decided again.", path)
+    return {}
+
+
+def _hash(decisions: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decisions, sort_keys=True).encode()).hexdigest()
