@@ -9,6 +9,7 @@ import pytest
 
 from linearard.data import DataConfig
 from linearard.data.documentation import read_documentation
+from linearard.data.files import find_files
 from linearard.data.hub import read_hub
 from linearard.data.sources import open_split
 from linearard.errors import DataError, RecipeError
@@ -293,3 +294,14 @@ def test_documentation_failure(monkeypatch):
     read_documentation.cache_clear()
     with pytest.raises(DataError, match="Name local text files instead of `pydoc`"):
         documents("pydoc")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    """As one that is removed while it is searched."""
+
+    def gone(path):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr("os.scandir", gone)
+    with pytest.raises(DataError, match=r"can be listed, got No such file or directory \("):
+        find_files(str(tmp_path))

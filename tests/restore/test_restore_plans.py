@@ -134,6 +134,15 @@ def test_a_plan_for_a_configuration_alone(name, memory, tmp_path, capsys):
         (["--window", "256", "--data", "nowhere/text.txt"], "expected an existing file"),
         (["--window", "256", "--gpu-memory", "1MiB"], "with all that saves memory"),
         (["--window", "256", "--stages.alignment.muon", "maybe"], "muon"),
+        (["--window", "999999999999"], "expected --window of 32 to 100,000,000 tokens"),
+        (["--window", "256.5"], "for --window, got '256.5'"),
+        (["--window", "256", "--tokens", "1e14"], "Correct --tokens"),
+        (["--window", "256", "--native-window", "0"], "for --native-window, got '0'"),
+        (["--window", "256", "--native-window", "2"], "expected --native-window of 16 to"),
+        (["--window", "256", "--native-window", "65"], "expected --native-window of at most 64"),
+        (["--window", "256", "--evaluation", "null"], "by which the verdict is found, got none"),
+        (["--window", "256", "--evaluation.views", "[original, restored]"], "one of original, res"),
+        (["--window", "256", "--tasks", "nowhere"], "got nowhere (no such folder)"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(options, message, tmp_path, capsys):

@@ -38,6 +38,15 @@ def test_rows_that_are_worse(restored, worse):
     assert ("NOT BETTER" in verdict.lines[-1]) == bool(worse)
 
 
+@pytest.mark.parametrize("number", ["kl", "ppl", "top1"])
+def test_what_is_no_number_is_worse(number):
+    values = {"kl": 0.02, "ppl": 20.5, "key": 1.0, "top1": 0.9}
+    broken = view(**values | {number: float("nan")})
+    assert len(judge(result(view(0.1, 24.0, 0.6, top1=0.8), broken)).worse) == 1
+    verdict = judge(result(broken, view(**values)))
+    assert verdict.worse == [] and verdict.good
+
+
 def test_nothing_better_is_not_good():
     same = view(0.1, 24.0, 0.6)
     verdict = judge(result(same, same))

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linearard.errors import DeviceError
+from linearard.errors import DeviceError, RecipeError
+from linearard.evaluation.task_files import read_tasks
 from linearard.export import check_output
 from linearard.model import ModelConfig, resolve_device, write_json, written
+from linearard.model.causal_lm import RESTORED, STRETCHED
 from linearard.pipeline import Outcome, export_run, say, told, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
 from linearard.recipe import Recipe, recipe_from_dict
@@ -110,7 +112,23 @@ def plan_restoration(
         planned = planned_recipe(
             lambda more: load(changes | more), stage_arguments, limit, facts.config
         )
-    return RestorePlan(load(changes), choices, planned, facts.config, facts.tokenizer, started)
+    recipe = load(changes)
+    _check_evaluation(recipe)
+    return RestorePlan(recipe, choices, planned, facts.config, facts.tokenizer, started)
+
+
+def _check_evaluation(recipe: Recipe) -> None:
+    """Refuse what leaves nothing to judge by, and tasks that cannot be read."""
+    asked = recipe.evaluation
+    views = None if asked is None else asked.views
+    if views is None or (views and not {STRETCHED, RESTORED} <= set(views)):
+        raise RecipeError(
+            expected=f"an evaluation of {STRETCHED} and {RESTORED}, by which the verdict is found",
+            got="none" if views is None else f"one of {', '.join(views)}",
+            fix="Leave --evaluation as it is decided; `linearard train` runs a recipe without one.",
+        )
+    if asked.tasks_dir is not None:
+        read_tasks(asked.tasks_dir, asked.task_limit, asked.task_split)
 
 
 def write_recipe(plan: RestorePlan) -> Path:

@@ -52,6 +52,10 @@ def _beyond(row: Row, view: str, other: str) -> bool:
     mine, its = row.values[view], row.values[other]
     if row.kind == "gain":
         return False  # within one view; what it is worth stands in the loss
+    if not math.isfinite(mine):  # no result of a model that works
+        return view == RESTORED or math.isfinite(its)
+    if not math.isfinite(its):
+        return False
     if row.kind == "loss":
         return mine > its + _LOSS
     if row.kind == "perplexity":  # the same tokens, read by both

@@ -150,6 +150,8 @@ class RestorationTrainer(SavingTrainer):
     def take_finished(self, checkpoint: Path) -> float:
         """Be as after `train`, by its last checkpoint; the seconds that it took."""
         beginning = self._begin()
+        if self._watched is not None:
+            self._watched.prepare()
         self.state = self.state.load_from_json(str(checkpoint / "trainer_state.json"))
         stored = load_weights(self.restorable, checkpoint)
         if self._watched is not None:

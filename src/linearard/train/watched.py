@@ -131,7 +131,7 @@ def _read_decisions(folder: Path) -> dict[str, Any]:
         kept = json.loads(path.read_bytes())
         if kept.pop("sha256") == _hash(kept):
             return kept
-    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         pass
     _LOGGER.warning("%s is not as it was written: what it held is decided again.", path)
     return {}
