@@ -33,6 +33,7 @@ import small_run
 import tiny
 
 _POLL_SECONDS = 0.0005
+_WORSE = 3  # the exit code of `restore` where its verdict is bad
 _EVALUATION = {
     "perplexity_windows": [48, 96],
     "perplexity_tokens": 400,
@@ -113,6 +114,17 @@ def _sweep(place: Path, base: Path) -> None:
     small_run.write_recipe(values | {"keep_checkpoints": True}, place / "sweep.yaml")
 
 
+def _restorable(place: Path, base: Path) -> None:
+    """Text alone: `restore` decides the rest."""
+    small_run.write_text(place / "text", documents=8, words=2000)
+
+
+def _restore(place: Path) -> list[str]:
+    flags = ["--window", "256", "--data", str(place / "text"), "--tokens", "4k", "--quiet"]
+    flags += ["--output", str(place / "run"), "--data.cache_dir", str(place / "cache"), "--resume"]
+    return ["restore", str(place.parent / "base"), *flags]
+
+
 def _train(place: Path) -> list[str]:
     return ["train", str(place / "recipe.yaml"), "--quiet", "--resume"]
 
@@ -140,13 +152,29 @@ def _views(place: Path) -> dict[str, Any]:
     return {"views": json.loads((place / "out" / "evaluation.json").read_text())["views"]}
 
 
-def _exported(place: Path) -> dict[str, Any]:
+def _exported(folder: Path) -> dict[str, Any]:
     """All files; the model card names the folder that it lies in, so it and its hash are left out."""
-    found = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
     card = found.pop("README.md", None)
     listed = json.loads(found.pop("linearard_export.json"))
     listed["files"].pop("README.md", None)
     return found | {"listed": listed, "has a card": card is not None}
+
+
+def _restored(place: Path) -> dict[str, Any]:
+    """Decisions, weights, rows and export; the seconds of the verdict aside."""
+    run = place / "run"
+    verdict = json.loads((run / "verdict.json").read_text())
+    del verdict["seconds"]
+    decided = [path.read_bytes() for path in sorted(run.glob("stage*/held_out.json"))]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    return {
+        **small_run.final_bytes(run),
+        **{f"exported {name}": found for name, found in _exported(run / "exported").items()},
+        "decided": decided,
+        "verdict": verdict,
+        "views": evaluation["views"],
+    }
 
 
 def _swept(place: Path) -> dict[str, Any]:
@@ -166,7 +194,8 @@ WORKS = {
     "own text": Work(_train, _weights, _own_text),
     "own text, two processes": Work(_train, _weights, _own_text, 2),
     "evaluation": Work(_evaluate, _views, _finished),
-    "export": Work(_export, _exported, _finished),
+    "export": Work(_export, lambda place: _exported(place / "out"), _finished),
+    "restore": Work(_restore, _restored, _restorable),
     "sweep": Work(_run_sweep, _swept, _sweep),
 }
 
@@ -208,7 +237,7 @@ class Attempt:
 
     def check(self) -> None:
         """Raise if one has failed by itself."""
-        failed = [code for code in self.codes.values() if code]
+        failed = [code for code in self.codes.values() if code not in (0, _WORSE)]
         if failed:
             raise AssertionError(f"the command failed by itself with {failed}")
 
@@ -309,6 +338,7 @@ def _prepared() -> None:
     import linearard.cli.main
     import linearard.export
     import linearard.pipeline
+    import linearard.restore
     import linearard.sweep
     import linearard.train.trainer  # noqa: F401
 
