@@ -24,7 +24,7 @@ LOWEST_TESTS ?= tests/cli/test_help.py tests/rope tests/capture tests/model/test
 LOWEST_LEFT_OUT := --deselect tests/rope/test_rope_layers.py::test_refused_in_words_without_weights \
   --deselect tests/rope/test_rope_views.py::test_a_natively_dynamic_model_keeps_its_own_behaviour_in_the_native_view
 
-.PHONY: demo test test-lowest zoo lint types docs package check clean help
+.PHONY: demo test test-lowest zoo audit lint types docs package check clean help
 
 help:
 	@echo "make demo         restore SmolLM2-135M on this CPU, start to verdict (ARGS='--data PATH' for your text)"
@@ -36,6 +36,7 @@ help:
 	@echo "make docs         build the documentation into site/, warnings are errors"
 	@echo "make package      build the wheel and check what it holds"
 	@echo "make zoo          every decoder class: trained, exported, read back (hours; ARGS='--only llama')"
+	@echo "make audit        known vulnerabilities of all that the package installs (needs the network)"
 	@echo "make clean        remove the environments; runs/ stays"
 
 demo: $(VENV)/.installed
@@ -51,6 +52,13 @@ zoo: $(VENV)/.installed-test $(OLDER)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/run.py --older $(OLDER)/bin/python \
 	  --out benchmarks/results/cpu/zoo.json $(ARGS)
 	$(BIN)/python -m benchmarks.summary
+
+# Of the installed versions, without the builds of PyTorch that no index knows. A package that cannot be
+# looked up fails it.
+audit: $(VENV)/.installed
+	$(PIP) --editable ".[audit]"
+	$(BIN)/python tests/dependencies.py > $(VENV)/audit.txt
+	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --requirement $(VENV)/audit.txt
 
 check: lint types docs package
 

@@ -1,9 +1,12 @@
 """What the package installs may be used under terms like its own: every dependency, theirs included."""
 
 import re
+import subprocess
+import sys
 from importlib import metadata
 
-from packaging.requirements import Requirement
+import dependencies
+from dependencies import installed, licence
 
 _FREE = re.compile(
     r"\b(apache|mit|bsd|0bsd|isc|mpl|psf|python software foundation|zlib|cc0"
@@ -15,33 +18,6 @@ _NOT = re.compile(
 )
 #: CUDA's own libraries, which PyTorch brings along for NVIDIA's GPUs under NVIDIA's terms.
 _OF_NVIDIA = ("nvidia-", "cuda-")
-
-
-def installed() -> dict[str, metadata.Distribution]:
-    """The package's dependencies and theirs, without extras, as far as they are installed here."""
-    found: dict[str, metadata.Distribution] = {}
-    waiting = ["linearard"]
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
-            continue
-        try:
-            found[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError:  # for other systems
-            continue
-        for line in found[name].requires or []:
-            requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    return found
-
-
-def licence(distribution: metadata.Distribution) -> str:
-    """What a package says of its licence: an expression, its classifiers, or its first words."""
-    about = distribution.metadata
-    classifiers = [c for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
-    words = (about.get("License") or "").strip().splitlines()[:1]
-    return about.get("License-Expression") or "; ".join(classifiers) or "".join(words)
 
 
 def test_every_dependency_is_free():
@@ -67,3 +43,12 @@ def test_the_words_tell_them_apart():
     ):
         assert _NOT.search(other)
     assert not _FREE.search("none given")
+
+
+def test_what_an_audit_reads():
+    """A name and a version that an index knows in every line, without the package itself."""
+    command = [sys.executable, dependencies.__file__]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.!]*", line) for line in lines), lines
+    assert f"torch=={metadata.version('torch').partition('+')[0]}" in lines
+    assert not any(line.startswith("linearard=") for line in lines)
