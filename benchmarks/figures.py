@@ -88,7 +88,7 @@ def _restoration(
 ) -> dict[str, float]:
     figures = {}
     for key, stage, view in entries:
-        found = _view_figures(result["views"], view)
+        found = view_figures(result["views"], view)
         if stage and stage in result.get("stages", {}):
             found["tokens"] = result["stages"][stage]["tokens"]
             found["seconds"] = result["stages"][stage]["seconds"]
@@ -96,7 +96,7 @@ def _restoration(
     return figures
 
 
-def _view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
+def view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
     """Figures of one view of an evaluation, by short name."""
     original, parts = views["original"], views.get(view, {})
     found = {}
@@ -136,19 +136,18 @@ def _view_figures(views: dict[str, Any], view: str) -> dict[str, float]:
 def _recovery() -> dict[str, float]:
     """Means over seeds of the sweep's arms, and their standard deviations as `…_sd`."""
     figures: dict[str, float] = {}
-    for arm in sorted(RESULTS.glob("*/recovery/*/")):
-        runs = []
-        for path in sorted(arm.glob("seed-*/evaluation.json")):
-            result = json.loads(path.read_text())
-            found = _view_figures(result["views"], result["sweep"]["view"])
-            for part in ("tokens", "seconds"):
-                found[part] = sum(stage[part] for stage in result["stages"].values())
-            runs.append(found)
-            original = _view_figures(result["views"], "original")
-            original = {f"restoration.original.{MODEL}.{n}": v for n, v in original.items()}
+    arms = [
+        (name, arm["seeds"].values())
+        for path in sorted(RESULTS.glob("*/recovery.json"))
+        for name, arm in json.loads(path.read_text())["arms"].items()
+    ]
+    for arm, seeds in arms:
+        runs = [seed["figures"] for seed in seeds]
+        for seed in seeds:
+            original = {f"restoration.original.{MODEL}.{n}": v for n, v in seed["original"].items()}
             # The best recipe's, where evaluations of different days asked for different keys.
-            figures = figures | original if arm.name == "best" else original | figures
-        key = f"restoration.{arm.name.replace('-', '_')}.{MODEL}"
+            figures = figures | original if arm == "best" else original | figures
+        key = f"restoration.{arm.replace('-', '_')}.{MODEL}"
         for name in runs[0] if runs else ():
             values = [run[name] for run in runs]
             figures[f"{key}.{name}"] = statistics.mean(values)

@@ -119,15 +119,6 @@ QUEUES: dict[str, list[Item]] = {
             570,
         ),
     ],
-    "selection": [
-        Item(
-            "selection",
-            "linearard sweep benchmarks/sweeps/selection-14.yaml --workers 3 --model.name {model}"
-            " --data.train {train} --evaluation.tasks_dir {tasks} --output-dir {out}/selection --resume",
-            120,
-            570,
-        ),
-    ],
 }
 
 

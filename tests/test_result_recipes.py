@@ -1,4 +1,4 @@
-"""Sweep files still give what their filed results were run with, whatever their bases have become since."""
+"""Closed rounds hold every arm that a figure is claimed of; the table's sweep file gives what was run."""
 
 from __future__ import annotations
 
@@ -6,28 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from benchmarks.figures import RESULTS, selection_arms
 from linearard.distill import ObjectiveConfig
 from linearard.recipe.former_names import with_current_names
 from linearard.sweep import load_sweep
 
-SWEEPS = Path(__file__).parent.parent / "benchmarks" / "sweeps"
-#: Sweep file -> group of its arms among the selection's; those before have other names for their arms.
-GROUPS = {
-    "selection-10": "12",
-    "selection-11": "13",
-    "selection-12": "14",
-    "selection-13": "15",
-    "selection-13-linear": "16",
-    "selection-14": "17",
-}
-GONE = {
-    "far",
-    "farther",
-    "together",
-}  # arms of round eleven with an option that is out again (08e7119)
+CHECKOUT = Path(__file__).parents[1]
+ROUNDS = CHECKOUT / "research" / "rounds"
 PATHS = ("train", "validation")  # where the text lay; "self" is no path
 
 
@@ -45,43 +31,43 @@ def comparable(part):
     return found
 
 
-def named(stages):
-    """Stages as they were run, with today's names of their fields."""
-    return with_current_names({"stages": stages})["stages"]
-
-
-@pytest.fixture(autouse=True)
-def in_the_checkout(monkeypatch):
-    monkeypatch.chdir(SWEEPS.parents[1])
-
-
 def plain(value):
     return json.loads(json.dumps(value))
 
 
-@pytest.mark.parametrize("name", GROUPS)
-def test_a_round_gives_the_arms_that_were_run(name):
+@pytest.mark.parametrize("file", sorted(ROUNDS.iterdir()), ids=lambda path: path.stem)
+def test_a_round_holds_the_arms_that_were_run(file):
     filed = {
-        (arm["arm"], arm["seed"]): arm for arm in selection_arms() if arm["group"] == GROUPS[name]
+        arm["recipe"]
+        for arm in selection_arms()
+        if arm["group"] == str(int(file.stem)) and "recipe" in arm
     }
-    jobs = {(job.arm, job.seed): job.recipe for job in load_sweep(SWEEPS / f"{name}.yaml").jobs}
-    run = set(filed) & set(jobs)
-    assert run == {key for key in filed if key[0] not in {"original"} | GONE}
-    for key in run:
-        now = comparable(plain(jobs[key].source["stages"]))
-        assert now == comparable(named(filed[key]["stages"])), key
-        assert plain(jobs[key].rope) == filed[key]["rope"], key
+    arms = {f"{file.stem}:{job.arm}" for job in load_sweep(file).jobs}
+    text = file.read_text()
+    out_again = {name for name in filed - arms if f"# {name.partition(':')[2]}: not" in text}
+    assert arms and arms == filed - out_again
 
 
-def test_the_table_has_what_its_file_gives():
+def test_every_arm_has_a_round():
+    rounds = {int(path.stem) for path in ROUNDS.iterdir()}
+    assert {int(arm["group"]) for arm in selection_arms()} == rounds == set(range(1, 18))
+
+
+def test_no_round_reads_text_that_moves():
+    for path in ROUNDS.iterdir():
+        assert "src/linearard" not in path.read_text()
+
+
+def test_the_table_has_what_its_file_gives(monkeypatch):
+    monkeypatch.chdir(CHECKOUT)
+    filed = json.loads((RESULTS / "h200" / "recovery.json").read_text())["arms"]
     seen = 0
-    for job in load_sweep(SWEEPS / "recovery.yaml").jobs:
-        run = RESULTS / "h200" / "recovery" / job.arm / f"seed-{job.seed}" / "recipe.yaml"
-        if not run.is_file():
+    for job in load_sweep(CHECKOUT / "benchmarks" / "sweeps" / "recovery.yaml").jobs:
+        then, now = filed.get(job.arm, {}).get("recipe"), job.recipe
+        if not then:
             continue
-        then, now = yaml.safe_load(run.read_text()), job.recipe
-        stages = comparable(plain(now.source["stages"] or {}))
-        assert stages == comparable(named(then.get("stages") or {})), run
-        assert plain(now.rope) == then["rope"], run
+        stages = with_current_names({"stages": then.get("stages") or {}})["stages"]
+        assert comparable(plain(now.source["stages"] or {})) == comparable(stages), job.arm
+        assert plain(now.rope) == then["rope"], job.arm
         seen += 1
     assert seen >= 20

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import figures, summary
+from benchmarks.condense import condensed
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,10 +78,15 @@ def test_means_and_deviations_over_seeds(tmp_path, monkeypatch):
             "restored": {"perplexity": {"2048": {"ppl": ppl}}},
         }
         stages = {"one": {"tokens": 5, "seconds": 1.0}, "two": {"tokens": 6, "seconds": 2.0}}
-        place = tmp_path / "h200" / "recovery" / "best" / f"seed-{seed}"
+        place = tmp_path / "runs" / "best" / f"seed-{seed}"
         place.mkdir(parents=True)
         result = {"views": views, "stages": stages, "sweep": {"view": "restored"}}
         (place / "evaluation.json").write_text(json.dumps(result))
+        (place / "recipe.yaml").write_text(f"seed: {seed}\ndata: {{train: /books}}\nrope: {{}}\n")
+    arms = condensed(tmp_path / "runs")
+    assert arms["best"]["recipe"] == {"data": {}, "rope": {}}
+    (tmp_path / "h200").mkdir()
+    (tmp_path / "h200" / "recovery.json").write_text(json.dumps({"arms": arms}))
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
 
     found = figures.collect()
@@ -91,3 +97,15 @@ def test_means_and_deviations_over_seeds(tmp_path, monkeypatch):
     assert found["restoration.original.smollm2_135m_x8.ppl_2k"] == 10
     row = summary.tables(found)["recovery-near"].splitlines()[-1]
     assert "`smollm2-135m-64k`" in row and "1.200\u00a0±\u00a00.200" in row
+
+
+def test_what_is_tracked_is_small():
+    """It travels to every machine that measures; logs and single answers stay where they were made."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=summary.ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("no checkout")
+    files = [summary.ROOT / name for name in listed.stdout.split("\0") if name]
+    sizes = {path: path.stat().st_size for path in files if path.is_file()}
+    assert sum(sizes.values()) < 5e6, sorted(sizes, key=sizes.get)[-10:]
