@@ -19,6 +19,7 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 WINDOWED_ROPE = {
     "Cohere2Config": {"head_dim": 8, "sliding_window": 24, "layer_types": MIXED},
     "Exaone4Config": {"sliding_window": 24, "layer_types": MIXED},
+    "FlintConfig": {"head_dim": 8, "sliding_window": 24, "layer_types": MIXED},  # with float32 sinks
     "AfmoeConfig": {
         "head_dim": 8,
         "sliding_window": 24,
@@ -65,16 +66,17 @@ def make_config(name, **changes):
     return kind(**SHAPE | changes)
 
 
-def make_model(config):
+def make_model(config, dtype=torch.float32):
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 @pytest.mark.parametrize("name", WINDOWED_ROPE)
 def test_rope_in_windows_alone_leaves_nothing_to_stretch(name):
     config = make_config(name, **WINDOWED_ROPE[name])
-    with pytest.raises(RopeError, match="in layers with a sliding window alone"):
-        RopeViews(make_model(config), tiny.LINEAR)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(RopeError, match="in layers with a sliding window alone"):
+            RopeViews(make_model(config, dtype), tiny.LINEAR)
     with pytest.raises(RopeError, match="in layers with a sliding window alone"):
         check_supported(config, tiny.LINEAR, LORA)
 

@@ -75,7 +75,9 @@ def _rotates(module: nn.Module, slot: Slot) -> bool:
     The module is asked, because configurations do not say: gradients reach the rotations or they do not.
     It needs no weights. One that cannot be asked is taken to rotate, as most do.
     """
-    weight = next(module.parameters())
+    # A matrix tells what the layer computes in; sinks and norms may be float32 beside it.
+    parameters = list(module.parameters())
+    weight = next((p for p in parameters if p.ndim > 1), parameters[0])
     dtype = weight.dtype if weight.is_floating_point() else torch.bfloat16
     like = {"device": weight.device, "dtype": dtype}
     width = 2 * slot.tables["native"].inv_freq.numel()
