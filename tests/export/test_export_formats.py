@@ -337,7 +337,7 @@ def test_what_transformers_4_cannot_read_is_told(model_type, kind, words):
 def test_an_activation_that_transformers_4_rounds_is_told(dtype, narrower, told):
     merge = {"dtype": dtype, "narrower": narrower}
     notes = reader_notes("apertus", {"rope_type": "yarn"}, merge)
-    assert any("activation to bfloat16" in note for note in notes) == told
+    assert any("of apertus to bfloat16" in note for note in notes) == told
 
 
 @pytest.mark.parametrize("scaling", ["table", "linear"])

@@ -163,7 +163,7 @@ def reader_notes(
     wide = merge is not None and merge["dtype"] == "float32" and not merge.get("narrower")
     if model_type in _PARTLY_BFLOAT16 and wide:
         notes.append(
-            f"transformers 4 rounds the parameters of {model_type}'s activation to bfloat16, in the base "
+            f"transformers 4 rounds the activation's parameters of {model_type} to bfloat16, in the base "
             "model too: read this export, which is in float32, with transformers 5."
         )
     if model_type in _UNREADABLE:
