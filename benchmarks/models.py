@@ -106,9 +106,7 @@ def _told(kind: str, trials: _Trials) -> set[str]:
     """What an export says of transformers 4, in words for any class."""
     notes = (t["older_words"] for t in trials.values() if t.get("older") == "told")
     sentences = {s for note in notes for s in re.findall(r"transformers 4 [^:]*", note)}
-    return {
-        re.sub(rf" of {kind}\b", "", sentence).replace(kind, "it") for sentence in sentences
-    }
+    return {re.sub(rf" of {kind}\b", "", sentence).replace(kind, "it") for sentence in sentences}
 
 
 def _count(result: dict[str, Any]) -> str:

@@ -19,7 +19,11 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 WINDOWED_ROPE = {
     "Cohere2Config": {"head_dim": 8, "sliding_window": 24, "layer_types": MIXED},
     "Exaone4Config": {"sliding_window": 24, "layer_types": MIXED},
-    "FlintConfig": {"head_dim": 8, "sliding_window": 24, "layer_types": MIXED},  # with float32 sinks
+    "FlintConfig": {
+        "head_dim": 8,
+        "sliding_window": 24,
+        "layer_types": MIXED,
+    },  # with float32 sinks
     "AfmoeConfig": {
         "head_dim": 8,
         "sliding_window": 24,
