@@ -43,7 +43,9 @@ def _fields(items: Iterable[Any]) -> list[str]:
     for item in items:
         name = f"`{item.name}`" + (f"<br>default {_default(item)}" if _default(item) else "")
         rule = item.metadata.get("rule")
-        meaning = item.metadata.get("help", "") + (f"<br>*Value: {rule.expected}.*" if rule else "")
+        meaning = item.metadata.get("help", "")
+        if rule and not rule.expected.startswith("text of 1 to"):  # any text that could be a path
+            meaning += f"<br>*Value: {rule.expected}.*"
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (name, meaning)) + " |")
     return [*rows, ""]
 
