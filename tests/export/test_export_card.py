@@ -1,6 +1,7 @@
 """The model card of an export: complete, readable by the hub, and no harm to what a user wrote."""
 
 import json
+import re
 
 import gguf
 import pytest
@@ -113,7 +114,9 @@ def test_a_readme_that_a_user_wrote_stays(folder):
 @pytest.mark.parametrize(
     ("form", "said"), [("adapter", "PeftModel.from_pretrained"), ("merged", "from_pretrained")]
 )
-def test_every_export_has_one_for_its_form(form, said, tmp_path):
+def test_every_export_has_one_whose_python_runs_as_it_is_pasted(
+    form, said, tmp_path, monkeypatch, capsys
+):
     base = tiny.save_tiny_base(tmp_path / "base")
     (base / "README.md").write_text("---\nlicense: mit\n---\nA tiny model.\n")
     model = tiny.tiny_restorable(name=str(base))
@@ -125,6 +128,11 @@ def test_every_export_has_one_for_its_form(form, said, tmp_path):
     about = json.loads((tmp_path / "out" / "linearard_export.json").read_text())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert about["window"] == config["max_position_embeddings"] == 200
+    monkeypatch.chdir(tmp_path / "out")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("<s>Once upon a time")
 
 
 def test_licence_of_a_gguf(tmp_path):

@@ -67,6 +67,8 @@ def write_card(
         f"# {name}",
         _summary(about, native_window),
         "## Use",
+        "In the folder of these files; of a hub repository, `hf download OWNER/NAME --local-dir .` puts them "
+        "there.",
         *commands(folder, about),
         "## How it was made",
         _made(about, story, native_window),

@@ -35,6 +35,7 @@ def commands(folder: Path, about: dict[str, Any]) -> list[str]:
 
 
 _MERGED = """\
+# pip install torch transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")
@@ -43,12 +44,14 @@ inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
 
 _LLAMA_CPP = """\
+# pip install llama-cpp-python
 from llama_cpp import Llama
 
 model = Llama("{file}", n_ctx={window}, verbose=False)
 print(model("Once upon a time", max_tokens=50)["choices"][0]["text"])"""
 
 _ADAPTER = """\
+# pip install torch transformers peft
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
