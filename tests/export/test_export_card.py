@@ -75,6 +75,7 @@ def test_everything_that_a_stranger_needs_is_there(folder, monkeypatch):
         "sglang.launch_server",
         "--format gguf",
         "Beyond 65,536 tokens",
+        "No window longer than 4,096 tokens was trained",
         "llama.cpp's converter drops",
         "Of the base model: apache-2.0",
     ):

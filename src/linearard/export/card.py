@@ -26,12 +26,14 @@ class Story:
         scores: rows of a comparison: what was measured, and by view (original, stretched, restored) the
             value with its interval.
         measured: a line on what the scores were measured with.
+        longest: tokens of the longest window that was trained; 0: not known.
     """
 
     stages: list[str] = field(default_factory=list)
     text: str = ""
     scores: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     measured: str = ""
+    longest: int = 0
 
 
 def write_card(
@@ -144,6 +146,10 @@ def _limits(folder: Path, about: dict[str, Any], story: Story) -> str:
         f"- Beyond {about['window']:,} tokens the model was not trained; nothing is promised there.",
         "- It can do no more than the original: errors, biases and refusals of the base are kept.",
     ]
+    if 0 < story.longest < about["window"]:
+        lines.append(
+            f"- No window longer than {story.longest:,} tokens was trained; beyond, the scaling alone carries it."
+        )
     if not story.scores:
         lines.append("- How close it is to the original on short text was not recorded here.")
     if about["form"] == "gguf":
