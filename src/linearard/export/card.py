@@ -148,7 +148,8 @@ def _limits(folder: Path, about: dict[str, Any], story: Story) -> str:
     ]
     if 0 < story.longest < about["window"]:
         lines.append(
-            f"- No window longer than {story.longest:,} tokens was trained; beyond, the scaling alone carries it."
+            f"- No window longer than {story.longest:,} tokens was trained; the scaling alone carries "
+            "what is beyond."
         )
     if not story.scores:
         lines.append("- How close it is to the original on short text was not recorded here.")

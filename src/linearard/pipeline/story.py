@@ -36,7 +36,8 @@ def told(recipe: Recipe, result: Mapping[str, Any] | None) -> Story:
     """The same from an evaluation in memory, or none."""
     done = (result or {}).get("stages", {})
     stages = [_stage(name, stage, done.get(name)) for name, stage in recipe.stages.items()]
-    longest = max((n for stage in recipe.stages.values() for n in _windows(stage)), default=0)
+    parts = [part for stage in recipe.stages.values() for part in stage.parts.values()]
+    longest = max((part.window for part in parts), default=0)
     if result is None:
         return Story(stages, _text(recipe), longest=longest)
     meta = result.get("meta", {})
@@ -57,12 +58,6 @@ def _stage(name: str, stage: StageSection, done: Mapping[str, Any] | None) -> st
     if done:
         said += f", {done['tokens']:,} tokens in {done['steps']:,} steps"
     return said + "."
-
-
-def _windows(stage: Mapping[str, Any]) -> list[int]:
-    """Lengths of the windows that a stage reads, ascending."""
-    parts = list((stage.get("parts") or {}).values()) or [stage]
-    return sorted({part["window"] for part in parts if "window" in part})
 
 
 def _text(recipe: Recipe) -> str:
