@@ -45,6 +45,9 @@ def llama_cpp_logits(path: str | Path, ids: list[int], *, threads: int = 0) -> I
     said = _listen()
     options = llama_cpp.llama_model_default_params()
     options.n_gpu_layers = 0
+    # Weights packed anew for the processor's matrix units end the process where a virtual machine lists the
+    # units and does not let programs use them.
+    options.use_extra_bufts = False
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
     if not model:
         raise CheckpointError(
