@@ -93,10 +93,10 @@ def main(arguments: list[str]) -> None:
                     str(n): _compare(path, ids[:n], states[:n], merged.lm_head) for n in lengths
                 }
                 path.unlink()
-        found["seconds"] = round(time.monotonic() - start + before.get("seconds", 0), 1)
-        result["scalings"][name] = found
+                found["seconds"] = round(time.monotonic() - start + before.get("seconds", 0), 1)
+                result["scalings"][name] = before | found
+                write(options.out, result)
         print(name, found, flush=True)
-        write(options.out, result)
 
 
 def _tokens(tokenizer: Any, paths: list[Path] | None, count: int) -> Tensor:
