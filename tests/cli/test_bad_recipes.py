@@ -84,7 +84,7 @@ FIELDS = {
         "stages.restoration.objective.relations",
         {},
         "an objective with at least one weight above 0 in stage 'restoration', got none",
-        "relations, logit_weight, hidden_weight, lm_weight",
+        "Set one of relations, hidden_weight, logit_weight, lm_weight",
     ),
     "section of the wrong type": ("model", "gpt", "model to be a mapping", "got 'gpt'"),
     "stage of the wrong type": ("stages.restoration", 3, "stages.restoration to be a mapping"),

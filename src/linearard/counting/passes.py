@@ -51,7 +51,7 @@ def passes(shape: ModelShape, objective: ObjectiveConfig) -> tuple[Pass, Pass]:
         to_end = reads_output or compared >= 0
         return Pass(None if to_end else last, count - 1 if reads_output else compared, last)
 
-    return one(objective.logit_weight > 0), one(objective.needs_output)
+    return one(objective.needs_teacher_output), one(objective.needs_output)
 
 
 def related_layers(shape: ModelShape, objective: ObjectiveConfig) -> list[int]:

@@ -181,13 +181,11 @@ class _Step:
     def head(self) -> Iterator[Product]:
         """The LM head; where two terms read the same logits, they are formed twice."""
         objective, reads = self.objective, []
-        if objective.logit_weight:
-            rows = min(objective.logit_positions or self.tokens, self.tokens) * self.batch
-            yield self._head("teacher", rows, True)
+        for term in objective.output_terms:
+            rows = (term.positions(objective, self.tokens) - term.foretells) * self.batch
+            if term.reads_teacher:
+                yield self._head("teacher", rows, True)
             reads.append(rows)
-        for weight in (objective.lm_weight, objective.repeated_weight):
-            if weight:
-                reads.append((self.tokens - 1) * self.batch)
         for number, rows in enumerate(sorted(reads, reverse=True)):
             yield self._head("student", rows, number == 0)
             yield self._head("backward", rows, number == 0)

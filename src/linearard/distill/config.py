@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from linearard.distill.output_terms import OUTPUT_TERMS, OutputTerm
 from linearard.errors import RecipeError, shown
 from linearard.fields import (
     Rule,
@@ -115,7 +116,7 @@ class ObjectiveConfig:
         check_fields(self, "objective")
         window = self.teacher_window
         if window is not None and (
-            not self.logit_weight or self.active_relations or self.hidden_weight
+            not self.needs_teacher_output or self.active_relations or self.hidden_weight
         ):
             _refuse(
                 "teacher_window",
@@ -123,9 +124,8 @@ class ObjectiveConfig:
                 window,
                 "A teacher that reads in windows gives output distributions only.",
             )
-        if self.skip_positions and (
-            self.lm_weight or self.repeated_weight or not self.needs_teacher
-        ):
+        own = [term for term in self.output_terms if not term.reads_teacher]
+        if self.skip_positions and (own or not self.needs_teacher):
             _refuse(
                 "skip_positions",
                 "false beside a language-model loss, or without a teacher",
@@ -154,7 +154,7 @@ class ObjectiveConfig:
             raise RecipeError(
                 expected="an objective with at least one weight above 0",
                 got="none",
-                fix="Set relations, logit_weight, hidden_weight, lm_weight or repeated_weight.",
+                fix=f"Set one of relations, hidden_weight, {', '.join(t.field for t in OUTPUT_TERMS)}.",
             )
 
     @property
@@ -165,12 +165,22 @@ class ObjectiveConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with the original model."""
-        return bool(self.active_relations) or self.logit_weight > 0 or self.hidden_weight > 0
+        return bool(self.active_relations) or self.hidden_weight > 0 or self.needs_teacher_output
 
     @property
     def needs_output(self) -> bool:
         """Whether any term reads the model's output distributions."""
-        return self.logit_weight > 0 or self.lm_weight > 0 or self.repeated_weight > 0
+        return bool(self.output_terms)
+
+    @property
+    def needs_teacher_output(self) -> bool:
+        """Whether any term reads the original's output distributions."""
+        return any(term.reads_teacher for term in self.output_terms)
+
+    @property
+    def output_terms(self) -> list[OutputTerm]:
+        """The active terms that read the model's output distributions."""
+        return [term for term in OUTPUT_TERMS if term.weight(self)]
 
     @property
     def needs_native_window(self) -> bool:
@@ -181,8 +191,9 @@ class ObjectiveConfig:
     def weights(self) -> dict[str, float]:
         """Weight of each active term, by the name that logs have for it."""
         weights = {f"relation_{name}": w for name, w in self.active_relations.items()}
-        weights |= {"logit_kl": self.logit_weight, "hidden": self.hidden_weight}
-        weights |= {"lm": self.lm_weight, "recall": self.repeated_weight}
+        weights |= {term.name: term.weight(self) for term in OUTPUT_TERMS if term.reads_teacher}
+        weights |= {"hidden": self.hidden_weight}
+        weights |= {term.name: term.weight(self) for term in OUTPUT_TERMS if not term.reads_teacher}
         return {name: w for name, w in weights.items() if w}
 
     def weights_by_layer(

@@ -12,26 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from linearard.distill.config import ObjectiveConfig
 
 #: Inputs whose values decide how many positions count.
 _DECIDING = ("attention_mask", "repeated")
-
-
-def told_positions(mask: Tensor | None, repeated: Tensor | None) -> Tensor | None:
-    """Bool `[batch, tokens]`, where logit KL counts; None: everywhere.
-
-    Args:
-        mask: bool `[batch, tokens]`, False for padding, or None.
-        repeated: the same, tokens that repeat earlier ones and have a recall term of their own, or None:
-            the distribution that foretells such a token is not told.
-    """
-    if repeated is None:
-        return mask
-    told = functional.pad(~repeated[:, 1:], (0, 1), value=True)
-    return told if mask is None else told & mask
 
 
 def term_counts(config: ObjectiveConfig, batch: Mapping[str, Any]) -> Tensor:
@@ -44,13 +29,13 @@ def term_counts(config: ObjectiveConfig, batch: Mapping[str, Any]) -> Tensor:
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     mask = None if mask is None else mask.bool()
     repeated = batch.get("repeated") if config.repeated_weight else None
-    ones = torch.ones_like(ids, dtype=torch.bool)
-    last = slice(None if config.logit_positions is None else -config.logit_positions, None)
-    everywhere, told = (ones if x is None else x for x in (mask, told_positions(mask, repeated)))
-    counts = {"logit_kl": told[:, last], "lm": everywhere[:, 1:]}
-    if repeated is not None:
-        counts["recall"] = (repeated & everywhere)[:, 1:]
-    found = [counts.get(name, everywhere).sum(dtype=torch.float64) for name in config.weights]
+    everywhere = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    terms = {term.name: term for term in config.output_terms}
+    counted = [
+        terms[name].counted(config, everywhere, repeated) if name in terms else everywhere
+        for name in config.weights
+    ]
+    found = [positions.sum(dtype=torch.float64) for positions in counted]
     return torch.stack(found)
 
 

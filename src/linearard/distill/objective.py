@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from linearard.distill.config import ObjectiveConfig
-from linearard.distill.counts import told_positions
 from linearard.distill.hidden import hidden_distance
-from linearard.distill.output import next_token_loss, output_kl
+from linearard.distill.output_terms import Outputs, repeated_of
 from linearard.distill.position_skips import draw_skip
 from linearard.distill.relations import StudentRelations, TeacherRelations
 from linearard.distill.teacher_inputs import teacher_input_terms
 from linearard.distill.windowed_teacher import windowed_hidden
-from linearard.errors import DataError, ModelError
+from linearard.errors import ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel
 
 
@@ -75,12 +74,7 @@ class Objective:
             DataError: a recall term without `repeated`.
         """
         config, restorable = self.config, self._restorable
-        if config.repeated_weight and repeated is None:
-            raise DataError(
-                expected="batches with `repeated`, for objective.repeated_weight",
-                got="none",
-                fix="Set data.repeated_passages, for instance to 0.1.",
-            )
+        repeated = repeated_of(config, repeated)
         if config.inputs == "teacher":
             return teacher_input_terms(
                 config,
@@ -94,8 +88,8 @@ class Objective:
         mask = None if attention_mask is None else attention_mask.bool()
         teacher_output, teacher_hidden, student = None, {}, None
         if config.needs_teacher:
-            # The teacher's output is read by these two terms alone; else its pass ends early too.
-            stop = not (config.logit_weight or self._compared)
+            # Where no term reads its output, the teacher's pass ends early too.
+            stop = not (config.needs_teacher_output or self._compared)
             observer = TeacherRelations(self._layers, config.active_relations, stop, self._offload)
             teacher_output, teacher_hidden = self._teacher_pass(observer, input_ids, attention_mask)
             student = StudentRelations(
@@ -116,18 +110,11 @@ class Objective:
         terms: dict[str, Tensor] = {}
         if watch is not None:
             terms |= {f"relation_{name}": term for name, term in watch.terms.items()}
-        if config.logit_weight:
-            told = told_positions(mask, repeated if config.repeated_weight else None)
-            terms["logit_kl"] = output_kl(
-                self._language_model, teacher_output, output, config.logit_positions, told
-            )
+        outputs = Outputs(self._language_model, output, teacher_output, input_ids, mask, repeated)
         if self._compared:
             terms["hidden"] = hidden_distance(teacher_hidden, student_hidden, mask)
-        if config.lm_weight:
-            terms["lm"] = next_token_loss(self._language_model, output, input_ids, mask)
-        if config.repeated_weight:
-            wanted = repeated if mask is None else repeated & mask
-            terms["recall"] = next_token_loss(self._language_model, output, input_ids, wanted)
+        terms |= {term.name: term.loss(config, outputs) for term in config.output_terms}
+        terms = {name: terms[name] for name in config.weights}
         if shares is not None:
             named = dict(zip(config.weights, shares.unbind(), strict=True))
             terms = {name: named[name] * term for name, term in terms.items()}

@@ -164,7 +164,7 @@ class _Step:
         layers = range(len(self.shape.layers))
         teacher = [kept.teacher(i) if i in self.related else 0.0 for i in layers]
         output = self.rows * self.shape.hidden * self.setting.element
-        taught = output * (self.objective.logit_weight > 0) + sum(
+        taught = output * self.objective.needs_teacher_output + sum(
             output for _ in self.objective.compared_layers(len(layers))
         )
         away = self.setting.offload_teacher
@@ -263,22 +263,17 @@ class _Step:
         return sum(p.adapter_weights(rank) for at, p in projections if (index, at) in among)
 
     def _head_workspace(self) -> float:
-        """Distances of hidden states, and logits in chunks.
-
-        In plain PyTorch, logit KL holds four chunks in float32, cross-entropy 2.5.
-        """
+        """Distances of hidden states, and logits in chunks."""
         objective, kept = self.objective, self.activations
         compared = len(objective.compared_layers(len(self.shape.layers)))
         distances = float(_FLOAT32 * compared * self.rows * self.shape.hidden)
-        if not objective.needs_output:
+        terms = objective.output_terms
+        if not terms:
             return distances
         chunk = min(LOGIT_ELEMENTS, self.rows * self.shape.vocab)
         if self.setting.fused:  # in place, in the precision of the products
-            held = self.setting.element * chunk * (2.0 if objective.logit_weight else 1.0)
+            held = self.setting.element * chunk * max(term.logit_copies[1] for term in terms)
         else:
-            held = _FLOAT32 * chunk * (4.0 if objective.logit_weight else 2.5)
-        terms = sum(x > 0 for x in (objective.lm_weight, objective.repeated_weight))
-        rows = terms * self.rows
-        if objective.logit_weight:
-            rows += min(objective.logit_positions or kept.tokens, kept.tokens) * kept.batch
+            held = _FLOAT32 * chunk * max(term.logit_copies[0] for term in terms)
+        rows = sum(term.positions(objective, kept.tokens) for term in terms) * kept.batch
         return distances + held + rows * self.shape.hidden * self.setting.element

@@ -15,8 +15,6 @@ _PLAIN_BACK = {"norm": 74, "rotation": 20, "activation": 26, "adapter": 14}
 _FUSED_BACK = {"norm": 6, "rotation": 4, "activation": 10, "adapter": 4}
 _OF = {"norm": "norm", "rotation": "attention", "activation": "mlp", "adapter": "attention"}
 _RESIDUAL = 6  # read two, write one, twice a layer
-#: Bytes a logit, its gradient included: float32 in many passes; fused, read, read again and written.
-_LOGITS = {"logit_kl": (90, 10), "cross_entropy": (36, 6)}
 #: AdamW reads and writes weight and two moments and reads the gradient; its norm and its clipping read it
 #: twice and write it once.
 _OPTIMIZER = 40
@@ -84,11 +82,9 @@ def step_traffic(
         }
         for phase, count in (counts | {"recompute": again * own}).items():
             found[phase] += count * a_layer
-    if objective.logit_weight:
-        counted = min(objective.logit_positions or tokens, tokens) * batch
-        found["student"] += _LOGITS["logit_kl"][fused] * counted * shape.vocab
-    for weight in (objective.lm_weight, objective.repeated_weight):
-        found["student"] += (weight > 0) * _LOGITS["cross_entropy"][fused] * rows * shape.vocab
+    for term in objective.output_terms:
+        counted = term.positions(objective, tokens) * batch
+        found["student"] += term.logit_bytes[fused] * counted * shape.vocab
     return found
 
 

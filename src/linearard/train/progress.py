@@ -12,9 +12,12 @@ from transformers import ProgressCallback
 
 from linearard.counting import step_flops
 from linearard.distill import ObjectiveConfig
+from linearard.distill.output_terms import OUTPUT_TERMS
 from linearard.errors import UserError
 from linearard.model import RestorableModel
 
+#: Terms of the loss beside the relations.
+_SHOWN = {"hidden", *(term.name for term in OUTPUT_TERMS)}
 _SIDE = 8192  # of the matrices whose product is the device's peak
 
 
@@ -133,7 +136,7 @@ class LiveProgress(ProgressCallback):
         shown = {"loss": f"{logs['loss']:.4f}"}
         for name, value in logs.items():
             part, _, term = name.rpartition("/")
-            if term.startswith("relation_") or term in ("lm", "logit_kl", "hidden", "recall"):
+            if term.startswith("relation_") or term in _SHOWN:
                 term = term.removeprefix("relation_")
                 shown[f"{part}/{term}" if part else term] = f"{value:.3f}"
         shown["tok/s"] = f"{logs.get('tokens_per_second', 0):,.0f}"
