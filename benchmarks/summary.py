@@ -43,7 +43,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "restoration": _restoration_table(figures, "restoration", "2k", ["32k"], ["2k"]),
         "demo": _restoration_table(figures, "demo", "2k", [], ["2k", "4k"]),
         **_kernel_tables(figures),
-        "stage1": _stage1_table(figures),
+        **_stage_tables(figures),
         "width": _width_table(figures),
         "peaks": _peaks_table(figures),
         "restore": _restore_table(figures),
@@ -60,9 +60,7 @@ def _restoration_table(
 ) -> str:
     columns = {
         "KL to original (nats)": ("kl", ".3f"),
-        "top-1 agreement": ("top1", ".3f"),
         f"perplexity, {window} tokens": (f"ppl_{window}", ".1f"),
-        "ratio to original": (f"ppl_{window}_ratio", ".2f"),
         **{f"perplexity, {w}": (f"ppl_{w}", ".1f") for w in longer},
         **{f"pass key, {n}": (f"passkey_{n}", ".2f") for n in lengths},
         "LAMBADA": ("lambada_openai", ".3f"),
@@ -117,7 +115,8 @@ def _kernel_case(name: str) -> str:
     return f"{kind}, head_dim {said['d']}, {int(said['t']):,} tokens{heads}"
 
 
-def _stage1_table(figures: dict[str, float]) -> str:
+def _stage_tables(figures: dict[str, float]) -> dict[str, str]:
+    """The paper's two stages on shapes of 7B and 8B models."""
     parts = {
         "s a sequence": ("seconds_per_sequence", ".3f"),
         "stage, min": ("stage_minutes", ".1f"),
@@ -125,16 +124,18 @@ def _stage1_table(figures: dict[str, float]) -> str:
         "model-FLOP utilisation": ("mfu", ".2f"),
         "relation KL's share": ("relation_share", ".2f"),
     }
-    end = ".seconds_per_sequence"
-    names = [key.removesuffix(end) for key in sorted(figures) if key.endswith(end)]
-    rows = [
-        [
-            name,
-            *(cell(figures.get(f"{name}.{p}"), form) for p, form in parts.values()),
-        ]
-        for name in names
-    ]
-    return markdown(["stage, shape, GPU", *parts], rows) if rows else "Not measured yet."
+    end, made = ".seconds_per_sequence", {}
+    for stage in ("stage1", "stage2"):
+        keys = [k for k in sorted(figures) if k.startswith(f"{stage}.") and k.endswith(end)]
+        names = [key.removesuffix(end) for key in keys]
+        columns = filled(parts, names, figures)
+        rows = []
+        for name in names:
+            cells = [cell(figures.get(f"{name}.{p}"), form) for p, form in columns.values()]
+            rows.append([name.removeprefix(f"{stage}.").replace(".", ", "), *cells])
+        table = markdown(["shape, GPU, options", *columns], rows)
+        made[stage] = table if rows else "Not measured yet."
+    return made
 
 
 def _restore_table(figures: dict[str, float]) -> str:
@@ -222,12 +223,12 @@ def _readers_table() -> str:
         return "Not measured yet."
     result = json.loads(path.read_text())
     rows = []
-    for name, kind in result["written_as"].items():
+    for name in result["written_as"]:
         said = [found[name] for found in result["readers"].values()]
         cells = ["equal" if reads_rightly(one) else "another table" for one in said]
-        rows.append([name.replace("_", ", "), f"`{kind}`", *cells])
+        rows.append([name.replace("_", ", "), *cells])
     readers = [reader.replace("-", " ") for reader in result["readers"]]
-    return markdown(["scaling", "written as", *readers], rows)
+    return markdown(["scaling", *readers], rows)
 
 
 def _gguf_table(figures: dict[str, float]) -> str:

@@ -121,7 +121,7 @@ def _check_evaluation(recipe: Recipe) -> None:
     """Refuse what leaves nothing to judge by, and tasks that cannot be read."""
     asked = recipe.evaluation
     views = None if asked is None else asked.views
-    if views is None or (views and not {STRETCHED, RESTORED} <= set(views)):
+    if asked is None or views is None or (views and not {STRETCHED, RESTORED} <= set(views)):
         raise RecipeError(
             expected=f"an evaluation of {STRETCHED} and {RESTORED}, by which the verdict is found",
             got="none" if views is None else f"one of {', '.join(views)}",
