@@ -18,6 +18,7 @@ from benchmarks.cells import cell, filled, markdown
 from benchmarks.fault_tables import fault_tables
 from benchmarks.figures import ARMS, RESULTS, RUNS, collect, reads_rightly
 from benchmarks.models import models_tables
+from benchmarks.step_tables import step_tables
 from benchmarks.trained_tables import trained_tables
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "demo": _restoration_table(figures, "demo", "2k", [], ["2k", "4k"]),
         **_kernel_tables(figures),
         **_stage_tables(figures),
+        **step_tables(figures),
         "width": _width_table(figures),
         "peaks": _peaks_table(figures),
         "restore": _restore_table(figures),
