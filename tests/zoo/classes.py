@@ -82,6 +82,10 @@ _SIZES: dict[str, Any] = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     # small parts of single architectures
+    "swa_num_attention_heads": _HEADS,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 16,
+    "unpadded_vocab_size": tiny.VOCAB + 6,
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": tiny.VOCAB + 6,
     "num_global_key_value_heads": 2,
@@ -120,17 +124,24 @@ _OWN: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {"head_dim": 24},  # of which .334 are rotated
     "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse", "full_attention"]},
     "ministral": {"head_dim": 16},
+    "qwen4_exp_text": {
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_mem_rope": True},
     "zaya": {"num_experts_per_tok": 1},
 }
 #: What is no decoder of text by itself, or cannot be made tiny, and why.
 LEFT_OUT = {
     "blt": "bytes, through an encoder, a decoder and a patcher of their own",
-    "inkling2_text": "cannot be made tiny by these sizes",
+    "dots3_note_text": "sizes that differ from layer to layer",
     "moshi": "speech, with a second decoder over codebooks",
     "phi4_multimodal": "needs its vision and audio encoders",
-    "dots3_note_text": "sizes that differ from layer to layer",
-    "qwen4_exp_text": "an indexer with sizes of its own beside the attention",
 }
 
 

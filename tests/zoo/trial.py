@@ -38,6 +38,9 @@ TRIALS = [
 ]
 #: Logits of the restored view against those of a reader, both in float32, the largest over probes.
 LARGEST_ERROR = 1e-5
+#: The same against the merged model in memory. Some models round constants of their own with their weights
+#: (Gemma 3n the root of a half): a model of bfloat16 that is merged in float32 is read without that.
+LARGEST_ERROR_AS_WRITTEN = {"float32": 1e-5, "bfloat16": 5e-5}
 #: A merge in bfloat16 rounds; what it may cost `merging.Price` says.
 LARGEST_ERROR_BFLOAT16 = 0.1
 
@@ -142,7 +145,7 @@ class Trials:
         see it. A mixture of experts that is found wrong is tried once more, with other weights.
         """
         found = self._once(scaling, kind, dtype, seed=0)
-        if "wrong" in (found.verdict, found.older) and _has_experts(self.model.config):
+        if "wrong" in (found.verdict, found.older) and _has_experts(self.model):
             first, found = found, self._once(scaling, kind, dtype, seed=1)
             found.first_error = first.error
         return found
@@ -197,7 +200,7 @@ class Trials:
         except Exception as error:
             return Verdict("failed", f"in the export, {_words(error)}")
         most = LARGEST_ERROR if dtype == "float32" else LARGEST_ERROR_BFLOAT16
-        if dtype == "bfloat16" and _has_experts(restorable.config):
+        if dtype == "bfloat16" and _has_experts(self.model):
             most = math.inf  # rounding chooses other experts: by KL divergence alone
 
         def read(reader: ReaderProcess) -> tuple[str, str, float | None]:
@@ -208,7 +211,7 @@ class Trials:
                 return "wrong", str(error), None
             error = _error(found["logits"], expected)
             as_written = _error(found["logits"], trained.observed["logits"])
-            same = error <= most and as_written <= LARGEST_ERROR
+            same = error <= most and as_written <= LARGEST_ERROR_AS_WRITTEN[dtype]
             return ("same" if same else "wrong"), "", error
 
         word, words, error = read(self.reader)
@@ -232,9 +235,8 @@ def _error(got: list[Any], expected: list[Any]) -> float:
     )
 
 
-def _has_experts(config: Any) -> bool:
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any(getattr(config, name, None) for name in names)
+def _has_experts(model: Any) -> bool:
+    return any("expert" in name for name, _ in model.named_parameters())
 
 
 def _trainer(restorable: RestorableModel, folder: Path, seed: int) -> RestorationTrainer:
