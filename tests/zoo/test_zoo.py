@@ -9,8 +9,9 @@ from trial import SCALINGS, TRIALS, Trials
 
 from linearard.export import ReaderProcess
 
-#: Names of their own, layer types, experts, another layout of pairs, few scalings in transformers 4, none.
-PART = ["cohere", "gemma3_text", "gpt_neox", "nemotron", "qwen3_moe", "olmo2"]
+#: Names of their own, layer types, experts, another layout of pairs, few scalings in transformers 4, none;
+#: latent attention.
+PART = ["cohere", "gemma3_text", "gpt_neox", "nemotron", "qwen3_moe", "olmo2", "deepseek_v3"]
 #: Not stretched, in words before training: no rotary module of a known kind, no RoPE at all.
 REFUSED = ["codegen", "jamba"]
 
