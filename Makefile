@@ -35,7 +35,7 @@ help:
 	@echo "make types        check the types of the public API"
 	@echo "make docs         build the documentation into site/, warnings are errors"
 	@echo "make package      build the wheel and check what it holds"
-	@echo "make zoo          every decoder class: trained, exported, read back (hours; ARGS='--only llama')"
+	@echo "make zoo          every decoder class: trained, exported, read back (an hour; ARGS='--only llama')"
 	@echo "make audit        known vulnerabilities of all that the package installs (needs the network)"
 	@echo "make clean        remove the environments; runs/ stays"
 
