@@ -16,6 +16,7 @@ BENCHMARKS = (
     "readers",
     "relation_kl",
     "restored",
+    "ruler",
     "same_bits",
     "same_training",
     "soak",

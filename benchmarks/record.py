@@ -18,9 +18,9 @@ import torch
 _PACKAGES = ("triton", "transformers")  # those that a figure may depend on, where installed
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--out` and `--commit`."""
-    parser.add_argument("--out", type=Path, required=True)
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """`--out`, which may be `required`, and `--commit`."""
+    parser.add_argument("--out", type=Path, required=required)
     parser.add_argument(
         "--commit", help="default: that of the working tree, or unknown where there is none"
     )

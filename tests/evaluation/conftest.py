@@ -86,12 +86,12 @@ def model():
     return tiny()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model():
     return tiny
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_views():
     """Views that divide the rotary frequencies, and the list of entries and exits."""
 
@@ -118,7 +118,7 @@ def make_views():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def documents():
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(VOCAB, (n,), generator=generator) for n in (401, 30, 977, 41)]

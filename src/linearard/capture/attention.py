@@ -20,7 +20,7 @@ from torch.nn.attention import sdpa_kernel
 
 from linearard.capture.blocks import PLANLESS, Scores, attention_in_blocks
 from linearard.capture.masks import UnwrittenMask, compact_mask
-from linearard.capture.sdpa import causal_attention
+from linearard.capture.sdpa import causal_attention, one_row
 from linearard.capture.selected import with_choice
 from linearard.errors import ModelError
 
@@ -267,6 +267,8 @@ def _attention(
     if query.shape[2] == 1 or not described or not usual:
         # A row, a mask of the caller's own, weights dropped at random: transformers' way, whatever it takes.
         mask = _written(query, attention_mask, sliding_window)
+        if query.shape[2] == 1 and usual and mask is not None and mask.shape[1] == 1:
+            return one_row(query, key, value, scale, mask), None
         forward = _base_function("sdpa", module)
         with sdpa_kernel(PLANLESS, set_priority=True):
             return forward(module, query, key, value, mask, dropout, scale, **kwargs)

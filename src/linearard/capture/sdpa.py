@@ -112,6 +112,27 @@ def causal_attention(
     return attention_in_blocks(query, key, value, Scores(scaling), window=window)
 
 
+def one_row(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor) -> Tensor:
+    """Attention of one more token behind cached ones and padding; `[batch, 1, heads, head_dim]`.
+
+    The heads of a group are rows of one head: a kernel that takes a mask would be given all cached keys and
+    values repeated, in every layer for every token.
+
+    Args:
+        query: `[batch, heads, 1, head_dim]`.
+        key, value: `[batch, kv_heads, tokens, head_dim]`.
+        scaling: factor on the scores.
+        mask: bool `[batch, 1, 1, tokens]`, True: is seen.
+    """
+    batch, heads, _, width = query.shape
+    rows = query.reshape(batch, key.shape[1], heads // key.shape[1], width)
+    with sdpa_kernel(PLANLESS, set_priority=True):
+        output = functional.scaled_dot_product_attention(
+            rows, key, value, attn_mask=mask, scale=scaling
+        )
+    return output.reshape(batch, 1, heads, value.shape[-1])
+
+
 def _whole_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     heads, kv_heads = query.shape[1], key.shape[1]
     backends = preferred_backends(query, None)

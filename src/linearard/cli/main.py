@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 where runs of a sweep failed, 2 for anything the user can mend, 3 where a
-        restored model is not better than before, or 128 and the number of a signal that ended it.
+        restored model is not better than before or not as good as asked, or 128 and the number of a
+        signal that ended it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # Other libraries' deprecations are ours to handle, not the user's to read.

@@ -3,6 +3,7 @@
 from linearard.evaluation.compare import evaluate, prepare_inputs
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.documents import held_out_documents
+from linearard.evaluation.gates import check_gates, failed_gates, read_gates
 from linearard.evaluation.inputs import EvaluationInputs
 from linearard.evaluation.report import render_report, render_runs, write_report, write_runs
 from linearard.evaluation.summary import Row, summarise
@@ -13,10 +14,13 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationInputs",
     "Row",
+    "check_gates",
     "comparison_table",
     "evaluate",
+    "failed_gates",
     "held_out_documents",
     "prepare_inputs",
+    "read_gates",
     "read_texts",
     "render_report",
     "render_runs",

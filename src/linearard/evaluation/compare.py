@@ -19,6 +19,7 @@ from linearard.evaluation.batching import Track
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.context import compare_with_original, context_losses
 from linearard.evaluation.generation import score_generation
+from linearard.evaluation.harness import HarnessScore, ask, harness_results
 from linearard.evaluation.inputs import EvaluationInputs
 from linearard.evaluation.meta import collect_meta
 from linearard.evaluation.perplexity import window_perplexity
@@ -72,11 +73,12 @@ def evaluate(
         What `json.dump` accepts (numbers that are not finite are None):
         `{"views": {name: {"perplexity": {window: ...}, "agreement": ..., "context": ...,
         "texts": {name: ...}, "tasks": {name: ...}, "task_average": ..., "passkey": ...,
-        "retrieval": ..., "generation": ...}}, "meta": ...}`, and `training` where given. The parts
-        are described at `window_perplexity`, `window_agreement`, `context_losses`,
-        `text_perplexity`, `task_results`, `prompts.shares`, `score_retrieval` and `repetition`; a
-        text's agreement stands under its `agreement`. A metric that is off is absent, and so is
-        the agreement of the original.
+        "retrieval": ..., "generation": ..., "lm_eval": ..., "ruler": ...}}, "meta": ...}`, and
+        `training` where given. The parts are described at `window_perplexity`,
+        `window_agreement`, `context_losses`, `text_perplexity`, `task_results`,
+        `prompts.shares`, `score_retrieval`, `repetition` and `harness_results`; a text's
+        agreement stands under its `agreement`. A metric that is off is absent, and so is the
+        agreement of the original.
 
     Raises:
         RecipeError: an unknown view is asked for.
@@ -98,6 +100,8 @@ def evaluate(
 
     results: dict[str, dict[str, Any]] = {}
     tasks: dict[str, dict[str, TaskScore]] = {}
+    harness: dict[str, dict[str, HarnessScore]] = {}
+    asked = _harness_model(lm, tokenizer, inputs, config)
     with _evaluation_mode(model):
         lm.check(views, torch.arange(min(CHECK_TOKENS, lm.vocab_size)))
         for name in names:
@@ -114,6 +118,9 @@ def evaluate(
                         track=track(name, "growing context"),
                     )
                 tasks[name] = _score_tasks(lm, inputs, config, partial(track, name))
+                if asked is not None:
+                    asked.track = partial(track, name)
+                    harness[name] = ask(asked, inputs.harness)
         compared = [name for name in names if name != ORIGINAL]
         everyone = partial(track, "all views")
         options = {"batch_size": config.batch_size, "seed": config.seed}
@@ -131,6 +138,8 @@ def evaluate(
     for name, measured in task_results(tasks, ORIGINAL, config.seed).items():
         results[name] |= measured
     compare_with_original(results, config.seed)
+    for name, measured in harness_results(harness, ORIGINAL, config.seed).items():
+        results[name] |= measured
     meta = collect_meta(model, config, documents)
     if model_name:
         meta["model"] = display_name(model_name)
@@ -205,6 +214,17 @@ def _score_tasks(
         name: score_task(lm, task, batch_size=config.batch_size, track=track(name))
         for name, task in inputs.tasks.items()
     }
+
+
+def _harness_model(
+    lm: ChunkedCausalLM, tokenizer: Any, inputs: EvaluationInputs, config: EvaluationConfig
+) -> Any:
+    """The model as lm-eval asks it, in whichever view it is then; None where it is not asked."""
+    if inputs.harness is None:
+        return None
+    from linearard.evaluation.harness.language_model import HarnessModel
+
+    return HarnessModel(lm, tokenizer, batch_size=config.batch_size, track=lambda what: iter)
 
 
 def _chosen(views: Mapping[str, Any], config: EvaluationConfig) -> list[str]:

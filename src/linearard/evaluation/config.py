@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from linearard.evaluation.puzzles import PUZZLES
 from linearard.evaluation.task_files import SPLITS
 from linearard.fields import (
     LARGEST_SEED,
+    Rule,
     a_list,
     a_mapping,
     check_fields,
     described,
+    flag,
     number,
     one_of,
     text,
@@ -25,6 +28,15 @@ from linearard.fields import (
 _WINDOWS = a_list(whole(2, 1 << 27))
 _DEPTHS = a_list(number(0, 1))
 _BUDGET, _COUNT = whole(1), whole(0)
+
+
+def _is_task_name(value: object) -> bool:
+    """A path would be a file that runs code: `lm_eval_dir` is for those."""
+    named = isinstance(value, str) and re.fullmatch(r"[\w.+:-]{1,200}", value)
+    return bool(named) and not value.endswith((".yaml", ".yml"))
+
+
+_TASK = Rule(_is_task_name, "a task's name, which is no path")
 
 
 @dataclass
@@ -149,6 +161,48 @@ class EvaluationConfig:
         "Tokens of each prompt, out of held-out documents.",
         whole(2),
     )
+    lm_eval: list[str] = described(
+        list,
+        "Tasks of lm-eval by name, among them ruler: six tasks of RULER that need no download. "
+        "Empty: none. Needs the extra linearard[lm-eval].",
+        a_list(_TASK),
+    )
+    lm_eval_dir: str | None = described(
+        None,
+        "Folder of task files of lm-eval (*.yaml) of your own. They can name code that runs as "
+        "you, so it has to be given on the command line.",
+        text().or_null(),
+    )
+    lm_eval_limit: int = described(
+        0,
+        "Records asked of each task of lm-eval but ruler; 0: all.",
+        _COUNT,
+    )
+    lm_eval_fewshot: int | None = described(
+        None,
+        "Examples before each question; none: as each task says.",
+        whole(0, 1000).or_null(),
+    )
+    lm_eval_chat: bool = described(
+        False,
+        "Ask in the model's chat template.",
+        flag(),
+    )
+    ruler_lengths: list[int] = described(
+        lambda: [4096],
+        "Lengths of ruler's prompts and answers together, in tokens.",
+        a_list(whole(1024, 1 << 27), least=1),
+    )
+    ruler_samples: int = described(
+        20,
+        "Prompts per task, length and seed of ruler.",
+        _BUDGET,
+    )
+    ruler_seeds: list[int] = described(
+        lambda: [0],
+        "Seeds that ruler's prompts are made with; each makes others.",
+        a_list(whole(0, LARGEST_SEED), least=1),
+    )
     batch_size: int = described(
         8,
         "Most sequences in one forward pass (fewer when they are long).",
@@ -166,6 +220,8 @@ class EvaluationConfig:
         check_fields(self, "evaluation")
         if self.tasks_dir is not None:
             self.tasks_dir = user_path(self.tasks_dir, "evaluation.tasks_dir")
+        if self.lm_eval_dir is not None:
+            self.lm_eval_dir = user_path(self.lm_eval_dir, "evaluation.lm_eval_dir")
         if self.texts and self.agreement_window < 2:
             raise RecipeError(
                 expected="an agreement_window of at least 2, for texts are cut into such windows",

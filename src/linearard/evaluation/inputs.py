@@ -13,6 +13,7 @@ from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.context import context_windows
 from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.generation import generation_prompts
+from linearard.evaluation.harness import harness_tasks
 from linearard.evaluation.passkey import passkey_prompts
 from linearard.evaluation.prompts import Prompt
 from linearard.evaluation.retrieval import retrieval_prompts
@@ -31,6 +32,7 @@ class EvaluationInputs:
         texts: what `read_texts` gave for the same configuration.
 
     Raises:
+        RecipeError: tasks of lm-eval cannot be had.
         DataError: documents too short, task files broken, a prompt length too short, or a text
             that the configuration names and `texts` lacks.
     """
@@ -42,6 +44,7 @@ class EvaluationInputs:
         config: EvaluationConfig,
         texts: Mapping[str, Tensor] | None = None,
     ) -> None:
+        self.harness = harness_tasks(tokenizer, config)
         self.texts = dict(texts or {})
         if missing := config.texts.keys() - self.texts.keys():
             raise DataError(
@@ -88,3 +91,8 @@ class EvaluationInputs:
             config.retrieval_repeats,
             config.seed,
         )
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of all task files and of all tasks of lm-eval."""
+        return [*self.tasks, *(self.harness.loaded["tasks"] if self.harness else ())]

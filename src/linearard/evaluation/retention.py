@@ -46,7 +46,7 @@ def task_results(
         drawn = resampled_means([scores[view][task].hits for view in views], generator)
         resamples.append(drawn)
         parts = {view: scores[view][task].describe(seed) for view in views}
-        _add_retention(parts, dict(zip(views, drawn.T, strict=True)), reference)
+        add_retention(parts, dict(zip(views, drawn.T, strict=True)), reference)
         for view, part in parts.items():
             results[view]["tasks"][task] = part
     averaged = dict(zip(views, torch.stack(resamples).mean(0).T, strict=True))
@@ -59,7 +59,7 @@ def task_results(
             "chance": mean([part["chance"] for part in parts]),
             "tasks": len(tasks),
         }
-    _add_retention(averages, averaged, reference)
+    add_retention(averages, averaged, reference)
     for view, average in averages.items():
         results[view]["task_average"] = average
     if reference in scores:
@@ -76,10 +76,16 @@ def retention(score: float, original: float, chance: float) -> float | None:
     return (score - chance) / (original - chance) if original > chance else None
 
 
-def _add_retention(
+def add_retention(
     parts: Mapping[str, dict[str, Any]], resamples: Mapping[str, Tensor], reference: str
 ) -> None:
-    """Add the four entries to each view's part, where the reference is among the views."""
+    """Add the four entries to each view's part, where the reference is among the views.
+
+    Args:
+        parts: of each view, `score` and `chance`.
+        resamples: of each view, float64 [resamples]: means of the same records in the same order.
+        reference: the view to compare with.
+    """
     if reference not in parts:
         return
     score, below = parts[reference]["score"], resamples[reference]

@@ -114,8 +114,15 @@ def summarise(result: Mapping[str, Any]) -> list[Row]:
         rows.add("answers as the original's", "share", same, "same_answers")
         rows.add("KL of answers to original (nats)", "kl", kl, "answer_kl")
 
+    rows.group = "lm-eval"
+    for task in _keys(views, "lm_eval"):
+        parts = {view: part["lm_eval"][task] for view, part in views.items()}
+        metric = next(iter(parts.values()))["metric"]
+        rows.add(f"{task} ({metric}, lm-eval)", "share", parts, "score", "ci95")
+
     rows.group = RETRIEVAL
-    for section, name in (("passkey", "pass key"), ("retrieval", "retrieval")):
+    sections = (("passkey", "pass key"), ("retrieval", "retrieval"), ("ruler", "RULER, six tasks"))
+    for section, name in sections:
         parts = {view: part[section] for view, part in views.items() if section in part}
         lengths = [part.get("by_length", {}) for part in parts.values()]
         shown = [n for n in lengths[0] if all(n in part for part in lengths)] if lengths else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -66,6 +67,51 @@ class ChunkedCausalLM:
                 input_ids=input_ids.to(self.device), attention_mask=attention_mask, use_cache=False
             )
         return outputs.last_hidden_state
+
+    def begin(self, input_ids: Tensor) -> tuple[Any, Tensor]:
+        """Read prompts that are to go on: a cache of all keys and values, and the last hidden states.
+
+        Args:
+            input_ids: int64 [batch, tokens], on any device; without padding.
+
+        Returns:
+            A `Cache` of `transformers`, and [batch, hidden].
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache()  # without a configuration it keeps what a sliding window has passed
+        with unpadded(self.model):
+            outputs = self._decoder(
+                input_ids=input_ids.to(self.device), use_cache=True, **{self._cache_name: cache}
+            )
+        return cache, outputs.last_hidden_state[:, -1]
+
+    def go_on(
+        self, input_ids: Tensor, positions: Tensor, cache: Any, attention_mask: Tensor | None
+    ) -> Tensor:
+        """Hidden states [batch, hidden] of one more token each.
+
+        Args:
+            input_ids: int64 [batch, 1].
+            positions: int64 [batch, 1], in each sequence without its padding.
+            cache: what was read before; it takes the token in.
+            attention_mask: int64 [batch, tokens], 0 for padding on the left; None: there is none.
+        """
+        outputs = self._decoder(
+            input_ids=input_ids.to(self.device),
+            position_ids=positions,
+            attention_mask=attention_mask,
+            use_cache=True,
+            **{self._cache_name: cache},
+        )
+        return outputs.last_hidden_state[:, -1]
+
+    @property
+    def _cache_name(self) -> str:
+        """What the decoder calls its cache; transformers renames it."""
+        return (
+            "cache" if "cache" in signature(self._decoder.forward).parameters else "past_key_values"
+        )
 
     def head_is_linear(self, hidden: Tensor) -> bool:
         """Whether logits are `hidden @ head.weight.T` and nothing else, in the dtype of both."""

@@ -50,6 +50,10 @@ def _asked(source: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, st
     if "/" in str(model.get("attn_implementation")):
         danger = "it loads and runs kernels from the hub"
         yield ("model", "attn_implementation"), model["attn_implementation"], danger
+    folder = _mapping(source.get("evaluation")).get("lm_eval_dir")
+    if folder is not None:
+        danger = "task files of lm-eval can name code that runs"
+        yield ("evaluation", "lm_eval_dir"), folder, danger
     for name, stage in _mapping(source.get("stages")).items():
         asked = _mapping(stage).get("report_to")
         reporters = asked if isinstance(asked, list) else [] if asked is None else [asked]
