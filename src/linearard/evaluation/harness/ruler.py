@@ -19,6 +19,7 @@ from typing import Any
 from linearard.errors import DataError
 
 _WORDS = re.compile(r"\s?\S+|\s+")
+_VARIABLES_ANSWER = 30  # tokens, in lm-eval
 _SPARE = 16  # tokens by which a count by words may be off before the tokenizer itself counts
 
 Doc = dict[str, Any]
@@ -97,11 +98,22 @@ def _needles(key: str, value: str, haystack: str) -> Callable[[_Counter, int, in
 
 
 def _variables(count: _Counter, length: int, samples: int) -> list[Doc]:
+    from lm_eval.tasks.ruler.vt_utils import generate_input_output as smallest
     from lm_eval.tasks.ruler.vt_utils import sys_vartrack_w_noise_random as make
 
-    # As lm-eval does: an example of at most 500 tokens stands before each question.
-    count.begin(500, 1)
-    (example,) = make(tokenizer=count, num_samples=1, max_seq_length=500, incremental=5)
+    # lm-eval's example before each question has at most 500 tokens. Where less than its smallest has room it
+    # would try for ever: no tokenizer of words does that, one of bytes does.
+    with _drawing(0):
+        made = [smallest(noises, 1, 4, is_icl=noises == 5) for noises in (5, 10)]
+    of_example, of_sample = (
+        len(count(f"{text} {answer}").input_ids) + _VARIABLES_ANSWER + _SPARE
+        for text, answer in made
+    )
+    room = max(500, of_example)
+    if room + of_sample > length:
+        raise ValueError(f"{room + of_sample} are the least")
+    count.begin(room, 1)
+    (example,) = make(tokenizer=count, num_samples=1, max_seq_length=room, incremental=5)
     count.begin(length, samples)
     return make(tokenizer=count, num_samples=samples, max_seq_length=length, icl_example=example)
 
@@ -141,17 +153,17 @@ class _Counter:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, int] = {}
-        self._left = 0
+        self._left = 2**31
         self._before = len(tokenizer("").input_ids)
         self.by_words = True
         probe = "The grass is green.\nVAR ABCDE = 12345 41. word-other 0a1b-2c3d: x.\n " * 20
         self.by_words = abs(self._count(probe) - self._whole(probe)) <= _SPARE
 
     def begin(self, length: int, samples: int) -> None:
-        """Before a generator runs: two of them try for ever where nothing fits, whatever is raised.
+        """Before a generator runs: one of them tries for ever where nothing fits, whatever is raised.
 
-        So after more tries than any fitting length needs every text has no tokens, and what comes of that is
-        found too long afterwards.
+        So after more tries than any fitting length needs, every text has no tokens, and what comes of that
+        is found too long afterwards.
         """
         self._left = length // 10 + 100 * samples + 1000
 
