@@ -71,10 +71,12 @@ def test_commands_parse(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_recipes_load(page):
-    """A part of a recipe is one of the recipe that the results are of; sweeps have their own tests."""
+    """A part of a recipe is one of the recipe that the results are of; others have their own tests."""
     for block in blocks(page, "yaml"):
         content = yaml.safe_load(block)
-        if "arms" not in content:
+        if (
+            "arms" not in content and "output_type" not in content
+        ):  # lm-eval's: run in tests/evaluation
             values = {name: yaml.safe_dump(value) for name, value in flat(content).items()}
             load_recipe("smollm2-135m-64k", values)
 

@@ -92,3 +92,13 @@ def test_layers_with_a_state_go_alone(monkeypatch):
     want = continue_greedily(lm, prompts(), LIMITS)
     monkeypatch.setattr(decoding, "_has_whole_cache", lambda model: False)
     assert continue_greedily(lm, prompts(), LIMITS) == want
+
+
+def test_prompts_padded_for_a_faster_kernel(monkeypatch):
+    """What stands behind a prompt for the kernel's sake is not gone on from."""
+    model = tiny.tiny_model("mistral")
+    AttentionTap(model)
+    lm = ChunkedCausalLM(model)
+    want = continue_greedily(lm, prompts(), LIMITS)
+    monkeypatch.setattr("linearard.capture.sdpa._LONG", 4)
+    assert continue_greedily(lm, prompts(), LIMITS) == want

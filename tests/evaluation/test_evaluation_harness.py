@@ -16,7 +16,7 @@ from linearard.evaluation.passkey import FILLER
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-DOCS = Path(__file__).parents[2] / "docs" / "EVALUATION.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "evaluation.md"
 NOTHING = {"perplexity_windows": [], "agreement_window": 0, "passkey_lengths": []}
 WORDS = sorted({word for sentence in FILLER for word in sentence.rstrip(".").split()})
 

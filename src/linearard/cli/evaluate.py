@@ -17,7 +17,7 @@ examples:
 
 The checkpoint remembers its recipe. Fields of its sections model, data and evaluation can be
 given anew; `linearard train --help` lists them. Tasks of lm-eval and RULER, names for --fail-below:
-docs/EVALUATION.md.
+docs/how-to/evaluation.md.
 
 Exit code 3: the restored model is below a --fail-below; the rows are named.
 """

@@ -144,10 +144,12 @@ def _continue(lm: ChunkedCausalLM, prompts: Sequence[Sequence[int]], batch: _Bat
         for part in batches(len(ids), length, len(ids)):
             cache, last = lm.begin(ids[part])
             if not layers:
-                layers = [_room_for(layer, len(prompts), capacity) for layer in cache.layers]
+                layers = [
+                    _room_for(layer, len(prompts), capacity, used=length) for layer in cache.layers
+                ]
             rows = slice(start, start + len(last))
             for room, layer in zip(layers, cache.layers, strict=True):
-                room.put(rows, lengths[0] - length, layer)
+                room.put(rows, slice(lengths[0] - length, lengths[0]), layer)
             states.append(last)
             start = rows.stop
             del cache
@@ -164,7 +166,7 @@ def _continue(lm: ChunkedCausalLM, prompts: Sequence[Sequence[int]], batch: _Bat
         hidden = lm.go_on(tokens[:, None], steps[:, None] + step, cache, mask)
 
 
-def _room_for(layer: Any, rows: int, capacity: int) -> Any:
+def _room_for(layer: Any, rows: int, capacity: int, *, used: int) -> Any:
     """Room for the keys and values of all rows in one layer, behind the interface of a cache's layer."""
     from transformers.cache_utils import DynamicLayer
 
@@ -178,12 +180,12 @@ def _room_for(layer: Any, rows: int, capacity: int) -> Any:
                 for states in (layer.keys, layer.values)
             ]
             self.lazy_initialization(layer.keys, layer.values)
-            self._show(layer.keys.shape[2])
+            self._show(used)
 
-        def put(self, where: slice, padding: int, read: Any) -> None:
-            """Lay what one reading left behind `padding` tokens."""
+        def put(self, rows: slice, tokens: slice, read: Any) -> None:
+            """Lay what one reading left, but what may be behind its tokens, in their place."""
             for room, states in zip(self._all, (read.keys, read.values), strict=True):
-                room[where, :, padding : padding + states.shape[2]] = states
+                room[rows, :, tokens] = states[:, :, : tokens.stop - tokens.start]
 
         def update(
             self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from linearard.capture import unpadded
+from linearard.capture import padded_length, unpadded
 from linearard.errors import ModelError
 
 Views = Mapping[str, Callable[[], AbstractContextManager[Any]]]
@@ -72,19 +73,23 @@ class ChunkedCausalLM:
         """Read prompts that are to go on: a cache of all keys and values, and the last hidden states.
 
         Args:
-            input_ids: int64 [batch, tokens], on any device; without padding.
+            input_ids: int64 [batch, tokens], on any device; all of one length.
 
         Returns:
-            A `Cache` of `transformers`, and [batch, hidden].
+            A `Cache` of `transformers` that may have more tokens at its end, and [batch, hidden].
         """
         from transformers import DynamicCache
 
+        tokens = input_ids.shape[1]
+        # Nothing attends to what comes after it: a length for which attention has its fastest kernel.
+        further = padded_length(tokens) - tokens
+        input_ids = functional.pad(input_ids.to(self.device), (0, further))
         cache = DynamicCache()  # without a configuration it keeps what a sliding window has passed
         with unpadded(self.model):
             outputs = self._decoder(
-                input_ids=input_ids.to(self.device), use_cache=True, **{self._cache_name: cache}
+                input_ids=input_ids, use_cache=True, **{self._cache_name: cache}
             )
-        return cache, outputs.last_hidden_state[:, -1]
+        return cache, outputs.last_hidden_state[:, tokens - 1]
 
     def go_on(
         self, input_ids: Tensor, positions: Tensor, cache: Any, attention_mask: Tensor | None
