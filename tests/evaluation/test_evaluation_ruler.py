@@ -14,11 +14,11 @@ pytest.importorskip("nltk", reason="the extra lm-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 from linearard.evaluation.harness import ask, ruler_tasks  # noqa: E402
-from linearard.evaluation.harness.ruler import RULER_TASKS, _Counter, ruler_docs  # noqa: E402
+from linearard.evaluation.harness.ruler import RULER_TASKS, _Counter, _no_downloads, ruler_docs  # noqa: E402
 from linearard.evaluation.harness.tasks import ruler_docs_of  # noqa: E402
 
 NOTHING = {"perplexity_windows": [], "agreement_window": 0, "passkey_lengths": []}
-LENGTH = 3000
+LENGTH, LONGER = 3000, 8000
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +31,7 @@ def fewer_words():
             super().__init__()
             self._categories = {name: words[:300] for name, words in self._categories.items()}
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _no_downloads():
         patch.setattr(wonderwords, "RandomWord", Fewer)
         from lm_eval.tasks.ruler import cwe_utils, prepare_niah
     assert len(prepare_niah.WORDS) <= 300**2 and len(cwe_utils.WORDS) <= 900
@@ -39,14 +39,14 @@ def fewer_words():
 
 @pytest.fixture(scope="module")
 def docs(tokenizer, fewer_words):
-    return ruler_docs_of(tokenizer, [LENGTH, LENGTH + 1111], 2, [0, 5])
+    return ruler_docs_of(tokenizer, [LENGTH, LONGER], 2, [0, 5])
 
 
 def test_every_prompt_fits_and_holds_its_answer(docs, tokenizer):
     assert docs.keys() == RULER_TASKS.keys()
     for task, records in docs.items():
         assert len(records) == 8
-        assert [r["max_length"] for r in records[:4]] == [LENGTH] * 2 + [LENGTH + 1111] * 2
+        assert [r["max_length"] for r in records[:4]] == [LENGTH] * 2 + [LONGER] * 2
         for record in records:
             prompt = f"{record['input']} {record['gen_prefix']}"
             tokens = len(tokenizer(prompt).input_ids)
@@ -78,11 +78,14 @@ def test_a_tokenizer_that_merges_over_spaces_is_measured_itself(other_tokenizers
         assert len(odd(doc["input"]).input_ids) <= LENGTH
 
 
-@pytest.mark.parametrize("task", ["ruler_vt", "ruler_cwe", "niah_multikey_3"])
-def test_lengths_without_room_end(task, tokenizer):
+@pytest.mark.parametrize(
+    ("task", "length"),
+    [("ruler_vt", 600), ("ruler_cwe", 511), ("ruler_cwe", 4111), ("niah_multikey_3", 600)],
+)
+def test_lengths_without_room_end(task, length, tokenizer):
     """Two of the generators would try for ever."""
     with pytest.raises(DataError, match=rf"samples of {task} have room"):
-        ruler_docs(task, tokenizer, [150], 1, 0)
+        ruler_docs(task, tokenizer, [length], 1, 0)
 
 
 def test_scores_are_lm_evals(docs):

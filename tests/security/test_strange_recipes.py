@@ -26,6 +26,7 @@ class TestRecipeAndSweep:
             ("model.trust_remote_code", True),
             ("model.attn_implementation", "someone/kernel"),
             ("model.attn_implementation", "kernels-community/flash-attn3@main:f"),
+            ("evaluation.lm_eval_dir", "tasks"),
             ("stages.only.report_to", "wandb"),
             ("stages.only.report_to", ["tensorboard", "wandb"]),
             ("stages.only.report_to", "all"),
@@ -36,7 +37,7 @@ class TestRecipeAndSweep:
     def set_field(recipe, field, value):
         *parents, last = field.split(".")
         for key in parents:
-            recipe = recipe[key]
+            recipe = recipe.setdefault(key, {})
         recipe[last] = value
 
     @ASKED

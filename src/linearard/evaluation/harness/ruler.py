@@ -18,7 +18,8 @@ from typing import Any
 
 from linearard.errors import DataError
 
-_WORDS = re.compile(r"\s?\S+|\s+")
+_WORDS = re.compile(r"\s?\S+|\s+(?!\S)")  # a space belongs to the word behind it
+SHORTEST = 512
 _VARIABLES_ANSWER = 30  # tokens, in lm-eval
 _SPARE = 16  # tokens by which a count by words may be off before the tokenizer itself counts
 
@@ -46,6 +47,10 @@ def ruler_docs(
     count = _Counter(tokenizer)
     docs: list[Doc] = []
     for length in lengths:
+        if (
+            length < SHORTEST
+        ):  # one of the generators would try for ever to leave room for its answer
+            raise _too_short(task, length, f"less than {SHORTEST}")
         made = _made(task, count, length, samples, seed)
         longest = max(_tokens(tokenizer, doc) for doc in made)
         if count.by_words and longest > length:
@@ -54,6 +59,8 @@ def ruler_docs(
             longest = max(_tokens(tokenizer, doc) for doc in made)
         if longest > length:
             raise _too_short(task, length, f"prompts of {longest}")
+        if not all(doc["outputs"] for doc in made):  # no room for a single word of common ones
+            raise _too_short(task, length, "nothing to ask for")
         docs += [doc | {"seed": seed} for doc in made]
     return docs
 
