@@ -108,7 +108,7 @@ $(OLDER)/.installed: $(VENV)/.installed-test
 # uv finds the lowest versions that fit together; torch and what comes with it are left out.
 $(LOWEST)/.installed: $(VENV)/.installed-dev
 	$(PYTHON) -m venv $(LOWEST)
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct pyproject.toml \
+	$(BIN)/uv pip compile --python $(BIN)/python --quiet --no-header --no-annotate --resolution lowest-direct pyproject.toml \
 	  | grep -vE '^(torch|triton|nvidia-.*|sympy|networkx|mpmath)==' > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python $(INSTALL) --no-deps -r $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python $(INSTALL) --no-deps --editable .
