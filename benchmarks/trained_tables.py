@@ -52,10 +52,10 @@ _RECOVERY_COLUMNS = {
         "same answers": ("same_answers", ".3f"),
         "tasks kept": ("tasks_recovery", ".3f"),
         "LAMBADA kept": ("lambada_recovery", ".3f"),
-        "ppl 2k, ratio": ("ppl_2k_ratio", ".3f"),
-        "documentation, ratio": ("documentation.ppl_ratio", ".3f"),
     },
     "long": {
+        "ppl 2k, ratio": ("ppl_2k_ratio", ".3f"),
+        "documentation, ratio": ("documentation.ppl_ratio", ".3f"),
         **{f"ppl {n}": (f"ppl_{n}", ".1f") for n in ("8k", "32k", "64k")},
         "tokens": ("tokens", ",.0f"),
         "seeds": ("seeds", ".0f"),

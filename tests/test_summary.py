@@ -95,7 +95,7 @@ def test_means_and_deviations_over_seeds(tmp_path, monkeypatch):
     assert (found[f"{key}.ppl_2k_ratio"], found[f"{key}.ppl_2k_ratio_sd"]) == (1.2, 0.2)
     assert (found[f"{key}.tokens"], found[f"{key}.seeds"]) == (11, 3)
     assert found["restoration.original.smollm2_135m_x8.ppl_2k"] == 10
-    row = summary.tables(found)["recovery-near"].splitlines()[-1]
+    row = summary.tables(found)["recovery-long"].splitlines()[-1]
     assert "`smollm2-135m-64k`" in row and "1.200\u00a0±\u00a00.200" in row
 
 
