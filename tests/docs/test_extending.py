@@ -9,8 +9,12 @@ from torch.testing import assert_close
 
 import tiny
 from linearard.counting import ModelShape, step_products
+from linearard.data import Documents, beginning
 from linearard.distill import RestorationModule, step_shares
 from linearard.distill.output_terms import OUTPUT_TERMS
+from linearard.evaluation import evaluate, summarise
+from linearard.evaluation.measures import MEASURES
+from linearard.evaluation.windows import cut_windows
 from linearard.planning.memory_traffic import step_traffic
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "extending.md"
@@ -57,3 +61,33 @@ def test_a_term_is_trained_counted_and_planned(term):
     options = {"native_window": 64, "fused": False}
     more, less = (step_traffic(shape, one, 24, 2, **options) for one in (objective, plain))
     assert more["student"] > less["student"]
+
+
+@pytest.fixture
+def metric():
+    kept = list(MEASURES)
+    yield example("A metric")
+    MEASURES[:] = kept
+
+
+def test_a_metric_is_prepared_measured_and_told(metric):
+    restorable = tiny.tiny_restorable()
+    draw = torch.Generator().manual_seed(1)
+    documents = [torch.randint(0, tiny.VOCAB, (200,), generator=draw)]
+    result = evaluate(
+        restorable.model,
+        restorable.tokenizer,
+        restorable.views(),
+        documents,
+        metric["config"],
+        progress=False,
+    )
+    (row,) = summarise(result)
+    assert (row.label, row.group) == ("entropy (nats)", "held-out text")
+    assert row.values.keys() == {"original", "stretched", "restored"}
+    windows = cut_windows(Documents(documents, beginning(restorable.tokenizer)), 48, 192)
+    with torch.no_grad(), restorable.view("original"):
+        chances = restorable.model.eval()(windows).logits.double().softmax(-1)
+    assert row.values["original"] == pytest.approx(
+        -(chances * chances.log()).sum(-1).mean().item(), rel=1e-5
+    )

@@ -62,13 +62,23 @@ def test_everything_that_an_evaluation_reads(front, given):
     text[::23] = 13  # full stops
     documents = [torch.cat([torch.tensor(ids if given else []).long(), text[n:]]) for n in (0, 997)]
     inputs = EvaluationInputs(tokenizer, documents, ALL_KINDS)
-    windows = [*inputs.perplexity.values(), inputs.agreement, inputs.generation]
+    windows = [
+        *inputs.prepared["perplexity"].values(),
+        inputs.agreement,
+        inputs.prepared["generation"],
+    ]
     assert [w.shape[1] for w in windows] == [41, 130, 40, 21]
-    prompts = [*inputs.passkey, *(p for made in inputs.retrieval.values() for p in made)]
+    prompts = [
+        *inputs.prepared["passkey"],
+        *(p for made in inputs.prepared["retrieval"].values() for p in made),
+    ]
     rows = [row.tolist() for found in windows for row in found]
     for row in rows + [prompt.continuation.ids for prompt in prompts]:
         assert row[: len(ids)] == ids and not set(row[len(ids) :]) & {256, 257, 258, 259}
-    assert list(map(len, inputs.perplexity.values())) == [7, 2]  # the beginning is in the budget
+    assert list(map(len, inputs.prepared["perplexity"].values())) == [
+        7,
+        2,
+    ]  # the beginning is in the budget
 
 
 def test_windows_are_those_of_the_text_behind_its_beginning():

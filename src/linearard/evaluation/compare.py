@@ -17,15 +17,12 @@ from linearard.errors import RecipeError
 from linearard.evaluation.agreement import window_agreement
 from linearard.evaluation.batching import Track
 from linearard.evaluation.config import EvaluationConfig
-from linearard.evaluation.context import compare_with_original, context_losses
-from linearard.evaluation.generation import score_generation
+from linearard.evaluation.context import compare_with_original
 from linearard.evaluation.harness import HarnessScore, ask, harness_results
 from linearard.evaluation.inputs import EvaluationInputs
+from linearard.evaluation.measures import MEASURES, Measuring
 from linearard.evaluation.meta import collect_meta
-from linearard.evaluation.perplexity import window_perplexity
-from linearard.evaluation.prompts import score_prompts
 from linearard.evaluation.retention import task_results
-from linearard.evaluation.retrieval import score_retrieval
 from linearard.evaluation.tasks import TaskScore, score_task
 from linearard.evaluation.texts import text_agreement, text_perplexity
 from linearard.model import ChunkedCausalLM, Views, display_name
@@ -106,17 +103,8 @@ def evaluate(
         lm.check(views, torch.arange(min(CHECK_TOKENS, lm.vocab_size)))
         for name in names:
             with views[name]():
-                results[name] = _measure(lm, inputs, config, partial(track, name))
-                if inputs.context:
-                    results[name]["context"] = context_losses(
-                        lm,
-                        inputs.context,
-                        native_window=native_window,
-                        beyond=name != ORIGINAL,
-                        seed=config.seed,
-                        batch_size=config.batch_size,
-                        track=track(name, "growing context"),
-                    )
+                measuring = Measuring(lm, config, name, native_window, partial(track, name))
+                results[name] = _measure(inputs, measuring)
                 tasks[name] = _score_tasks(lm, inputs, config, partial(track, name))
                 if asked is not None:
                     asked.track = partial(track, name)
@@ -170,37 +158,16 @@ def prepare_inputs(
     return EvaluationInputs(tokenizer, documents, config, texts)
 
 
-def _measure(
-    lm: ChunkedCausalLM,
-    inputs: EvaluationInputs,
-    config: EvaluationConfig,
-    track: Callable[[str], Track],
-) -> dict[str, Any]:
+def _measure(inputs: EvaluationInputs, measuring: Measuring) -> dict[str, Any]:
     """Everything but the tasks that one view gives by itself."""
-    options = {"batch_size": config.batch_size, "seed": config.seed}
     measured: dict[str, Any] = {}
-    for window, windows in inputs.perplexity.items():
-        measured.setdefault("perplexity", {})[str(window)] = window_perplexity(
-            lm, windows, track=track(f"perplexity {window}"), **options
-        )
+    for measure in MEASURES:
+        prepared = inputs.prepared[measure.name]
+        if prepared is not None and len(prepared):
+            measured[measure.name] = measure.score(prepared, measuring)
     for name, windows in inputs.texts.items():
-        measured.setdefault("texts", {})[name] = text_perplexity(
-            lm, windows, track=track(name), **options
-        )
-    if inputs.passkey:
-        measured["passkey"] = score_prompts(lm, inputs.passkey, track=track("pass key"), **options)
-    if inputs.retrieval:
-        measured["retrieval"] = score_retrieval(
-            lm, inputs.retrieval, track=track("retrieval"), **options
-        )
-    if inputs.generation is not None:
-        measured["generation"] = score_generation(
-            lm,
-            inputs.generation,
-            config.generation_tokens,
-            seed=config.seed,
-            track=track("generation"),
-        )
+        text = text_perplexity(measuring.lm, windows, **measuring.options(name))
+        measured.setdefault("texts", {})[name] = text
     return measured
 
 

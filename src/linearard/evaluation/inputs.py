@@ -10,13 +10,9 @@ from torch import Tensor
 from linearard.data import Documents, beginning
 from linearard.errors import DataError
 from linearard.evaluation.config import EvaluationConfig
-from linearard.evaluation.context import context_windows
 from linearard.evaluation.continuations import Encoder
-from linearard.evaluation.generation import generation_prompts
 from linearard.evaluation.harness import harness_tasks
-from linearard.evaluation.passkey import passkey_prompts
-from linearard.evaluation.prompts import Prompt
-from linearard.evaluation.retrieval import retrieval_prompts
+from linearard.evaluation.measures import MEASURES
 from linearard.evaluation.task_files import read_tasks
 from linearard.evaluation.tasks import Task, encode_task
 from linearard.evaluation.windows import cut_windows
@@ -53,21 +49,13 @@ class EvaluationInputs:
                 fix="Give what `read_texts` returns, or leave texts out.",
             )
         documents = Documents(documents, beginning(tokenizer))
-        self.perplexity = {
-            window: cut_windows(documents, window, config.perplexity_tokens)
-            for window in config.perplexity_windows
+        #: By metric, what it reads; None or empty: it is off.
+        self.prepared: dict[str, Any] = {
+            measure.name: measure.prepare(config, tokenizer, documents) for measure in MEASURES
         }
         self.agreement = (
             cut_windows(documents, config.agreement_window, config.agreement_tokens)
             if config.agreement_window
-            else None
-        )
-        self.context = context_windows(documents, config.context_lengths, config.context_windows)
-        self.generation = (
-            generation_prompts(
-                tokenizer, documents, config.generation_prompts, config.generation_prompt_tokens
-            )
-            if config.generation_prompts
             else None
         )
         self.tasks: dict[str, Task] = {}
@@ -75,22 +63,6 @@ class EvaluationInputs:
             encode = Encoder(tokenizer)
             tasks = read_tasks(config.tasks_dir, config.task_limit, config.task_split)
             self.tasks = {name: encode_task(encode, records) for name, records in tasks.items()}
-        self.passkey: list[Prompt] = passkey_prompts(
-            tokenizer,
-            config.passkey_lengths,
-            config.passkey_depths,
-            config.passkey_repeats,
-            config.seed,
-        )
-        self.retrieval: dict[str, list[Prompt]] = retrieval_prompts(
-            tokenizer,
-            documents,
-            config.retrieval_tasks,
-            config.retrieval_lengths,
-            config.retrieval_depths,
-            config.retrieval_repeats,
-            config.seed,
-        )
 
     @property
     def task_names(self) -> list[str]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from linearard.evaluation.measures import (
+    HELD_OUT,
+    MEASURES,
+    RETRIEVAL,
+    common_keys,
+    parts_of,
+    rows_by_length,
+)
 from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
 
 LEAST_GAP = 0.01  # nats of loss or KL, or a share without an interval; less is nothing to recover
 LEAST_RETRIEVAL = 0.5  # what the original must find for a share of it to say something
-RETRIEVAL = "retrieval"  # a group
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Row:
         return self.kind not in ("share", "ratio", "gain")
 
 
-class _Rows(list[Row]):
+class Rows(list[Row]):
     """Rows in the making."""
 
     group = ""
@@ -78,32 +85,27 @@ class _Rows(list[Row]):
 def summarise(result: Mapping[str, Any]) -> list[Row]:
     """The rows of a result of `evaluate`, in reading order."""
     views: Mapping[str, Mapping[str, Any]] = result["views"]
-    rows = _Rows()
+    rows = Rows()
 
-    rows.group = "held-out text"
+    rows.group = HELD_OUT
     if agreement := _agreement(views, lambda part: part):
         rows.add("KL to original (nats)", "kl", agreement, "kl")
         rows.add("top-1 agreement", "share", agreement, "top1")
-    for window in _keys(views, "perplexity"):
-        parts = {view: part["perplexity"][window] for view, part in views.items()}
-        rows.add(f"perplexity, {int(window):,} tokens", "perplexity", parts, "ppl")
-
-    if context := {v: part["context"] for v, part in views.items() if "context" in part}:
-        _add_context(rows, context)
+    _add_measures(rows, views, [HELD_OUT])
 
     rows.group = "other text"
-    for text in _keys(views, "texts"):
+    for text in common_keys(views, "texts"):
         parts = {view: part["texts"][text] for view, part in views.items()}
         if agreement := _agreement(views, lambda part, text=text: part["texts"][text]):
             rows.add(f"{text}: KL to original (nats)", "kl", agreement, "kl")
         rows.add(f"{text}: perplexity", "perplexity", parts, "ppl")
 
     rows.group = "tasks"
-    for task in _keys(views, "tasks"):
+    for task in common_keys(views, "tasks"):
         parts = {view: part["tasks"][task] for view, part in views.items()}
         metric = next(iter(parts.values()))["metric"]
         rows.add(f"{task} ({metric})", "share", parts, "score", "ci95")
-    averages = {v: part["task_average"] for v, part in views.items() if "task_average" in part}
+    averages = parts_of(views, "task_average")
     if averages and all(average["tasks"] > 1 for average in averages.values()):
         rows.add("task average", "share", averages, "score", "ci95")
         if all("raw_retention" in average for average in averages.values()):
@@ -115,41 +117,26 @@ def summarise(result: Mapping[str, Any]) -> list[Row]:
         rows.add("KL of answers to original (nats)", "kl", kl, "answer_kl")
 
     rows.group = "lm-eval"
-    for task in _keys(views, "lm_eval"):
+    for task in common_keys(views, "lm_eval"):
         parts = {view: part["lm_eval"][task] for view, part in views.items()}
         metric = next(iter(parts.values()))["metric"]
         rows.add(f"{task} ({metric}, lm-eval)", "share", parts, "score", "ci95")
 
-    rows.group = RETRIEVAL
-    sections = (("passkey", "pass key"), ("retrieval", "retrieval"), ("ruler", "RULER, six tasks"))
-    for section, name in sections:
-        parts = {view: part[section] for view, part in views.items() if section in part}
-        lengths = [part.get("by_length", {}) for part in parts.values()]
-        shown = [n for n in lengths[0] if all(n in part for part in lengths)] if lengths else []
-        if parts and len(shown) < 2:
-            rows.add(name, "share", parts, "accuracy", "ci95")
-            continue
-        for n in shown:
-            at = {view: part["by_length"][n] for view, part in parts.items()}
-            rows.add(f"{name}, {int(n):,} tokens", "share", at, "accuracy", "ci95")
-
-    rows.group = "free generation"
-    generated = {view: part["generation"] for view, part in views.items() if "generation" in part}
-    if generated:
-        rows.add("repeated 4-grams", "rate", generated, "repeated_4grams")
-        rows.add("outputs that end in a loop", "rate", generated, "loops")
+    _add_measures(rows, views, [RETRIEVAL])
+    rows_by_length(rows, "RULER, six tasks", parts_of(views, "ruler"))
+    apart = (HELD_OUT, RETRIEVAL)
+    _add_measures(rows, views, [m.group for m in MEASURES if m.group not in apart])
     return list(rows)
 
 
-def _add_context(rows: _Rows, context: Mapping[str, Mapping[str, Any]]) -> None:
-    """Loss with all the context that a view reads, and what the part beyond the native window gives."""
-    longest = {v: max(map(int, part["by_length"]), default=0) for v, part in context.items()}
-    read = {v: part["by_length"][str(longest[v])] for v, part in context.items() if longest[v]}
-    most = max(longest.values())
-    rows.add(f"loss of the same tokens, {most:,} read (nats)", "loss", read, "nll")
-    if gains := {v: part for v, part in context.items() if "gain" in part}:
-        native = next(iter(gains.values()))["native"]
-        rows.add(f"context gain, {native:,} to {most:,} tokens (nats)", "gain", gains, "gain")
+def _add_measures(
+    rows: Rows, views: Mapping[str, Mapping[str, Any]], groups: Collection[str]
+) -> None:
+    """Rows of the metrics of some groups that a view gives by itself."""
+    for measure in MEASURES:
+        if measure.group in groups:
+            rows.group = measure.group
+            measure.rows(rows, views)
 
 
 def _agreement(
@@ -165,12 +152,6 @@ def _agreement(
 def _only(part: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A measure and its interval: a share of its own, which is not kept of a score."""
     return {key: part[key] for key in (name, f"{name}_ci95")}
-
-
-def _keys(views: Mapping[str, Mapping[str, Any]], section: str) -> list[str]:
-    """Windows or tasks that every view has."""
-    sections = [part.get(section, {}) for part in views.values()]
-    return [key for key in (sections[0] if sections else {}) if all(key in s for s in sections)]
 
 
 def _retained(parts: Mapping[str, Any], values: dict[str, float], group: str) -> dict[str, float]:
