@@ -173,20 +173,9 @@ class ModelShape:
             tensors=len(parameters),
             rank=adapter.r if lora else 0,
             dropout=adapter.dropout if lora else 0.0,
-            fused=_fused(model),
+            fused=frozenset(fuse_layers(model.get_decoder().layers)),
             steady=needs_no_mask(model) and not depends_on_length(config),
         )
-
-
-def _fused(model: Any) -> frozenset[str]:
-    fuse_layers(model)
-    kinds = {"q_proj": "attention", "gate_proj": "mlp"}
-    found = set()
-    for module in model.get_decoder().layers.modules():
-        if hasattr(module, "_fused_everywhere"):
-            own = [kind for name, kind in kinds.items() if hasattr(module, name)]
-            found.add(own[0] if own else "norm")
-    return frozenset(found)
 
 
 def _windows(config: Any) -> list[int | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +42,7 @@ _WINDOWS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
 }
 
 
-def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> int:
+def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> Counter[str]:
     """Fuse what can be fused in a `transformers` decoder, with or without peft's LoRA.
 
     Args:
@@ -49,10 +50,10 @@ def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> int:
         everywhere: also where no kernels are, on CPUs and in float32; it gains nothing there.
 
     Returns:
-        How many modules are fused.
+        How many modules of each kind are fused: `norm`, `mlp`, `attention`.
     """
     agreeing: dict[tuple[type, Any], bool] = {}
-    fused = 0
+    fused: Counter[str] = Counter()
     for module in model.modules():
         forward = _fused_forward(module)
         if forward is None:
@@ -67,7 +68,7 @@ def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> int:
         if agreeing[kind]:
             module.forward = replacement
             module._fused_everywhere = everywhere
-            fused += 1
+            fused[_KINDS[forward]] += 1
     return fused
 
 
@@ -300,6 +301,9 @@ def _read_lora(layer: Any) -> tuple[Tensor, Tensor, float, float] | None:
         return None
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     return down.weight, up.weight, layer.scaling[name], p
+
+
+_KINDS = {_norm_forward: "norm", _mlp_forward: "mlp", _attention_forward: "attention"}
 
 
 def _is_frozen(linear: nn.Module) -> bool:
