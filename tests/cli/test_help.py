@@ -12,6 +12,7 @@ from importlib import metadata
 import pytest
 
 from linearard.cli import main as command_line
+from linearard.cli.fields import fields_text, kept_text
 from linearard.cli.main import _WHOLE, _split, build_parser, main
 from linearard.recipe import Recipe, load_recipe
 
@@ -35,6 +36,26 @@ def test_the_first_help_is_fast():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "\n", result.stderr
     assert time.monotonic() - start < 1 or os.getloadavg()[0] > os.cpu_count()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "plan", "report", "push", "sweep"])
+def test_no_help_imports_what_takes_seconds(command):
+    """Each within 1.5 s, which PyTorch alone would take."""
+    code = (
+        "import sys; from linearard.cli.main import main\n"
+        f"try:\n    main(['{command}', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'datasets', 'peft', 'yaml', 'tqdm'}\n"
+        "print('imported:', *sorted(heavy & sys.modules.keys()))"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "imported:", result.stderr
+    assert time.monotonic() - start < 1.5 or os.getloadavg()[0] > os.cpu_count()
+
+
+def test_the_fields_in_the_help_are_those_of_the_classes():
+    """After a change: python -m linearard.cli.fields."""
+    assert kept_text() == fields_text()
 
 
 def test_every_command_is_named_and_explained(capsys):

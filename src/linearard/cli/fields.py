@@ -1,4 +1,10 @@
-"""Every recipe field with its meaning, for `--help`."""
+"""Every recipe field with its meaning, for `--help`.
+
+The classes that have the fields need PyTorch and transformers, whose import takes seconds. So their text is
+kept in a file, which a test compares with them. After a change of a field:
+
+    python -m linearard.cli.fields
+"""
 
 from __future__ import annotations
 
@@ -6,13 +12,21 @@ import argparse
 import dataclasses
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+_FILE = Path(__file__).with_name("recipe_fields.txt")
 
 
 def teach_fields(parser: argparse.ArgumentParser) -> None:
-    """Let the parser's help end with the recipe fields; they are looked up only when it is asked for."""
+    """Let the parser's help end with the recipe fields; they are read only when it is asked for."""
     plain = parser.format_help
-    parser.format_help = lambda: plain() + "\n" + _all_fields()  # type: ignore[method-assign]
+    parser.format_help = lambda: plain() + "\n" + kept_text()  # type: ignore[method-assign]
+
+
+def kept_text() -> str:
+    """The fields as the file has them."""
+    return _FILE.read_text(encoding="utf-8")
 
 
 def sections() -> list[tuple[str, Iterable[Any]]]:
@@ -39,7 +53,8 @@ def sections() -> list[tuple[str, Iterable[Any]]]:
     ]
 
 
-def _all_fields() -> str:
+def fields_text() -> str:
+    """The fields as the classes have them."""
     from linearard.recipe.trainer_fields import STAGE_FIELDS
 
     lines = [
@@ -74,3 +89,7 @@ def _default(item: Any) -> str:
         if dataclasses.is_dataclass(value):
             return ""
     return "" if value is dataclasses.MISSING else f" = {value!r}"
+
+
+if __name__ == "__main__":
+    _FILE.write_text(fields_text(), encoding="utf-8")

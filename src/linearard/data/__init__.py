@@ -2,6 +2,7 @@
 
 from linearard.data.blocks import BlockDataset, token_blocks, token_documents
 from linearard.data.config import DataConfig
+from linearard.data.progress import progress_bar
 from linearard.data.tokens import Documents, beginning
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "DataConfig",
     "Documents",
     "beginning",
+    "progress_bar",
     "token_blocks",
     "token_documents",
 ]

@@ -10,6 +10,7 @@ from contextlib import closing
 import torch
 
 from linearard.data.pieces import encode_together
+from linearard.data.progress import progress_bar
 from linearard.errors import DataError
 
 _BATCH_CHARACTERS = 4_000_000  # some eight books: the tokenizer takes a document a core
@@ -106,10 +107,8 @@ def encode_documents(
     tokenizer, documents: Iterable[str], *, progress: bool, characters: int | None
 ) -> Iterator[tuple[list[int], bool]]:
     """The same in parts, of which a long document has several: ids, and whether it ends with them."""
-    from tqdm import tqdm
-
-    with tqdm(
-        desc="tokenising", total=characters, unit="char", unit_scale=True, disable=not progress
+    with progress_bar(
+        desc="tokenising", total=characters, unit="char", unit_scale=True, shown=progress
     ) as bar:
         for batch in _batches(documents):
             length = sum(map(len, batch))

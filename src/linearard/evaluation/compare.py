@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from linearard.data import progress_bar
 from linearard.errors import RecipeError
 from linearard.evaluation.agreement import window_agreement
 from linearard.evaluation.batching import Track
@@ -61,7 +61,7 @@ def evaluate(
         inputs: what `prepare_inputs` gave for the same documents, texts and configuration, which
             then need not be given again.
         texts: windows of the configuration's `texts`, as `read_texts` gives them.
-        progress: show progress bars where stderr is a terminal.
+        progress: show progress: bars where standard error is a terminal, else a line now and then.
         training: log history per stage, stage -> entries; passed through.
         native_window: tokens that the original reads; None: as the model's configuration says.
         model_name: as in `model.name`; else what its configuration says.
@@ -91,8 +91,8 @@ def evaluate(
         native_window = model.config.get_text_config().max_position_embeddings
 
     def track(name: str, what: str) -> Track:
-        return lambda steps: tqdm(
-            steps, f"{name}: {what}", leave=False, disable=None if progress else True
+        return lambda steps: progress_bar(
+            steps, desc=f"{name}: {what}", leave=False, shown=progress
         )
 
     results: dict[str, dict[str, Any]] = {}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linearard.data import progress_bar
 from linearard.data.tokens import encode_whole
 from linearard.errors import DataError
 from linearard.model import RestorableModel, plain_generation
@@ -75,8 +76,6 @@ def write_documents(
     Raises:
         DataError: the model ends every document at once.
     """
-    from tqdm import tqdm
-
     length, wanted = assignment.length(restorable), assignment.tokens
     assumed = length if assignment.frame is None else _FULL_CONVERSATIONS * length
     most = _largest_batch(restorable, length + len(assignment.start))
@@ -84,8 +83,8 @@ def write_documents(
     tried = found = 0
     chance = random.Random(assignment.seed)
     with (
-        tqdm(
-            desc="writing", total=wanted, unit="token", unit_scale=True, disable=not progress
+        progress_bar(
+            desc="writing", total=wanted, unit="token", unit_scale=True, shown=progress
         ) as bar,
         _writer(restorable, assignment.seed) as model,
     ):
