@@ -399,3 +399,14 @@ def test_wrong_command_lines(arguments, words, capsys, no_model):
     assert "usage: linearard" in message
     for word in words:
         assert word in message
+
+
+def test_a_tracker_that_is_not_installed(recipe, tmp_path, refusal, no_model, monkeypatch):
+    """Named with its package before the model's configuration is read."""
+    monkeypatch.setattr("linearard.recipe.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("linearard.train.run.load_config", None)
+    recipe["stages"]["cpt"]["report_to"] = "tensorboard"
+    path = small_run.write_recipe(recipe, tmp_path / "r.yaml")
+    line = refusal("train", str(path))
+    assert "the package tensorboard, for stages.cpt.report_to" in line
+    assert "pip install tensorboard" in line and not (tmp_path / "run").exists()

@@ -28,6 +28,7 @@ from linearard.model import (
 )
 from linearard.recipe.recipe import Recipe
 from linearard.recipe.stage import RestorationConfig
+from linearard.recipe.trackers import check_trackers
 from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.determinism import deterministic_algorithms
@@ -174,6 +175,7 @@ def prepare_run(
     Raises:
         UserError: anything the user can mend.
     """
+    check_trackers(recipe.source)
     device = resolve_device(recipe.model.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
     config = load_config(recipe.model) if config is None else config
