@@ -105,8 +105,6 @@ def run(args: argparse.Namespace) -> int:
         say(f"recipe: {write_recipe(plan)}")
         return 0
     verdict = restore(plan, resume=args.resume, overwrite=args.overwrite, progress=not args.quiet)
-    for line in verdict.lines:
-        say(line)
     return 0 if verdict.good else 3
 
 

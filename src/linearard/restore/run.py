@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linearard.errors import DeviceError, RecipeError
+from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.evaluation.task_files import read_tasks
 from linearard.export import check_output
 from linearard.model import ModelConfig, resolve_device, write_json, written
@@ -148,7 +148,7 @@ def write_recipe(plan: RestorePlan) -> Path:
 def restore(
     plan: RestorePlan, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> Verdict:
-    """Train, evaluate, export and judge.
+    """Train, evaluate, judge and export; the verdict is said last, whatever becomes of the export.
 
     Args:
         plan: of `plan_restoration`.
@@ -171,6 +171,7 @@ def restore(
         packed=plan.recipe.model.load_in_4bit,
         overwrite=resume or overwrite,
     )
+    _check_verdict_file(folder)
     outcome: Outcome = train_and_report(
         plan.recipe,
         resume=resume,
@@ -182,28 +183,42 @@ def restore(
     if outcome.result is None:  # not the process that speaks for the run
         return Verdict([], ["-"], [])
     verdict = judge(outcome.result)
-    written.note(folder, [VERDICT_FILE])
-    write_json(
-        folder / VERDICT_FILE,
-        {
-            "good": verdict.good,
-            "better": verdict.better,
-            "worse": verdict.worse,
-            "choices": [dataclasses.asdict(choice) for choice in plan.choices],
-            "planned_bytes": plan.planned.plan.peak,
-            "peak_bytes": _peak(outcome.result),
-            "seconds": round(time.perf_counter() - plan.started, 1),
-        },
-    )
-    summary = export_run(
-        outcome.restorable,
-        plan.recipe,
-        exported,
-        story=told(plan.recipe, outcome.result),
-        overwrite=resume or overwrite,
-    )
-    say(summary)
+    try:
+        written.note(folder, [VERDICT_FILE])
+        write_json(
+            folder / VERDICT_FILE,
+            {
+                "good": verdict.good,
+                "better": verdict.better,
+                "worse": verdict.worse,
+                "choices": [dataclasses.asdict(choice) for choice in plan.choices],
+                "planned_bytes": plan.planned.plan.peak,
+                "peak_bytes": _peak(outcome.result),
+                "seconds": round(time.perf_counter() - plan.started, 1),
+            },
+        )
+        summary = export_run(
+            outcome.restorable,
+            plan.recipe,
+            exported,
+            story=told(plan.recipe, outcome.result),
+            overwrite=resume or overwrite,
+        )
+        say(summary)
+    finally:
+        for line in verdict.lines:
+            say(line)
     return verdict
+
+
+def _check_verdict_file(folder: Path) -> None:
+    path = folder / VERDICT_FILE
+    if path.exists() and VERDICT_FILE not in (written.noted(folder) or ()):
+        raise CheckpointError(
+            expected=f"a folder without {VERDICT_FILE}, which restore will write",
+            got=f"{path}, which linearard has not written there",
+            fix="Move it, or choose another --output.",
+        )
 
 
 def _peak(result: dict[str, Any]) -> int | None:
