@@ -67,10 +67,10 @@ def test_a_dry_run_leaves_a_recipe_that_trains_to_the_same(tmp_path, text):
 def test_faults_at_the_end(tmp_path, text, capsys, monkeypatch):
     """A user's verdict.json is left alone; an export that fails does not take the verdict with it."""
     base = tiny.save_tiny_base(tmp_path / "base")
-    folder = tmp_path / "run"
-    assert restore(base, folder, text, "--dry-run") == 0
+    folder, short = tmp_path / "run", ("--stages.restoration", "null")
+    assert restore(base, folder, text, "--dry-run", *short) == 0
     (folder / "verdict.json").write_text("mine")
-    assert restore(base, folder, text, "--overwrite") == 2
+    assert restore(base, folder, text, "--overwrite", *short) == 2
     assert "which linearard has not written there" in capsys.readouterr().err
     assert (folder / "verdict.json").read_text() == "mine"
     (folder / "verdict.json").unlink()
@@ -80,11 +80,11 @@ def test_faults_at_the_end(tmp_path, text, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("linearard.restore.run.export_run", full)
-        assert restore(base, folder, text, "--overwrite") == 2
+        assert restore(base, folder, text, "--overwrite", *short) == 2
     *_, verdict, error = capsys.readouterr().err.splitlines()
-    assert "than the stretched model in" in verdict and "full disk" in error
+    assert "than the stretched model in" in verdict and "room on the disk" in error
     once = small_run.final_bytes(folder)
-    assert restore(base, folder, text, "--resume") in (0, 3)
+    assert restore(base, folder, text, "--resume", *short) in (0, 3)
     assert capsys.readouterr().err.splitlines()[-1] == verdict
     assert small_run.final_bytes(folder) == once and (folder / "exported").is_dir()
 
