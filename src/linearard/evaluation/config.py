@@ -32,8 +32,9 @@ _BUDGET, _COUNT = whole(1), whole(0)
 
 def _is_task_name(value: object) -> bool:
     """A path would be a file that runs code: `lm_eval_dir` is for those."""
-    named = isinstance(value, str) and re.fullmatch(r"[\w.+:-]{1,200}", value)
-    return bool(named) and not value.endswith((".yaml", ".yml"))
+    if not isinstance(value, str) or value.endswith((".yaml", ".yml")):
+        return False
+    return bool(re.fullmatch(r"[\w.+:-]{1,200}", value))
 
 
 _TASK = Rule(_is_task_name, "a task's name, which is no path")
