@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fault_tables import same_bits_figures, soak_figures
+from benchmarks.ruler_table import ruler_figures
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -378,4 +379,5 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "restored": _restored,
     "soak": soak_figures,
     "same_bits": same_bits_figures,
+    "ruler": ruler_figures,
 }

@@ -18,6 +18,7 @@ from benchmarks.cells import cell, filled, markdown
 from benchmarks.fault_tables import fault_tables
 from benchmarks.figures import ARMS, RESULTS, RUNS, collect, reads_rightly
 from benchmarks.models import models_tables
+from benchmarks.ruler_table import ruler_table
 from benchmarks.step_tables import step_tables
 from benchmarks.trained_tables import trained_tables
 
@@ -53,6 +54,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         **models_tables(),
         "readers": _readers_table(),
         "gguf": _gguf_table(figures),
+        "ruler": ruler_table(figures),
         **fault_tables(figures),
     }
 

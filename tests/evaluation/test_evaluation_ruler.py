@@ -14,7 +14,7 @@ pytest.importorskip("nltk", reason="the extra lm-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 from linearard.evaluation.harness import ask, ruler_tasks  # noqa: E402
-from linearard.evaluation.harness.ruler import RULER_TASKS, _Counter, _no_downloads, ruler_docs  # noqa: E402
+from linearard.evaluation.harness.ruler import RULER_TASKS, _Counter, ruler_docs, without_downloads  # noqa: E402
 from linearard.evaluation.harness.tasks import ruler_docs_of  # noqa: E402
 
 NOTHING = {"perplexity_windows": [], "agreement_window": 0, "passkey_lengths": []}
@@ -31,7 +31,7 @@ def fewer_words():
             super().__init__()
             self._categories = {name: words[:300] for name, words in self._categories.items()}
 
-    with pytest.MonkeyPatch.context() as patch, _no_downloads():
+    with pytest.MonkeyPatch.context() as patch, without_downloads():
         patch.setattr(wonderwords, "RandomWord", Fewer)
         from lm_eval.tasks.ruler import cwe_utils, prepare_niah
     assert len(prepare_niah.WORDS) <= 300**2 and len(cwe_utils.WORDS) <= 900

@@ -85,7 +85,7 @@ def _needles(key: str, value: str, haystack: str) -> Callable[[_Counter, int, in
     """Needles in a haystack of one sentence repeated, or of other needles."""
 
     def make(count: _Counter, length: int, samples: int) -> list[Doc]:
-        with _no_downloads():
+        with without_downloads():
             from lm_eval.tasks.ruler.niah_utils import TEMPLATE
             from lm_eval.tasks.ruler.prepare_niah import generate_samples, get_haystack
 
@@ -223,7 +223,7 @@ def _silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_downloads() -> Iterator[None]:
+def without_downloads() -> Iterator[None]:
     """lm-eval fetches a splitter of sentences when this part is imported; these tasks split none."""
     import nltk
 

@@ -99,6 +99,8 @@ def ruler_tasks(docs: Mapping[str, Sequence[Mapping[str, Any]]], *, chat: bool) 
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks.ruler.common_utils import aggregate_metrics
 
+    from linearard.evaluation.harness.ruler import without_downloads
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(
         include_path=Path(lm_eval.__file__).parent / "tasks" / "ruler", include_defaults=False
@@ -117,7 +119,9 @@ def ruler_tasks(docs: Mapping[str, Sequence[Mapping[str, Any]]], *, chat: bool) 
                 ],
             }
         )
-    tasks = dict(manager.load([{"group": "linearard_ruler", "task": members}])["tasks"])
+    with without_downloads():
+        loaded = manager.load([{"group": "linearard_ruler", "task": members}])
+    tasks = dict(loaded["tasks"])
     for task in tasks.values():
         _finish(task, 0)
     return HarnessTasks(_loaded(tasks), frozenset(tasks), None, chat)
