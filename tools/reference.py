@@ -88,7 +88,7 @@ def api() -> str:
         ),
         "Text": (data.DataConfig, data.token_blocks),
         "Training": (linearard.RestorationTrainer, linearard.RestorationConfig),
-        "Recipes": (linearard.load_recipe, linearard.run_recipe),
+        "Recipes": (linearard.load_recipe, linearard.run_recipe, linearard.train_and_report),
         "Checkpoints": (model.save_checkpoint, linearard.load_restored),
         "Errors": (errors.UserError, *errors.UserError.__subclasses__()),
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from linearard.model import RestorableModel, load_restored
     from linearard.ops.relation_kl import attention_kl, relation_kl
+    from linearard.pipeline import train_and_report
     from linearard.recipe import RestorationConfig, load_recipe
     from linearard.train import run_recipe
     from linearard.train.trainer import RestorationTrainer
@@ -24,6 +25,7 @@ __all__ = [
     "load_restored",
     "relation_kl",
     "run_recipe",
+    "train_and_report",
 ]
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "load_restored": "linearard.model",
     "relation_kl": "linearard.ops.relation_kl",
     "run_recipe": "linearard.train",
+    "train_and_report": "linearard.pipeline",
 }
 
 

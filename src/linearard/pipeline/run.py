@@ -40,9 +40,9 @@ class Outcome:
 def train_and_report(
     recipe: Recipe,
     *,
-    resume: bool,
-    overwrite: bool,
-    progress: bool,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
     config: Any = None,
     tokenizer: Any = None,
 ) -> Outcome:
