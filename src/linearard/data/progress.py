@@ -41,7 +41,7 @@ class _Lines(tqdm):
 
     def refresh(self, *args: Any, **options: Any) -> bool | None:
         """Who moves it asks after every step: not before it is time for another line."""
-        if self._time() - max(self.last_print_t, self.start_t) < LINE_SECONDS:
+        if self.disable or self._time() - max(self.last_print_t, self.start_t) < LINE_SECONDS:
             return None
         self.last_print_t = self._time()
         return super().refresh(*args, **options)
