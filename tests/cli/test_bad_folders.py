@@ -105,7 +105,7 @@ class TestOutputFolder:
         line = refusal("train", path, "--resume", "--stages.cpt.learning_rate", "0.5")
         assert f"the recipe that {run} was started with" in line
         assert "stages.cpt.learning_rate: 0.01 -> 0.5" in line
-        assert "Resume with the same recipe, or choose another output_dir" in line
+        assert "Give --overwrite to replace it, or another output folder" in line
 
     def test_relations_left_out_are_not_those_of_none(self, recipe, tmp_path, refusal, no_model):
         """`relations: {}` is a stage without them; without the field it has the paper's."""

@@ -178,3 +178,33 @@ def test_numbers_of_tokens():
     for wrong in ("", "k", "-5", "1e400", "nan", "12q"):
         with pytest.raises(RecipeError, match="expected a number of tokens"):
             parse_tokens(wrong)
+
+
+def test_a_dry_run_can_be_repeated_with_other_choices(tmp_path, capsys):
+    base = tiny.save_tiny_base(tmp_path / "base")
+    assert dry(base, tmp_path / "out", "--window", "256") == 0
+    assert dry(base, tmp_path / "out", "--window", "512") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert dry(base, tmp_path / "out", "--window", "512", "--overwrite") == 0
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["rope"]["factor"] == 10
+
+
+def test_windows_below_the_target_are_told(tmp_path, capsys):
+    base = tiny.save_tiny_base(tmp_path / "base")
+    options = ["--window", "256", "--gpu-memory", "8GiB"]
+    assert dry(base, tmp_path / "whole", *options) == 0
+    assert "warning" not in capsys.readouterr().err
+    parts = ["long", "read"]
+    short = [word for p in parts for word in (f"--stages.restoration.parts.{p}.window", "64")]
+    assert dry(base, tmp_path / "short", *options, *short) == 0
+    assert "warning: no window above 64 tokens is trained" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_words_is_refused(tmp_path, capsys):
+    base = tiny.save_tiny_base(tmp_path / "base")
+    for path in base.glob("*token*"):
+        path.unlink()
+    text = small_run.write_text(tmp_path / "text", documents=2, words=30)
+    assert dry(base, tmp_path / "out", "--window", "256", "--data", str(text)) == 2
+    assert "tokenizer" in capsys.readouterr().err

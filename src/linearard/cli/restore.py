@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     for line in describe(plan):
         say(line)
     if args.dry_run:
-        say(f"recipe: {write_recipe(plan)}")
+        say(f"recipe: {write_recipe(plan, overwrite=args.overwrite)}")
         return 0
     verdict = restore(plan, resume=args.resume, overwrite=args.overwrite, progress=not args.quiet)
     return 0 if verdict.good else 3

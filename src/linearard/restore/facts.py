@@ -181,4 +181,10 @@ def _tokens_a_character(source: Source, tokenizer: Any) -> float:
     sample = [text[:_SAMPLE] for text in itertools.islice(source.read(), _SAMPLED_DOCUMENTS)]
     options = {"add_special_tokens": False, "verbose": False}
     tokens = sum(len(tokenizer(text, **options)["input_ids"]) for text in sample)
+    if any(map(str.strip, sample)) and not tokens:
+        raise ModelError(
+            expected="a tokenizer that makes tokens of --data",
+            got="one without words",
+            fix="Put the model's tokenizer files (tokenizer.json) beside its weights.",
+        )
     return tokens / max(sum(map(len, sample)), 1)

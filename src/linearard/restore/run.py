@@ -38,6 +38,7 @@ class RestorePlan:
         recipe: complete and checked.
         choices: every decision with its reason.
         planned: memory and time.
+        target: tokens that the restored model shall read.
         config, tokenizer: of the model, which need not be read again.
         started: when planning began, by `time.perf_counter`.
     """
@@ -45,6 +46,7 @@ class RestorePlan:
     recipe: Recipe
     choices: list[Choice]
     planned: PlannedRecipe
+    target: int
     config: Any
     tokenizer: Any
     started: float
@@ -114,7 +116,9 @@ def plan_restoration(
         )
     recipe = load(changes)
     _check_evaluation(recipe)
-    return RestorePlan(recipe, choices, planned, facts.config, facts.tokenizer, started)
+    return RestorePlan(
+        recipe, choices, planned, facts.target, facts.config, facts.tokenizer, started
+    )
 
 
 def _check_evaluation(recipe: Recipe) -> None:
@@ -131,8 +135,12 @@ def _check_evaluation(recipe: Recipe) -> None:
         read_tasks(asked.tasks_dir, asked.task_limit, asked.task_split)
 
 
-def write_recipe(plan: RestorePlan) -> Path:
+def write_recipe(plan: RestorePlan, *, overwrite: bool = False) -> Path:
     """Write the recipe into its output folder, if nothing else is there.
+
+    Args:
+        plan: of `plan_restoration`.
+        overwrite: replace an earlier recipe, or the run that was made of it.
 
     Raises:
         CheckpointError: the folder holds something else.
@@ -140,7 +148,7 @@ def write_recipe(plan: RestorePlan) -> Path:
     from linearard.train.folder import claim_folder
 
     folder = Path(plan.recipe.output_dir)
-    with claim_folder(folder, plan.recipe, resume=False, overwrite=False) as claim:
+    with claim_folder(folder, plan.recipe, resume=False, overwrite=overwrite) as claim:
         claim.take()
     return folder / RECIPE_FILE
 
@@ -236,6 +244,14 @@ def describe(plan: RestorePlan) -> list[str]:
     memory = f"{planned.needed / 2**30:.1f} GiB of {where}"
     if plan.planned.limit is not None:
         memory += f" (of {plan.planned.limit / 2**30:.1f} GiB that it may take)"
-    time = "" if planned.seconds is None else f", {planned.seconds / 60:.1f} minutes of training"
-    lines.append(f"planned: {memory}{time}, {planned.tokens:,} tokens")
+    time, rates = "", plan.planned.rates
+    if planned.seconds is not None and rates is not None:
+        time = f", {planned.seconds / 60:.1f} minutes of training steps on an {rates.device}"
+    lines.append(f"planned: {memory}{time}, {planned.tokens:,} tokens without trials")
+    longest = max(part.window for stage in planned.stages for part in stage.parts)
+    if longest < plan.target and plan.recipe.model.device != "cpu":
+        lines.append(
+            f"warning: no window above {longest:,} tokens is trained; how {plan.target:,} are read is "
+            "measured at the end. More GPU memory, a smaller model or a smaller --window trains them."
+        )
     return lines

@@ -132,6 +132,7 @@ def _on_gpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
         choices += told
     value = (
         f"{sizes.aligned + sizes.books:,} of {short:,}, {sizes.owns:,} of {sizes.own:,}, "
+        f"{sizes.chats:,} of {sizes.chat:,} (conversations), "
         f"{sizes.reads} of {sizes.read:,} and {sizes.longs} of {sizes.long:,} tokens"
     )
     reason = f"{sizes.trained + sizes.tried:,} tokens, at most {sizes.tried:,} of them for trials"

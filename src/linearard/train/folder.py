@@ -215,7 +215,7 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
         raise CheckpointError(
             expected=f"the recipe that {folder} was started with",
             got=", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3]),
-            fix="Resume with the same recipe, or choose another output_dir for the changed one.",
+            fix="Give --overwrite to replace it, or another output folder; --resume wants the same recipe.",
         )
 
 
