@@ -198,9 +198,11 @@ def test_the_original_writes_both_sides(kind):
     for text in texts:
         assert text.startswith(frame.head) and text.endswith(frame.tail)
         turns = text.count(frame.to_assistant.text)
-        assert turns - text.count(frame.to_user.text) in (0, 1)
+        closed = text.count(frame.to_user.text)
+        assert closed <= 3 and turns >= max(closed, 1)  # an answer may hold a plain letter, too
         if kind == "a default system turn":
-            assert 1 <= turns <= 3 and text.count("<|im_start|>") == 1 + 2 * turns
+            assert turns <= 3 and turns - closed in (0, 1)
+            assert text.count("<|im_start|>") == 1 + 2 * turns
 
 
 def test_blocks_of_conversations(tmp_path):
