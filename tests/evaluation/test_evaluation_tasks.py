@@ -84,22 +84,28 @@ def test_padding_does_not_change_a_score(model, other_tokenizers, small_chunks, 
         assert score.greedy is greedy
 
 
-def test_batches_are_of_one_length_and_fit_the_budget(model, tokenizer, monkeypatch):
+@pytest.fixture
+def shapes(monkeypatch):
+    """Batch and tokens of every forward pass."""
+    seen, hidden = [], ChunkedCausalLM.hidden
+
+    def recorded(lm, ids):
+        seen.append(tuple(ids.shape))
+        return hidden(lm, ids)
+
+    monkeypatch.setattr(ChunkedCausalLM, "hidden", recorded)
+    return seen
+
+
+def test_batches_are_of_one_length_and_fit_the_budget(model, tokenizer, monkeypatch, shapes):
     monkeypatch.setattr("linearard.evaluation.batching.TOKENS_PER_FORWARD", 100)
-    shapes = []
-    hidden = ChunkedCausalLM.hidden
-    monkeypatch.setattr(
-        ChunkedCausalLM,
-        "hidden",
-        lambda lm, ids: shapes.append(tuple(ids.shape)) or hidden(lm, ids),
-    )
     lengths = [5, 120, 7, 30, 6, 31, 5, 5]
     items = [Continuation(list(range(n)), n - 1) for n in lengths]
     score_continuations(ChunkedCausalLM(model), items, batch_size=4)
     assert shapes == [(1, 120), (3, 31), (4, 6)]  # 7 rides with 31 and 30
 
 
-def test_long_sequences_are_padded_to_round_lengths_and_score_the_same(model, monkeypatch):
+def test_long_sequences_are_padded_to_round_lengths_and_score_the_same(model, monkeypatch, shapes):
     make = torch.Generator().manual_seed(0)
     items = [
         Continuation(torch.randint(0, 90, (length,), generator=make).tolist(), start)
@@ -108,13 +114,7 @@ def test_long_sequences_are_padded_to_round_lengths_and_score_the_same(model, mo
     lm = ChunkedCausalLM(model)
     expected = score_continuations(lm, items, batch_size=1)
     monkeypatch.setattr("linearard.capture.sdpa._LONG", 65)
-    shapes = []
-    hidden = ChunkedCausalLM.hidden
-    monkeypatch.setattr(
-        ChunkedCausalLM,
-        "hidden",
-        lambda lm, ids: shapes.append(tuple(ids.shape)) or hidden(lm, ids),
-    )
+    shapes.clear()
     for got, score in zip(score_continuations(lm, items, batch_size=3), expected, strict=True):
         assert got.logprob == pytest.approx(score.logprob, rel=1e-5)
         assert got.greedy is score.greedy

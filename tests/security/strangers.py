@@ -8,16 +8,6 @@ from pathlib import Path
 from linearard.cli.main import main
 from linearard.model import written
 
-EVALUATION = json.dumps(
-    {
-        "perplexity_windows": [48],
-        "perplexity_tokens": 200,
-        "agreement_window": 48,
-        "agreement_tokens": 200,
-        "passkey_lengths": [],
-    }
-)
-
 
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

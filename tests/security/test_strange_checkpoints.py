@@ -1,9 +1,10 @@
 """A checkpoint by a stranger runs nothing, and writes nothing outside the chosen folder."""
 
 import pytest
-from strangers import EVALUATION, edit, edit_recipe, refusal, snapshot
+from strangers import edit, edit_recipe, refusal, snapshot
 
 from linearard.cli.main import main
+from small_run import EVALUATION
 
 
 class TestCheckpoint:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from strangers import EVALUATION, payload, refusal, snapshot
+from strangers import payload, refusal, snapshot
 
 import small_run
 from linearard.cli.main import main
@@ -13,6 +13,7 @@ from linearard.data import DataConfig, token_blocks
 from linearard.errors import RecipeError
 from linearard.recipe import load_recipe
 from linearard.sweep import load_sweep
+from small_run import EVALUATION
 
 
 class TestRecipeAndSweep:

@@ -154,12 +154,11 @@ def compare(trained: Trained, found: dict[str, Any], *, device: str) -> dict[str
         tolerance = max(tolerance, min(_SHARE_OF_CHANGE * trained.change, _MOST))
     triples = zip(trained.observed["logits"], found["logits"], trained.far, strict=True)
     compared = [entry for entry in triples if entry[0] is not None and entry[1] is not None]
-    pairs = [(expected, got) for expected, got, _ in compared]
-    shares = [_OF_FAR_POSITIONS if far else _OF_POSITIONS for *_, far in compared]
     errors = [
-        _typical_error(expected, got, share)
-        for (expected, got), share in zip(pairs, shares, strict=True)
+        _typical_error(expected, got, _OF_FAR_POSITIONS if far else _OF_POSITIONS)
+        for expected, got, far in compared
     ]
+    pairs = [(expected, got) for expected, got, _ in compared]
     worst = max(errors, default=math.nan)
     if not worst <= tolerance:
         raise CheckpointError(

@@ -130,9 +130,9 @@ def _on_gpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
     else:
         sizes, told = _by_supply(sizes, facts.supply)
         choices += told
+    talks = f"{sizes.chats:,} of {sizes.chat:,} (conversations), " if sizes.chats else ""
     value = (
-        f"{sizes.aligned + sizes.books:,} of {short:,}, {sizes.owns:,} of {sizes.own:,}, "
-        f"{sizes.chats:,} of {sizes.chat:,} (conversations), "
+        f"{sizes.aligned + sizes.books:,} of {short:,}, {sizes.owns:,} of {sizes.own:,}, {talks}"
         f"{sizes.reads} of {sizes.read:,} and {sizes.longs} of {sizes.long:,} tokens"
     )
     reason = f"{sizes.trained + sizes.tried:,} tokens, at most {sizes.tried:,} of them for trials"

@@ -36,15 +36,15 @@ def choose_adapter(facts: Facts, asked: str, scaling: str) -> tuple[dict[str, An
 def choose_optimizer(facts: Facts, adapter: dict[str, Any]) -> tuple[dict[str, Any], Choice]:
     """Optimizer and rate of the restoration stage."""
     hidden = facts.config.hidden_size
+    if facts.on_cpu:
+        rate = alignment_rate(facts, adapter)
+        reason = "of the stage that trains each layer alone, which is all that a CPU trains"
+        return {"learning_rate": rate}, Choice("optimizer", f"AdamW, rate {rate:g}", reason)
     if adapter["kind"] == "lora":
         reason = "from the size of LoRA's first factor; trials before the stage correct it"
         return {"learning_rate": _LORA_RATE}, Choice(
             "optimizer", f"AdamW, rate {_LORA_RATE:g}", reason
         )
-    if facts.on_cpu:  # each layer alone is all that is trained
-        rate = alignment_rate(facts, adapter)
-        reason = f"by the width of {hidden:,}"
-        return {"learning_rate": rate}, Choice("optimizer", f"AdamW, rate {rate:g}", reason)
     rate = _rounded(_MUON_RATE / math.sqrt(hidden))
     reason = f"by the width of {hidden:,}; trials before the stage correct it"
     return {"muon": True, "learning_rate": rate}, Choice(

@@ -129,15 +129,13 @@ class ConversationWriter:
                 fixed.append((row, talk.next))
             elif (cue := self._cues[talk.speaker]) is not None:
                 (begins if talk.must_begin else ends).append((row, cue))
-        held = scores[_places(ends)] if ends else None
+        may_end, must_go_on, given = map(_places, (ends, begins, fixed))
+        held = scores[may_end]
         scores[:, self._control] = -torch.inf
-        if held is not None:
-            scores[_places(ends)] = held
-        if begins:
-            scores[_places(begins)] = -torch.inf
-        if fixed:
-            scores[_places(fixed)[0]] = -torch.inf
-            scores[_places(fixed)] = 0.0
+        scores[may_end] = held
+        scores[must_go_on] = -torch.inf
+        scores[given[0]] = -torch.inf
+        scores[given] = 0.0
         return scores
 
     def ended(self, ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
@@ -152,5 +150,4 @@ class ConversationWriter:
 
 def _places(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Rows and columns, as a tensor is indexed by them."""
-    rows, columns = zip(*pairs, strict=True)
-    return list(rows), list(columns)
+    return [row for row, _ in pairs], [column for _, column in pairs]
