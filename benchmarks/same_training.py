@@ -79,20 +79,6 @@ def the_plain_way() -> Iterator[None]:
         yield
 
 
-def fuse_everywhere(model: torch.nn.Module, fused: bool = True) -> None:
-    """Fused steps on a CPU, too, where they gain nothing and are plain PyTorch; or not there."""
-    for module in model.modules():
-        if hasattr(module, "_fused_everywhere"):
-            module._fused_everywhere = fused
-
-
-def unfuse(model: torch.nn.Module) -> None:
-    """Give every module its own code back."""
-    for module in model.modules():
-        if hasattr(module, "_fused_everywhere"):
-            del module.forward
-
-
 def train(
     restorable: RestorableModel, steps: int, window: int, *, fast: bool, **options: Any
 ) -> dict[str, Any]:
@@ -104,7 +90,7 @@ def train(
     vocabulary = restorable.config.vocab_size
     way = contextlib.nullcontext()
     if not fast:
-        unfuse(restorable.model)
+        restorable.fused.undo()
         way = the_plain_way()
     with tempfile.TemporaryDirectory() as folder, way:
         args = RestorationConfig(
@@ -249,7 +235,7 @@ def main(arguments: list[str]) -> None:
         adapter = AdapterConfig(r=256, alpha=512, dropout=0.0)
         scaling = {"rope_type": "linear", "factor": 8}
         made = RestorableModel(copy.deepcopy(model), tokenizer, scaling, adapter)
-        fuse_everywhere(made.model)
+        made.fused.everywhere = True
         return made
 
     result = {

@@ -164,10 +164,10 @@ def training_step(
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=ids.is_cuda)
 
     def run(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        with torch.autocast(ids.device.type, torch.bfloat16):
-            loss = module(input_ids)["loss"]
-        find_gradients(loss, parameters)
-        restorable.tap.observe(None)
+        with restorable.tap.step():
+            with torch.autocast(ids.device.type, torch.bfloat16):
+                loss = module(input_ids)["loss"]
+            find_gradients(loss, parameters)
         return {"loss": loss.detach()}
 
     run_batch = CapturedSteps(run, parameters) if graphs else lambda inputs: run(**inputs)

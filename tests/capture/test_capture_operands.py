@@ -16,9 +16,8 @@ def logits(model, ids, **kwargs):
 def captured(model, ids, **kwargs):
     """Operands by layer, and the logits of the same pass."""
     tap, seen = AttentionTap(model), {}
-    tap.observe(lambda attention: seen.__setitem__(attention.layer, attention))
-    result = logits(model, ids, **kwargs)
-    tap.observe(None)
+    with tap.observing(lambda attention: seen.__setitem__(attention.layer, attention)):
+        result = logits(model, ids, **kwargs)
     return seen, result
 
 
@@ -151,8 +150,7 @@ def test_attention_probabilities_come_out_of_the_operands():
     model, ids = tiny.tiny_model(attn_implementation="eager"), tiny.tokens(1, 23)
     model.config.output_attentions = True
     tap, seen = AttentionTap(model), []
-    tap.observe(seen.append)
-    with torch.no_grad():
+    with torch.no_grad(), tap.observing(seen.append):
         weights = model(input_ids=ids).attentions
     for attention, expected in zip(seen, weights, strict=True):
         key = attention.key.repeat_interleave(2, dim=1).double()
@@ -179,9 +177,11 @@ def test_sliding_windows_are_reported(architecture, windows):
 
 def test_layers_arrive_in_order_and_the_tap_can_be_taken_over(llama):
     first, second, order = AttentionTap(llama), AttentionTap(llama), []
-    first.observe(lambda a: pytest.fail("the first tap was replaced"))
-    second.observe(lambda a: order.append(a.layer))
-    logits(llama, tiny.tokens())
+    with (
+        first.observing(lambda a: pytest.fail("the first tap was replaced")),
+        second.observing(lambda a: order.append(a.layer)),
+    ):
+        logits(llama, tiny.tokens())
     assert order == [0, 1, 2] and second.num_layers == 3
 
 
@@ -193,11 +193,11 @@ def test_stop_forward_ends_the_pass_quietly(llama):
         if attention.layer == 1:
             raise StopForward
 
-    with tap.stopping_at(stop_at_one):
+    with tap.observing(stop_at_one):
         logits(llama, tiny.tokens())
         reached.append("end")
     assert order == [0, 1] and not reached
-    with tap.stopping_at(None):
+    with tap.observing(None):
         logits(llama, tiny.tokens())
         reached.append("end")
     assert order == [0, 1] and reached == ["end"]
@@ -209,9 +209,39 @@ def test_other_errors_of_an_observer_are_not_swallowed(llama):
 
     with (
         pytest.raises(RuntimeError, match="of the observer"),
-        AttentionTap(llama).stopping_at(fail),
+        AttentionTap(llama).observing(fail),
     ):
         logits(llama, tiny.tokens())
+
+
+def test_observers_nest_and_those_of_a_step_end_with_it(llama):
+    tap, outer, inner = AttentionTap(llama), [], []
+
+    def see(into):
+        return lambda attention: into.append(attention.layer)
+
+    with tap.observing(see(outer)):
+        with pytest.raises(KeyError), tap.observing(see(inner)):
+            raise KeyError
+        logits(llama, tiny.tokens())
+    assert outer == [0, 1, 2] and not inner
+    with tap.step():
+        with tap.observing(see(inner), recomputed=True):
+            pass
+        logits(llama, tiny.tokens())  # as the backward pass of a step does
+        with pytest.raises(KeyError), tap.observing(see(outer), recomputed=True):
+            raise KeyError
+        logits(llama, tiny.tokens())
+    logits(llama, tiny.tokens())
+    assert inner == [0, 1, 2] * 2 and outer == [0, 1, 2]
+
+
+def test_what_is_computed_again_is_not_observed_without_a_step(llama):
+    tap = AttentionTap(llama)
+    with tap.step(), tap.observing(print, recomputed=True):
+        pass
+    with pytest.raises(RuntimeError, match=r"into one `with tap.step\(\):`"):
+        tap.observing(print, recomputed=True)
 
 
 def test_operands_are_frozen(llama):
@@ -258,8 +288,8 @@ def hybrid(layer_types):
 def test_layers_without_attention_are_left_alone():
     model = hybrid(["conv", "full_attention", "conv"])
     tap, seen = AttentionTap(model), []
-    tap.observe(lambda attention: seen.append(attention.layer))
-    model(input_ids=torch.arange(7)[None], use_cache=False)
+    with tap.observing(lambda attention: seen.append(attention.layer)):
+        model(input_ids=torch.arange(7)[None], use_cache=False)
     assert seen == [1] == list(tap.modules) and tap.num_layers == 3
 
 

@@ -92,7 +92,7 @@ def counted_in_a_step(architecture, adapter, objective, recompute, fused=False):
     if recompute:
         module.gradient_checkpointing_enable(KEPT[recompute])
     ids = torch.randint(tiny.VOCAB, (BATCH, TOKENS))
-    with Counter() as counter:
+    with restorable.tap.step(), Counter() as counter:
         module(ids)["loss"].backward()
     return counter.counts
 

@@ -9,10 +9,8 @@ from torch import Tensor
 def capture(restorable, view, ids, mask=None):
     """Operands of every layer in a view, with their graph where gradients are on."""
     seen = []
-    with restorable.view(view) as model:
-        restorable.tap.observe(seen.append)
+    with restorable.view(view) as model, restorable.tap.observing(seen.append):
         output = model(input_ids=ids, attention_mask=mask, use_cache=False)
-        restorable.tap.observe(None)
     return seen, output.logits
 
 

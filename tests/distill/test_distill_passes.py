@@ -44,8 +44,9 @@ def count_calls(module):
 
 
 def step(module, ids=None, mask=None):
-    out = module(tiny.tokens(2, 41) if ids is None else ids, mask)
-    return out["loss"].detach(), dense.gradients(module.restorable, out["loss"])
+    with module.restorable.tap.step():
+        out = module(tiny.tokens(2, 41) if ids is None else ids, mask)
+        return out["loss"].detach(), dense.gradients(module.restorable, out["loss"])
 
 
 #: Objective, and how often teacher and student together run each layer, the last MLP, norm and head.
@@ -113,10 +114,11 @@ def test_recomputation_with_an_output_loss_recomputes_every_layer():
 def test_recomputed_terms_are_not_added_a_second_time():
     module = module_for(relations=ALL)
     module.gradient_checkpointing_enable()
-    out = module(tiny.tokens(2, 41))
-    observer = module.restorable.tap._observer
-    terms = dict(observer.terms)
-    out["loss"].backward()
+    with module.restorable.tap.step():
+        out = module(tiny.tokens(2, 41))
+        observer = module.restorable.tap._observer
+        terms = dict(observer.terms)
+        out["loss"].backward()
     assert all(observer.terms[name] is term for name, term in terms.items())
 
 
@@ -184,21 +186,24 @@ def test_nothing_observes_after_an_error_behind_the_last_layer(monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(ChunkedCausalLM, "chunks", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        module(tiny.tokens())
+    with module.restorable.tap.step():
+        with pytest.raises(RuntimeError, match="out of memory"):
+            module(tiny.tokens())
+        assert module.restorable.tap._observer is not None
     assert module.restorable.tap._observer is None
 
 
 def test_the_observer_of_one_step_does_not_see_the_teacher_of_the_next():
-    """A caller's own loop with recomputation: nobody takes the observer away between two parts."""
+    """A caller's own loop with recomputation, both parts in one step."""
     restorable, ids = tiny.tiny_restorable(), tiny.tokens(2, 48)
     tiny.perturb_adapter(restorable)
     far = ObjectiveConfig(relations={}, logit_weight=1.0, teacher_window=16)
     module = RestorationModule(restorable, {"near": ObjectiveConfig(relations=ALL), "far": far})
     module.gradient_checkpointing_enable()
-    module.train()(ids, part="near")["loss"].backward()
-    assert restorable.tap._observer is not None
-    loss = module(ids, part="far")["loss"]
+    with restorable.tap.step():
+        module.train()(ids, part="near")["loss"].backward()
+        assert restorable.tap._observer is not None
+        loss = module(ids, part="far")["loss"]
     assert torch.equal(loss, RestorationModule(restorable, far)(ids)["loss"])
 
 
@@ -220,10 +225,11 @@ def test_recomputation_keeps_no_students_tensors(monkeypatch):
     queries = watch_queries(monkeypatch)
     module = module_for(relations=ALL)
     module.gradient_checkpointing_enable()
-    out = module(tiny.tokens())
-    assert [queries[layer]() is None for layer in range(3)] == [True, True, False]
-    out["loss"].backward()
-    del out
+    with module.restorable.tap.step():
+        out = module(tiny.tokens())
+        assert [queries[layer]() is None for layer in range(3)] == [True, True, False]
+        out["loss"].backward()
+        del out
     assert queries[2]() is None
 
 
@@ -267,9 +273,8 @@ def test_the_loss_keeps_row_sums_beyond_what_attention_keeps(kind):
             if attention.layer == 2:
                 raise StopForward
 
-        with restorable.tap.stopping_at(stop):
+        with restorable.tap.observing(stop):
             module.model(input_ids=ids)
-        restorable.tap.observe(None)
         # the last layer's operands count as kept: they are what its term is formed of
         return held, sum(
             t.untyped_storage().nbytes() for t in (held[2].query, held[2].key, held[2].value)
@@ -344,7 +349,8 @@ def test_distributed_wrapper(objective, adapter, unused, recompute, process_grou
         module, find_unused_parameters=module.leaves_parameters_unused
     )
     for _ in range(2):
-        gradients = dense.gradients(module.restorable, wrapped(tiny.tokens(2, 41))["loss"])
+        with module.restorable.tap.step():
+            gradients = dense.gradients(module.restorable, wrapped(tiny.tokens(2, 41))["loss"])
         dense.assert_same_gradients(gradients, expected, rtol=1e-6)
 
 

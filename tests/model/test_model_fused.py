@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import tiny
-from benchmarks.same_training import fuse_everywhere, unfuse
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model.fused import fuse_layers
 from linearard.model.fused.layers import gated_mlp, norm
@@ -37,7 +36,7 @@ OBJECTIVE = {
 def restorable(architecture, *, fused, dtype=torch.float32, **adapter):
     made = tiny.tiny_restorable(architecture, **adapter)
     tiny.perturb_adapter(made)
-    fuse_everywhere(made.model, fused)
+    made.fused.everywhere = fused
     for parameter in made.model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -72,11 +71,11 @@ def module_for(made, *, recompute=False, **objective):
 
 def step(module, ids, mask=None, *, autocast=False):
     made = module.restorable
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = module(ids, mask)
-    out["loss"].backward()
+    with made.tap.step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = module(ids, mask)
+        out["loss"].backward()
     gradients = {name: p.grad for name, p in made.model.named_parameters() if p.requires_grad}
-    made.tap.observe(None)
     return {name: float(term.detach()) for name, term in out.items()}, gradients
 
 
@@ -97,7 +96,7 @@ def test_a_step_is_the_same(architecture, recompute, kind, monkeypatch):
         error = (gradients[name] - gradient).norm() / gradient.norm()
         assert gradients[name].dtype == torch.float32
         assert error < 1e-4, (name, float(error))
-    assert sum(hasattr(m, "_fused_everywhere") for m in made.model.modules()) == FUSED[architecture]
+    assert len(made.fused.modules) == FUSED[architecture]
     runs = 3 if recompute else 2
     # The final norm is never recomputed, nor one that ends a layer: nothing reads what it gives.
     norms, last = NORMS.get(architecture, 7), architecture in ("olmo2", "gemma2", "gemma3")
@@ -234,7 +233,7 @@ def test_code_that_computes_something_else_is_not_replaced(caplog):
     AttentionTap(model)
     odd = model.model.layers[0].mlp
     odd.forward = lambda x: type(odd).forward(odd, x) * 1.1
-    assert fuse_layers(model) == {"attention": 3, "norm": 7} and "LlamaMLP" in caplog.text
+    assert fuse_layers(model).counts == {"attention": 3, "norm": 7} and "LlamaMLP" in caplog.text
 
 
 def case(ranks=(3, 5, 2), dropout=0.0, bias=True):
@@ -362,12 +361,11 @@ def test_steps_on_a_gpu_are_as_near_to_float32_as_the_models_own(architecture):
         made = restorable(architecture, fused=True, dtype=torch.bfloat16)
         made.model.to("cuda")
         if not fused:
-            unfuse(made.model)
+            made.fused.undo()
         module = module_for(made, **objective)
         with torch.autocast("cuda", torch.bfloat16):
             loss = module(ids.cuda())["loss"]
         loss.backward()
-        made.tap.observe(None)
         found = {name: p.grad for name, p in made.model.named_parameters() if p.requires_grad}
         wrong = sum(float((found[name].cpu() - exact[name]).square().sum()) for name in exact)
         right = sum(float(gradient.square().sum()) for gradient in exact.values())

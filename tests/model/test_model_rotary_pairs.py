@@ -37,10 +37,9 @@ def test_fast_pairs_move_among_their_own_slots():
 
 def scores(model, layer, view):
     seen = {}
-    model.tap.observe(lambda a: seen.setdefault(a.layer, a))
-    with torch.no_grad(), model.view(view) as live:
+    observing = model.tap.observing(lambda a: seen.setdefault(a.layer, a))
+    with torch.no_grad(), model.view(view) as live, observing:
         live(input_ids=tiny.tokens(), use_cache=False)
-    model.tap.observe(None)
     return seen[layer]
 
 

@@ -44,9 +44,8 @@ def test_gemma3_stretched_changes_full_attention_layers_only():
     restorable = tiny.tiny_restorable("gemma3", changes=only_sliding)
     seen = {}
     for view in ("original", "stretched"):
-        restorable.tap.observe(lambda a, view=view: seen.__setitem__((view, a.layer), a))
-        logits(restorable, view)
-    restorable.tap.observe(None)
+        with restorable.tap.observing(lambda a, view=view: seen.__setitem__((view, a.layer), a)):
+            logits(restorable, view)
     for layer in (0, 1):
         assert torch.equal(seen["original", layer].query, seen["stretched", layer].query)
     assert not torch.equal(seen["original", 2].query, seen["stretched", 2].query)

@@ -76,11 +76,10 @@ def peak_of_a_step(config, adapter, objective, recompute):
     ids = torch.randint(config.vocab_size, (BATCH, TOKENS))
     repeated = torch.arange(TOKENS).expand(BATCH, -1) % 7 == 6
     memory = LiveMemory([*restorable.model.parameters(), *restorable.model.buffers()])
-    with memory, restorable.adapter.without_casts():
+    with memory, restorable.adapter.without_casts(), restorable.tap.step():
         with torch.autocast("cpu", torch.bfloat16):
             loss = module(ids, None, repeated)["loss"]
         loss.backward()
-    restorable.tap.observe(None)
     return memory.peak
 
 

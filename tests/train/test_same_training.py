@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from benchmarks.same_training import compare, fuse_everywhere
+from benchmarks.same_training import compare
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 ON_A_GPU = [
@@ -33,7 +33,7 @@ def test_fast_training_is_plain_training(architecture, device, steps, window):
             parameter.data = parameter.data.bfloat16()
         made = tiny.tiny_restorable(architecture, model=model, r=16, alpha=32.0)
         tiny.perturb_adapter(made, size=0.02)
-        fuse_everywhere(made.model)
+        made.fused.everywhere = True
         made.model.to(device)
         return made
 

@@ -92,6 +92,7 @@ class AttentionTap:
 
     def __init__(self, model: nn.Module) -> None:
         self._observer: Observer | None = None
+        self._in_step = False
         base = _base_implementation(model)
         _register(base)
         model.set_attn_implementation(_PREFIX + base)
@@ -117,39 +118,64 @@ class AttentionTap:
             )
         self.num_layers = config.num_hidden_layers
 
-    def stopping_at(self, observer: Observer | None) -> contextlib.AbstractContextManager[None]:
-        """Like `observe`, and a `StopForward` from the observer ends the block quietly.
+    def observing(
+        self, observer: Observer | None, *, recomputed: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """Show the operands of every pass within the block; a `StopForward` ends the block quietly.
 
-        After any other error nothing observes any more: there will be no backward pass.
+        Afterwards whatever observed before does so again.
+
+        Args:
+            observer: is called for each layer in turn; None: nothing observes.
+            recomputed: whether layers run again in the backward pass, possibly on another thread, and have
+                to find the same observer there: it then stays until the end of `step`.
+
+        Raises:
+            RuntimeError: `recomputed` outside of a `step`.
         """
-        return _Stopping(self, observer)
+        if recomputed and not self._in_step:
+            raise RuntimeError(
+                "layers are computed again in the backward pass and have to be observed there: put the "
+                "forward and the backward pass of a batch into one `with tap.step():`"
+            )
+        return _Observing(self, observer, recomputed)
 
-    def observe(self, observer: Observer | None) -> None:
-        """Show the operands of every following forward (and recomputed) pass to `observer`.
-
-        Not a context manager: under gradient checkpointing the layers run again in the backward pass,
-        possibly on another thread, and must find the same observer there.
-        """
-        self._observer = observer
+    def step(self) -> contextlib.AbstractContextManager[None]:
+        """Forward and backward pass of one batch; at the end of the block nothing observes any more."""
+        return _Step(self)
 
 
-class _Stopping(contextlib.AbstractContextManager[None]):
-    """See `AttentionTap.stopping_at`.
+# Not generators: the frame of one keeps the exception that it has caught, which keeps the frames that it came
+# through, with all their tensors, until the garbage collector happens to come.
 
-    Not a generator: the frame of one keeps the exception that it has caught, which keeps the frames that it
-    came through, with all their tensors, until the garbage collector happens to come.
-    """
 
-    def __init__(self, tap: AttentionTap, observer: Observer | None) -> None:
-        self._tap, self._observer = tap, observer
+class _Step(contextlib.AbstractContextManager[None]):
+    """See `AttentionTap.step`."""
+
+    def __init__(self, tap: AttentionTap) -> None:
+        self._tap = tap
 
     def __enter__(self) -> None:
-        self._tap.observe(self._observer)
+        self._tap._observer, self._tap._in_step = None, True
+
+    def __exit__(self, *_: Any) -> None:
+        self._tap._observer, self._tap._in_step = None, False
+
+
+class _Observing(contextlib.AbstractContextManager[None]):
+    """See `AttentionTap.observing`."""
+
+    def __init__(self, tap: AttentionTap, observer: Observer | None, recomputed: bool) -> None:
+        self._tap, self._observer, self._recomputed = tap, observer, recomputed
+
+    def __enter__(self) -> None:
+        self._before, self._tap._observer = self._tap._observer, self._observer
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
         stopped = kind is not None and issubclass(kind, StopForward)
-        if kind is not None and not stopped:
-            self._tap.observe(None)
+        good = kind is None or stopped
+        if not (good and self._recomputed):
+            self._tap._observer = self._before
         return stopped
 
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         read_texts,
     )
     from linearard.model import RestorableModel, load_tokenizer, load_weights
-    from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+    from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
     from linearard.pipeline import (
         check_results_folder,
         claim_results_folder,

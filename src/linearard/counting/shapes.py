@@ -173,7 +173,7 @@ class ModelShape:
             tensors=len(parameters),
             rank=adapter.r if lora else 0,
             dropout=adapter.dropout if lora else 0.0,
-            fused=frozenset(fuse_layers(model.get_decoder().layers)),
+            fused=frozenset(fuse_layers(model.get_decoder().layers).modules.values()),
             steady=needs_no_mask(model) and not depends_on_length(config),
         )
 

@@ -16,6 +16,7 @@ from linearard.distill.config import ObjectiveConfig
 from linearard.distill.objective import Objective
 from linearard.distill.output import check_frozen_head
 from linearard.model import ChunkedCausalLM, RestorableModel
+from linearard.model.view_names import RESTORED
 
 
 class RestorationModule(nn.Module):
@@ -79,32 +80,27 @@ class RestorationModule(nn.Module):
 
         Raises:
             DataError: a recall term, and a batch that does not say which tokens repeat earlier ones.
+            RuntimeError: layers are recomputed, outside of `restorable.tap.step()`.
         """
-        objective, tap = self._objectives[part], self.restorable.tap
+        objective = self._objectives[part]
         self._choose_recomputed_layers(objective)
-        tap.observe(None)  # whoever waited for an earlier backward pass
-        try:
-            loss, terms = objective(input_ids, attention_mask, repeated, shares)
-        except BaseException:
-            tap.observe(None)
-            raise
-        if not (self.training and self._recomputes):
-            tap.observe(None)
+        recomputed = self.training and self._recomputes and torch.is_grad_enabled()
+        loss, terms = objective(input_ids, attention_mask, repeated, shares, recomputed=recomputed)
         prefix = f"{part}/" if part else ""
         return {"loss": loss} | {f"{prefix}{name}": term for name, term in terms.items()}
 
     def gradient_checkpointing_enable(self, kept_layers: int = 0) -> None:
         """Recompute layers in the backward pass instead of keeping their activations.
 
-        The layer in which a pass ends early is never recomputed: it is cut short anyway. After a backward
-        pass the attention is still observed, until the next forward pass or `tap.observe(None)`.
+        The layer in which a pass ends early is never recomputed: it is cut short anyway. From then on the
+        forward and the backward pass of a batch stand in one `with restorable.tap.step():`.
 
         Args:
             kept_layers: how many of the last layers keep their activations.
         """
         _switch_recomputation(self.model, True)
         self._kept_layers = kept_layers
-        self._recomputes = True  # the observer must stay for the backward pass
+        self._recomputes = True
 
     @property
     def leaves_parameters_unused(self) -> bool:
@@ -134,7 +130,7 @@ class RestorationModule(nn.Module):
         training = self.model.training
         self.model.eval()
         tokens = torch.arange(min(16, language_model.vocab_size))
-        language_model.check({"restored": lambda: self.restorable.view("restored")}, tokens)
+        language_model.check({RESTORED: lambda: self.restorable.view(RESTORED)}, tokens)
         self.model.train(training)
 
 

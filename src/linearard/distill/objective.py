@@ -17,6 +17,7 @@ from linearard.distill.teacher_inputs import teacher_input_terms
 from linearard.distill.windowed_teacher import windowed_hidden
 from linearard.errors import ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel
+from linearard.model.view_names import ORIGINAL
 
 
 class Objective:
@@ -59,16 +60,17 @@ class Objective:
         attention_mask: Tensor | None,
         repeated: Tensor | None = None,
         shares: Tensor | None = None,
+        *,
+        recomputed: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss with gradient, and each term, unweighted and detached.
-
-        The attention is still observed afterwards, for a backward pass that recomputes layers.
 
         Args:
             input_ids: int64 `[batch, tokens]`.
             attention_mask: 1 for tokens, 0 for padding, `[batch, tokens]`, or None.
             repeated: bool `[batch, tokens]`, tokens that repeat earlier ones; for the recall term.
             shares: what the terms are multiplied with (see `step_shares`), or None: 1.
+            recomputed: whether the backward pass computes layers again (see `AttentionTap.observing`).
 
         Raises:
             DataError: a recall term without `repeated`.
@@ -104,7 +106,7 @@ class Objective:
         with (
             positions,
             restorable.layers.collecting(self._compared) as student_hidden,
-            restorable.tap.stopping_at(watch),
+            restorable.tap.observing(watch, recomputed=recomputed and watch is not None),
         ):
             output = self._language_model.hidden(input_ids, attention_mask)
         terms: dict[str, Tensor] = {}
@@ -132,16 +134,16 @@ class Objective:
         model.eval()  # the teacher is deterministic, whatever dropout the model has
         output = None
         try:
-            with restorable.view("original"):
-                if not self.config.needs_native_window:
-                    # Padding stands behind the tokens and is seen by none of them.
-                    window = self._teacher_window
-                    return windowed_hidden(self._language_model, input_ids, window), {}
-                with (
-                    restorable.layers.collecting(self._compared) as hidden,
-                    restorable.tap.stopping_at(observer if self.config.active_relations else None),
-                ):
+            with (
+                restorable.view(ORIGINAL),
+                restorable.layers.collecting(self._compared) as hidden,
+                restorable.tap.observing(observer if self.config.active_relations else None),
+            ):
+                if self.config.needs_native_window:
                     output = self._language_model.hidden(input_ids, attention_mask)
-                return output, hidden
+                else:  # padding stands behind the tokens and is seen by none of them
+                    window = self._teacher_window
+                    output = windowed_hidden(self._language_model, input_ids, window)
+            return output, hidden
         finally:
             model.train(training)

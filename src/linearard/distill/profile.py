@@ -13,7 +13,7 @@ from linearard.capture import LayerAttention, StopForward
 from linearard.distill.config import RELATIONS
 from linearard.distill.relations import TeacherRelations
 from linearard.model import ChunkedCausalLM, RestorableModel
-from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 from linearard.ops.relation_kl import attention_kl, relation_kl
 
 _BINS = 48  # of an attention map, along queries and along keys
@@ -65,14 +65,13 @@ def relation_profile(
     for block in blocks:
         count += 1
         teacher = TeacherRelations(every, dict.fromkeys(relations, 1.0), stop=True)
-        with restorable.view(ORIGINAL), restorable.tap.stopping_at(teacher):
+        with restorable.view(ORIGINAL), restorable.tap.observing(teacher):
             lm.hidden(block)
         for view in (STRETCHED, RESTORED):
             found = sums.setdefault(view, {name: {} for name in relations})
             observer = _Heads(teacher, found, last=max(every))
-            with restorable.view(view), restorable.tap.stopping_at(observer):
+            with restorable.view(view), restorable.tap.observing(observer):
                 lm.hidden(block)
-    restorable.tap.observe(None)
     return RelationProfile(
         {
             view: {
@@ -111,9 +110,8 @@ def attention_maps(
                 maps[view] = _binned(_attention_of(seen, head), size).tolist()
                 raise StopForward
 
-        with restorable.view(view), restorable.tap.stopping_at(observe):
+        with restorable.view(view), restorable.tap.observing(observe):
             lm.hidden(tokens[None])
-    restorable.tap.observe(None)
     return {"layer": index, "head": head, "tokens": len(tokens), "bin": size, "views": maps}
 
 

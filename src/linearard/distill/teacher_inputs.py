@@ -18,6 +18,7 @@ from linearard.distill.config import ObjectiveConfig
 from linearard.distill.relations import TeacherRelations, relation_terms
 from linearard.errors import ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel, sharing_projections
+from linearard.model.view_names import ORIGINAL
 from linearard.ops import pointwise
 from linearard.ops.derivatives import first_derivatives_only
 
@@ -61,10 +62,9 @@ def teacher_input_terms(
         handles = [module.register_forward_hook(beside, with_kwargs=True) for module in modules]
         model.eval()  # the teacher is deterministic, whatever dropout the model has
         try:
-            with torch.no_grad(), restorable.view("original"), tap.stopping_at(beside.teacher):
+            with torch.no_grad(), restorable.view(ORIGINAL), tap.observing(beside.teacher):
                 language_model.hidden(input_ids, attention_mask)
         finally:
-            tap.observe(None)
             for handle in handles:
                 handle.remove()
             model.train(training)
@@ -142,13 +142,12 @@ class _BesideTeacher:
         adapter.switch(True)
         module.train(self._training)
         try:
-            with torch.set_grad_enabled(bool(self.parameters)), tap.stopping_at(observe):
+            with torch.set_grad_enabled(bool(self.parameters)), tap.observing(observe):
                 # Not through __call__, whose hooks are these.
                 module.forward(*args, **kwargs | {"position_embeddings": stretched})
         finally:
             module.eval()
             adapter.switch(False)
-            tap.observe(self.teacher)
         return seen[0]
 
 

@@ -26,7 +26,7 @@ from linearard.evaluation.retention import task_results
 from linearard.evaluation.tasks import TaskScore, score_task
 from linearard.evaluation.texts import text_agreement, text_perplexity
 from linearard.model import ChunkedCausalLM, Views, display_name
-from linearard.model.causal_lm import ORIGINAL
+from linearard.model.view_names import ORIGINAL
 
 CHECK_TOKENS = 16
 

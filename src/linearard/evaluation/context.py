@@ -17,7 +17,7 @@ from linearard.evaluation.batching import Track, batches
 from linearard.evaluation.statistics import bootstrap_interval, mean
 from linearard.evaluation.windows import cut_windows
 from linearard.model import ChunkedCausalLM
-from linearard.model.causal_lm import ORIGINAL
+from linearard.model.view_names import ORIGINAL
 
 MOST_SCORED = 2048  # tokens at the end of a window
 

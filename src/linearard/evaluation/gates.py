@@ -9,7 +9,7 @@ from typing import Any
 from linearard.errors import RecipeError
 from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.statistics import mean
-from linearard.model.causal_lm import ORIGINAL, RESTORED
+from linearard.model.view_names import ORIGINAL, RESTORED
 
 
 @dataclass(frozen=True)

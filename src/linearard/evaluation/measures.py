@@ -25,7 +25,7 @@ from linearard.evaluation.prompts import Prompt, score_prompts
 from linearard.evaluation.retrieval import retrieval_prompts, score_retrieval
 from linearard.evaluation.windows import cut_windows
 from linearard.model import ChunkedCausalLM
-from linearard.model.causal_lm import ORIGINAL
+from linearard.model.view_names import ORIGINAL
 
 if TYPE_CHECKING:
     from linearard.evaluation.summary import Rows

@@ -15,7 +15,7 @@ from linearard.evaluation.measures import (
     parts_of,
     rows_by_length,
 )
-from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 
 LEAST_GAP = 0.01  # nats of loss or KL, or a share without an interval; less is nothing to recover
 LEAST_RETRIEVAL = 0.5  # what the original must find for a share of it to say something

@@ -11,9 +11,9 @@ import yaml
 from linearard.export.commands import commands
 from linearard.export.license import license_of
 from linearard.model import display_name
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 
 _MARK = "<!-- written by `linearard export` -->"
-_VIEWS = ("original", "stretched", "restored")
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,13 @@ def _scores(story: Story) -> str:
         return "None were recorded with this export. `linearard evaluate RUN` measures them."
     from tabulate import tabulate
 
-    views = [view for view in _VIEWS if any(view in values for _, values in story.scores)]
+    views = [
+        view
+        for view in (ORIGINAL, STRETCHED, RESTORED)
+        if any(view in values for _, values in story.scores)
+    ]
     rows = [[label, *(values.get(view, "") for view in views)] for label, values in story.scores]
-    headers = ["", *("stretched, untrained" if view == "stretched" else view for view in views)]
+    headers = ["", *("stretched, untrained" if view == STRETCHED else view for view in views)]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     return f"{story.measured} 95 % intervals in brackets.\n\n{table}".lstrip()
 

@@ -22,6 +22,7 @@ from linearard.export.reader import observe
 from linearard.export.rounding import KeptChange, stochastic
 from linearard.model import RestorableModel, is_packed
 from linearard.model.packed import unpacked
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 
 #: Precision of the trained weights: by what they need, that of the model's other weights, float32.
 MERGE_DTYPES = ("auto", "model", "float32")
@@ -101,7 +102,7 @@ def look(restorable: RestorableModel, texts: Probes) -> Reference:
         texts: see `reader.observe`.
     """
     found = {}
-    for view in ("original", "stretched", "restored"):
+    for view in (ORIGINAL, STRETCHED, RESTORED):
         with restorable.view(view), packed_in_float32(restorable.model):
             found[view] = observe(restorable.model, texts)["logits"]
     return Reference(**found)

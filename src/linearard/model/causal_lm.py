@@ -16,9 +16,6 @@ from linearard.capture import padded_length, unpadded
 from linearard.errors import ModelError
 
 Views = Mapping[str, Callable[[], AbstractContextManager[Any]]]
-
-ORIGINAL, STRETCHED, RESTORED = "original", "stretched", "restored"  # names of views
-
 LOGIT_ELEMENTS = 2**25  # float32 logits formed at once: 128 MiB
 
 

@@ -25,12 +25,13 @@ from linearard.model.load import ModelConfig, load_model
 from linearard.model.packed import has_packed, is_packed
 from linearard.model.rotary_pairs import move_pairs
 from linearard.model.rows import has_added_rows
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED, UNTRAINED
 from linearard.rope import RopeViews
 
 _VIEWS: dict[str, tuple[Literal["native", "stretched"], bool]] = {
-    "original": ("native", False),
-    "stretched": ("stretched", False),
-    "restored": ("stretched", True),
+    ORIGINAL: ("native", False),
+    STRETCHED: ("stretched", False),
+    RESTORED: ("stretched", True),
 }
 
 
@@ -48,6 +49,7 @@ class RestorableModel:
         model: the model to call; it behaves as the current view.
         rope, adapter: its RoPE views and its trainable part.
         tap, layers: what its attention and its layers compute.
+        fused: the modules that have a fused form.
         packed: whether base weights are in 4 bits.
         resized: whether rows were added to its embeddings.
 
@@ -78,8 +80,8 @@ class RestorableModel:
         self.tap, self.layers = AttentionTap(model), LayerTap(model)
         self.adapter = Adapter(model, adapter, self.tap.modules.values(), trainable=trainable)
         self.model = self.adapter.model
-        fuse_layers(self.model)
-        self._current = "restored"
+        self.fused = fuse_layers(self.model)
+        self._current = RESTORED
         self._kept: dict[str, list[torch.Tensor]] = {}
         self.rope.check()
         if adapter.rotary_pairs == "fast":
@@ -124,7 +126,7 @@ class RestorableModel:
 
         Views kept with `remember` stand between `stretched` and `restored`.
         """
-        names = ["original", "stretched", *self._kept, "restored"]
+        names = [*UNTRAINED, *self._kept, RESTORED]
         return {name: functools.partial(self.view, name) for name in names}
 
     def remember(self, name: str) -> None:
@@ -142,7 +144,7 @@ class RestorableModel:
             self._exchange(self._current)
         if name in self._kept:
             self._exchange(name)
-        rope, adapters = _VIEWS.get(name, _VIEWS["restored"])
+        rope, adapters = _VIEWS.get(name, _VIEWS[RESTORED])
         self.rope.activate(rope)
         self.adapter.switch(adapters)
         self._current = name

@@ -79,11 +79,10 @@ def move_pairs(model: Any, tap: AttentionTap, rope: RopeViews) -> None:
 def _operands(model: Any, tap: AttentionTap, ids: Tensor) -> list[LayerAttention]:
     seen: list[LayerAttention] = []
     training = model.training
-    tap.observe(seen.append)
     try:
-        model.eval()(input_ids=ids, use_cache=False)
+        with tap.observing(seen.append):
+            model.eval()(input_ids=ids, use_cache=False)
     finally:
-        tap.observe(None)
         model.train(training)
     return seen
 

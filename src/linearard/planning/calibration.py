@@ -18,6 +18,7 @@ from linearard.counting.products import step_products, visible_pairs
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel, resolve_device, resolve_dtype
+from linearard.model.view_names import ORIGINAL
 from linearard.ops.relation_kl import relation_kl
 from linearard.planning.memory_traffic import step_traffic
 from linearard.planning.rates import Rates, Speed
@@ -232,7 +233,6 @@ def _step(
         ):
             loss = module(ids)["loss"]
         loss.backward()
-        restorable.tap.observe(None)
         restorable.model.zero_grad(set_to_none=True)
 
     return step
@@ -245,7 +245,7 @@ def _host(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     ids = torch.zeros(1, 64, dtype=torch.int64, device=device)
 
     def teacher() -> None:
-        with torch.no_grad(), restorable.view("original"):
+        with torch.no_grad(), restorable.view(ORIGINAL):
             restorable.model.get_decoder()(input_ids=ids, use_cache=False)
 
     read = _seconds(teacher, device, 5)

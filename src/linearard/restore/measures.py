@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts
 

@@ -12,7 +12,7 @@ from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.evaluation.task_files import read_tasks
 from linearard.export import check_output
 from linearard.model import ModelConfig, resolve_device, write_json, written
-from linearard.model.causal_lm import RESTORED, STRETCHED
+from linearard.model.view_names import RESTORED, STRETCHED
 from linearard.pipeline import Outcome, export_run, say, told, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
 from linearard.recipe import Recipe, recipe_from_dict

@@ -9,7 +9,7 @@ from typing import Any
 
 from linearard.evaluation import Row, summarise
 from linearard.evaluation.table import format_value
-from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 
 #: Differences that windows of the same text explain, where both models read the same: nats of a loss, and
 #: shares of KL and of agreement.

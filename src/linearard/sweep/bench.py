@@ -35,6 +35,7 @@ from linearard.model import (
     resolve_dtype,
     write_json,
 )
+from linearard.model.view_names import UNTRAINED
 from linearard.recipe import Recipe
 from linearard.rope import check_scaling
 from linearard.sweep.folder import VIEWS, Task
@@ -42,8 +43,6 @@ from linearard.sweep.plan import Job, naming_arm
 from linearard.sweep.views import measure_views
 from linearard.train import RESULT_FILE, prepare_run
 from linearard.train.folder import claim_folder, remove_weights
-
-_UNTRAINED = ["original", "stretched"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Bench:
         """
         recipe = job.recipe
         with naming_arm(job.arm):
-            views = _UNTRAINED
+            views = list(UNTRAINED)
             if job.trains:
                 with tempfile.TemporaryDirectory() as place:
                     elsewhere = dataclasses.replace(recipe, output_dir=place)
@@ -229,7 +228,7 @@ class Bench:
             documents = held_out_documents(recipe.data, tokenizer, config)
             bare = dataclasses.replace(config, views=[])
             texts = read_texts(config, recipe.data, tokenizer)
-            inputs = prepare_inputs(tokenizer, _UNTRAINED, documents, bare, texts)
+            inputs = prepare_inputs(tokenizer, UNTRAINED, documents, bare, texts)
             self._prepared[key] = _Prepared(documents, inputs)
         return self._prepared[key]
 

@@ -15,6 +15,7 @@ from typing import Any
 from linearard.data import DataConfig
 from linearard.errors import RecipeError, UserError, shown
 from linearard.fields import LARGEST_SEED, a_list, described, text, user_path, whole
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 from linearard.recipe import Recipe, build_section, load_recipe
 from linearard.recipe.secrets import refuse_secrets
 from linearard.recipe.yaml_text import parse_yaml, read_yaml
@@ -23,7 +24,7 @@ from linearard.sweep.overrides import Changes, changed_recipe, flatten
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,119}")
 _MOST_ARMS = 2000
 #: Files in the folder of a sweep, and the row of the original model in its tables.
-_TAKEN = ("sweep.yaml", "sweep.json", "sweep.md", "sweep.html", "original")
+_TAKEN = ("sweep.yaml", "sweep.json", "sweep.md", "sweep.html", ORIGINAL)
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Job:
     @property
     def view(self) -> str:
         """The view that the arm is judged by."""
-        return "restored" if self.trains else "stretched"
+        return RESTORED if self.trains else STRETCHED
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from linearard.errors import CheckpointError
 from linearard.evaluation import Row, summarise
 from linearard.evaluation.table import MISSING, format_number
+from linearard.model.view_names import ORIGINAL
 from linearard.sweep.folder import is_finished
 from linearard.sweep.plan import Job, Sweep
 from linearard.train import RESULT_FILE
@@ -88,8 +89,8 @@ def read_results(sweep: Sweep) -> Results:
             arm.rows.append(_flat(job, result, metrics))
             for row in metrics:
                 results.metrics.setdefault(row.label, row)
-                if "original" in row.values:
-                    results.original.setdefault(row.label, row.values["original"])
+                if ORIGINAL in row.values:
+                    results.original.setdefault(row.label, row.values[ORIGINAL])
         elif job.failure_note.is_file():
             results.failures.append((job, _read(job, job.failure_note)["message"]))
         else:
@@ -117,7 +118,7 @@ def cells(results: Results) -> tuple[list[str], list[list[str]]]:
             _text(metric, [results.original[name]] if name in results.original else [])
             for name, metric in results.metrics.items()
         ]
-        lines.append(["", "original", "", "", "", *figures])
+        lines.append(["", ORIGINAL, "", "", "", *figures])
     for number, arm in enumerate(results.arms, 1):
         done = len(arm.rows)
         runs = str(done) if done == arm.planned else f"{done} of {arm.planned}"

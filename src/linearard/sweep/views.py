@@ -16,10 +16,9 @@ from linearard.evaluation.context import compare_with_original
 from linearard.evaluation.retention import task_results
 from linearard.evaluation.tasks import TaskScore
 from linearard.model import RestorableModel, write_json
-from linearard.model.causal_lm import ORIGINAL
+from linearard.model.view_names import ORIGINAL, STRETCHED, UNTRAINED
 from linearard.sweep.plan import Job
 
-_UNTRAINED = ("original", "stretched")
 _FORMAT = 2  # raise it when a view's result gains a part
 
 
@@ -58,9 +57,9 @@ def measure_views(
             model_name=restorable.name,
         )
 
-    available = list(restorable.views()) if job.trains else list(_UNTRAINED)
+    available = list(restorable.views()) if job.trains else list(UNTRAINED)
     names = [n for n in available if not config.views or n in config.views or n == job.view]
-    trained = [name for name in names if name not in _UNTRAINED]
+    trained = [name for name in names if name not in UNTRAINED]
     own = measure(trained) if trained else None
     views: dict[str, Any] = {}
     for name in names:
@@ -109,7 +108,7 @@ def _key(
     """Hash of all that decides the result of an untrained view."""
     model, data = dataclasses.asdict(job.recipe.model), dataclasses.asdict(job.recipe.data)
     measured = dataclasses.asdict(dataclasses.replace(config, views=[]))
-    rope = job.recipe.rope if name == "stretched" else None
+    rope = job.recipe.rope if name == STRETCHED else None
     digest = hashlib.sha256(
         json.dumps(
             [_FORMAT, restorable.fingerprint, model, data, measured, rope], sort_keys=True

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from linearard.model import Adapter
+from linearard.model.view_names import STRETCHED
 from linearard.recipe.held_out import HeldOutConfig
 from linearard.train.held_out import HeldOut, Look
 
@@ -46,7 +47,7 @@ class Guard(TrainerCallback):
 
     def begin(self) -> None:
         """Look before the first step."""
-        self.begin_with(self._held_out.look(), self._held_out.look("stretched"))
+        self.begin_with(self._held_out.look(), self._held_out.look(STRETCHED))
 
     def begin_with(self, look: Look, untrained: Look) -> None:
         """Begin with looks taken before: at the model, and at the stretched one before any stage."""

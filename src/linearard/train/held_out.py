@@ -15,6 +15,7 @@ from linearard.data import DataConfig, token_blocks
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.errors import DataError
 from linearard.model import RestorableModel
+from linearard.model.view_names import RESTORED
 from linearard.recipe.held_out import HeldOutConfig
 
 _RECALL_WEIGHT = 0.1
@@ -144,7 +145,7 @@ class HeldOut:
         self._module = RestorationModule(restorable, _OBJECTIVES)
 
     @torch.no_grad()
-    def look(self, view: str = "restored") -> Look:
+    def look(self, view: str = RESTORED) -> Look:
         """One look; every process of a distributed run gets the first one's.
 
         Args:

@@ -26,6 +26,7 @@ from linearard.model import (
     resolve_dtype,
     save_checkpoint,
 )
+from linearard.model.view_names import RESTORED, UNTRAINED
 from linearard.recipe.recipe import Recipe
 from linearard.recipe.stage import RestorationConfig
 from linearard.recipe.trackers import check_trackers
@@ -82,7 +83,7 @@ class PreparedRun:
     def views(self) -> list[str]:
         """Names of the views that the trained model will have."""
         *earlier, _ = self.stages
-        return ["original", "stretched", *map(_after, earlier), "restored"]
+        return [*UNTRAINED, *map(_after, earlier), RESTORED]
 
     @property
     def latest(self) -> Path | None:

@@ -16,6 +16,7 @@ from linearard.data import progress_bar
 from linearard.data.tokens import encode_whole
 from linearard.errors import DataError
 from linearard.model import RestorableModel, plain_generation
+from linearard.model.view_names import ORIGINAL
 from linearard.train.chat_template import ChatFrame
 from linearard.train.conversations import ConversationWriter
 
@@ -140,7 +141,7 @@ def _writer(restorable: RestorableModel, seed: int) -> Iterator[Any]:
     try:
         with (
             torch.random.fork_rng([device] if on_gpu else []),
-            restorable.view("original"),
+            restorable.view(ORIGINAL),
             plain_generation(model) as writer,
         ):
             torch.default_generator.manual_seed(seed)

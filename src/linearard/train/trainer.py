@@ -204,24 +204,21 @@ class RestorationTrainer(SavingTrainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Forward and backward of one batch; afterwards nothing observes the attention any more."""
+        """Forward and backward of one batch."""
         mixed = self.args.bf16 or self.args.fp16
         casts = self.restorable.adapter.without_casts() if mixed else contextlib.nullcontext()
-        try:
-            with casts:
-                # With a mask `transformers` reads from the device what kind of mask it is.
-                if self._captured is None or "attention_mask" in inputs:
-                    return super().training_step(model, inputs, *args, **kwargs)
-                model.train()
-                if callable(getattr(self.optimizer, "train", None)):
-                    self.optimizer.train()
-                inputs = self._prepare_inputs(inputs)
-                blocks, batches = inputs.pop("block"), self.current_gradient_accumulation_steps
-                outputs = self._captured(inputs, batches)
-                self._remember(outputs, inputs, blocks)
-                return outputs["loss"] / batches
-        finally:
-            self.restorable.tap.observe(None)
+        with casts, self.restorable.tap.step():
+            # With a mask `transformers` reads from the device what kind of mask it is.
+            if self._captured is None or "attention_mask" in inputs:
+                return super().training_step(model, inputs, *args, **kwargs)
+            model.train()
+            if callable(getattr(self.optimizer, "train", None)):
+                self.optimizer.train()
+            inputs = self._prepare_inputs(inputs)
+            blocks, batches = inputs.pop("block"), self.current_gradient_accumulation_steps
+            outputs = self._captured(inputs, batches)
+            self._remember(outputs, inputs, blocks)
+            return outputs["loss"] / batches
 
     def _run_batch(self, **inputs: Any) -> dict[str, Tensor]:
         """What `Trainer` does with a batch on one device without a scaler; detached outputs."""

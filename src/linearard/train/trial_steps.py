@@ -61,11 +61,11 @@ class TrialSteps:
             for number in numbers:
                 inputs = trainer._prepare_inputs(self._batch(number))
                 inputs.pop("block")
-                # Training's model has this from accelerate's wrapper; LoRA's products need it.
-                with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
-                    outputs = trainer.model(**inputs)
-                (outputs["loss"] / len(numbers)).backward()
-        trainer.restorable.tap.observe(None)
+                with trainer.restorable.tap.step():
+                    # Training's model has this from accelerate's wrapper; LoRA's products need it.
+                    with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
+                        outputs = trainer.model(**inputs)
+                    (outputs["loss"] / len(numbers)).backward()
 
     def _numbers(self, step: int) -> range:
         size = self._trainer.args.gradient_accumulation_steps

@@ -8,7 +8,7 @@ from typing import Any
 
 from linearard.evaluation.report import plots
 from linearard.evaluation.summary import Row
-from linearard.model.causal_lm import ORIGINAL
+from linearard.model.view_names import ORIGINAL
 
 MOST_KEPT = 1.6  # of the original that is shown: a score near chance has intervals without end
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from linearard.evaluation.report.curves import Curve
 from linearard.evaluation.report.svg import style, to_svg
-from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from linearard.evaluation.report.page import render
 from linearard.evaluation.report.wording import stretch_of, trained
 from linearard.evaluation.summary import Row, summarise
 from linearard.evaluation.table import format_value
-from linearard.model.causal_lm import ORIGINAL, RESTORED
+from linearard.model.view_names import ORIGINAL, RESTORED
 
 _COLOURS = (plots.COLOURS[RESTORED], *plots.OTHER_COLOURS)
 

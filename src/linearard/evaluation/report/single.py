@@ -14,7 +14,7 @@ from linearard.evaluation.report.page import render
 from linearard.evaluation.report.wording import stretch_of, trained
 from linearard.evaluation.summary import Row, summarise
 from linearard.evaluation.table import format_number, format_recovered, format_value
-from linearard.model.causal_lm import ORIGINAL, RESTORED, STRETCHED
+from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 
 _MUCH = 0.5  # of what was lost; from here on it is shown as a success
 

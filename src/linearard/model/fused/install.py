@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -42,24 +42,45 @@ _WINDOWS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
 }
 
 
-def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> Counter[str]:
+@dataclass
+class FusedLayers:
+    """What `fuse_layers` has fused.
+
+    Attributes:
+        modules: each fused module, and its kind: `norm`, `mlp` or `attention`.
+        everywhere: whether the fused steps run where no kernels are, too: on CPUs and in float32, where they
+            gain nothing.
+    """
+
+    modules: dict[nn.Module, str] = field(default_factory=dict)
+    everywhere: bool = True
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many modules of each kind are fused."""
+        return Counter(self.modules.values())
+
+    def undo(self) -> None:
+        """Give every module its own code back."""
+        for module in self.modules:
+            del module.forward
+        self.modules.clear()
+
+
+def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> FusedLayers:
     """Fuse what can be fused in a `transformers` decoder, with or without peft's LoRA.
 
     Args:
         model: its attention must have been registered by `capture.AttentionTap`.
-        everywhere: also where no kernels are, on CPUs and in float32; it gains nothing there.
-
-    Returns:
-        How many modules of each kind are fused: `norm`, `mlp`, `attention`.
+        everywhere: see `FusedLayers`.
     """
     agreeing: dict[tuple[type, Any], bool] = {}
-    fused: Counter[str] = Counter()
+    fused = FusedLayers()  # everywhere, for the comparison
     for module in model.modules():
         forward = _fused_forward(module)
         if forward is None:
             continue
-        original = module.forward
-        replacement = partial(forward, module, original)
+        replacement = partial(forward, fused, module, module.forward)
         kind = (type(module), next(module.parameters()).shape)
         if kind not in agreeing:
             agreeing[kind] = _agrees(module, replacement)
@@ -67,8 +88,8 @@ def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> Counter[str]:
                 _LOGGER.warning("%s does not compute what it used to: not fused", type(module))
         if agreeing[kind]:
             module.forward = replacement
-            module._fused_everywhere = everywhere
-            fused[_KINDS[forward]] += 1
+            fused.modules[module] = _KINDS[forward]
+    fused.everywhere = everywhere
     return fused
 
 
@@ -86,9 +107,11 @@ def _fused_forward(module: nn.Module) -> Callable[..., Any] | None:
     return _attention_forward if readable else None
 
 
-def _norm_forward(module: Any, original: Callable[..., Any], hidden_states: Tensor) -> Tensor:
+def _norm_forward(
+    fused: FusedLayers, module: Any, original: Callable[..., Any], hidden_states: Tensor
+) -> Tensor:
     weight = module.weight
-    if not (_runs(module, hidden_states, weight) and not weight.requires_grad):
+    if not (_runs(fused, hidden_states, weight) and not weight.requires_grad):
         return original(hidden_states)
     if type(module).__name__ in _OFFSET_NORMS:
         precise = torch.promote_types(weight.dtype, torch.float32)
@@ -96,15 +119,18 @@ def _norm_forward(module: Any, original: Callable[..., Any], hidden_states: Tens
     return norm(hidden_states, weight, module.variance_epsilon)
 
 
-def _mlp_forward(module: Any, original: Callable[..., Any], x: Tensor) -> Tensor:
+def _mlp_forward(
+    fused: FusedLayers, module: Any, original: Callable[..., Any], x: Tensor
+) -> Tensor:
     linears = (module.gate_proj, module.up_proj, module.down_proj)
     plain = all(_is_frozen(linear) and linear.bias is None for linear in linears)
-    if not (plain and _runs(module, x, linears[0].weight)):
+    if not (plain and _runs(fused, x, linears[0].weight)):
         return original(x)
     return gated_mlp(x, *linears)
 
 
 def _attention_forward(
+    fused: FusedLayers,
     module: Any,
     original: Callable[..., Any],
     hidden_states: Tensor,
@@ -118,7 +144,7 @@ def _attention_forward(
     usable = usable and all(cache is None for cache in caches.values())
     if usable:
         cos, sin = position_embeddings
-        usable = cos.shape[-1] == module.head_dim and _runs(module, hidden_states, read.frozen)
+        usable = cos.shape[-1] == module.head_dim and _runs(fused, hidden_states, read.frozen)
     if not usable:
         return original(
             hidden_states,
@@ -216,7 +242,7 @@ def _shared(
     return project(x, projections, width, cos, sin, low_rank, base)
 
 
-def _runs(module: Any, x: Tensor, weight: Tensor) -> bool:
+def _runs(fused: FusedLayers, x: Tensor, weight: Tensor) -> bool:
     """Whether there is something to gain, in the precision that the module's own code would have."""
     if x.dtype != weight.dtype or x.device != weight.device:
         return False
@@ -224,7 +250,7 @@ def _runs(module: Any, x: Tensor, weight: Tensor) -> bool:
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype:
         return False
     has_kernels = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
-    return has_kernels or getattr(module, "_fused_everywhere", True)
+    return has_kernels or fused.everywhere
 
 
 @torch.no_grad()
