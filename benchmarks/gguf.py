@@ -10,6 +10,7 @@ model in memory, and how often both choose the same token, over all positions of
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from importlib.metadata import version
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     config = ModelConfig(name=options.model, dtype="float32", device="cpu")
     source = GgufOptions().with_source(config).tokenizer
-    tokenizer = None
+    base, tokenizer = load_model(config)
+    ids = _tokens(tokenizer, options.text, max(options.lengths + options.q8_lengths))
     result: dict[str, Any] = circumstances(options.commit, "cpu") | {
         "llama_cpp_python": version("llama-cpp-python"),
         "model": Path(options.model.removeprefix("package:")).name,
@@ -63,12 +65,9 @@ def main(arguments: list[str]) -> None:
         before = json.loads(options.out.read_text())
         if before["model"] == result["model"]:
             result["scalings"] = before["scalings"]
-    ids: Tensor | None = None
     for name in options.scalings:
         start = time.monotonic()
-        model, tokenizer = load_model(config, tokenizer)
-        if ids is None:
-            ids = _tokens(tokenizer, options.text, max(options.lengths + options.q8_lengths))
+        model = copy.deepcopy(base)  # a merge uses it up
         rope = _complete(SCALINGS[name], model.config.get_text_config())
         adapter = AdapterConfig(r=8, alpha=16, dropout=0)
         restorable = RestorableModel(model, tokenizer, rope, adapter, trainable=False)

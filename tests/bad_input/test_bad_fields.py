@@ -49,7 +49,7 @@ KINDS = {
 }
 OWNERS = dict(zip(SECTIONS, KINDS, strict=True))
 #: Fields of a stage that hold sections of their own, or take more than one kind of value.
-_OTHERS = ("objective", "held_out", "report_to")
+_OTHERS = ("objective", "held_out")
 
 
 def plain_type(hint: typing.Any) -> type:

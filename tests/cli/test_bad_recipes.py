@@ -362,7 +362,8 @@ def test_a_missing_recipe(name, refusal, no_model):
         (["--stages.cpt.window={"], ["valid YAML in --stages.cpt.window"]),
         (["--model.name.x", "3"], ["model.name to be a section", "Check --model.name.x"]),
         (["--evaluation", "3"], ["evaluation to be a mapping"]),
-        (["--stages.cpt.report_to", "nothing"], ["nothing is not supported, only"]),
+        (["--report_to", "tensorbord"], ["report_to to be none, or", "Did you mean tensorboard?"]),
+        (["--stages.cpt.report_to", "wandb"], ["stages.cpt without 'report_to'", "at the top"]),
         (["--evaluation.nonsense", "3"], ["perplexity_windows, ", "got evaluation.nonsense"]),
         (["--stages.ctp", "null"], ["a field of stages (restoration, cpt), got stages.ctp"]),
         (["--stages.cpt.parts.long", "null"], ["got stages.cpt.parts.long"]),
@@ -401,12 +402,24 @@ def test_wrong_command_lines(arguments, words, capsys, no_model):
         assert word in message
 
 
-def test_a_tracker_that_is_not_installed(recipe, tmp_path, refusal, no_model, monkeypatch):
+@pytest.mark.parametrize("command", ["train", "restore", "sweep"])
+def test_a_tracker_that_is_not_installed(command, recipe, tmp_path, refusal, no_model, monkeypatch):
     """Named with its package before the model's configuration is read."""
     monkeypatch.setattr("linearard.recipe.trackers.find_spec", lambda name: None)
-    monkeypatch.setattr("linearard.train.run.load_config", None)
-    recipe["stages"]["cpt"]["report_to"] = "tensorboard"
-    path = small_run.write_recipe(recipe, tmp_path / "r.yaml")
-    line = refusal("train", str(path))
-    assert "the package tensorboard, for stages.cpt.report_to" in line
+    for place in ("train.run.load_config", "sweep.bench.load_config", "restore.run.gather_facts"):
+        monkeypatch.setattr(f"linearard.{place}", None)
+    sweep = {"base": recipe, "output_dir": str(tmp_path / "run"), "arms": {"a": {}}}
+    path = small_run.write_recipe(sweep if command == "sweep" else recipe, tmp_path / "r.yaml")
+    flags = [str(path)]
+    if command == "restore":
+        flags = [recipe["model"]["name"], "--window", "1k", "--output", str(tmp_path / "run")]
+    line = refusal(command, *flags, "--report_to", "tensorboard")
+    assert "the package tensorboard, for report_to: tensorboard" in line
     assert "pip install tensorboard" in line and not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_for_an_evaluation(trained, refusal, monkeypatch):
+    monkeypatch.setattr("linearard.recipe.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("linearard.evaluation.held_out_documents", None)
+    line = refusal("evaluate", str(trained), "--report_to", "wandb")
+    assert "the package wandb, for report_to: wandb" in line and "pip install wandb" in line

@@ -1,6 +1,7 @@
 """What a run prints: bars unless asked not to, a table on standard output, one voice."""
 
 import re
+import sys
 
 import pytest
 from transformers.utils import logging
@@ -29,6 +30,7 @@ def recipe(tmp_path, base_folder):
 def loud():
     """Progress bars of the libraries as in a fresh process."""
     logging.enable_progress_bar()
+    logging.set_verbosity_warning()  # what is above silences the trainer, and other tests have set it
     yield
     logging.enable_progress_bar()
 
@@ -47,11 +49,29 @@ def test_quiet_prints_results_alone(recipe, tmp_path):
     assert (run / "evaluation.json").exists() and (run / "report.html").exists()
 
 
-def test_bars_are_there_otherwise(recipe, loud, capsys):
+def test_bars_are_there_otherwise(recipe, loud, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["train", str(recipe)]) == 0
     printed = capsys.readouterr().err
     assert "only: 100%" in printed and "loss=" in printed and "q=" in printed
     assert "tok/s=" in printed
+
+
+def test_a_log_gets_lines(tmp_path, base_folder, loud, capsys, monkeypatch):
+    """Where standard error is no terminal: no bar of anybody, and a line for whatever lasts."""
+    monkeypatch.setattr("linearard.data.progress.LINE_SECONDS", 1e-9)  # all does
+    recipe = small_run.one_stage(tmp_path, base_folder, sequences=4)
+    recipe["data"]["train"] = "self"
+    path = small_run.write_recipe(recipe | {"evaluation": EVALUATION}, tmp_path / "recipe.yaml")
+    assert main(["train", str(path)]) == 0
+    trained = capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    for text in (trained, measured := capsys.readouterr().err):
+        assert "\r" not in text and "%|" not in text
+        assert re.search(r"^restored: perplexity.*: 1.*, \d+ s$", text, re.MULTILINE)
+    assert re.search(r"^writing.*: .* tokens, \d+ s$", trained, re.MULTILINE)
+    assert re.search(r"^only: 4 of 4 steps, \d+ s, loss=.*tok/s=[\d,]+$", trained, re.MULTILINE)
+    assert "only: " not in measured
 
 
 def test_quiet_switches_off_bars_of_libraries(recipe, loud, capsys):

@@ -14,7 +14,15 @@ from linearard.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - {ROOT / "docs" / "LOG.md"})
 #: Programs that are not ours, which a page may begin with.
-_OTHERS = ("pip install", "git clone", "cd ", "ollama create", "llama-quantize", "vllm serve")
+_OTHERS = (
+    "pip install",
+    "git clone",
+    "cd ",
+    "ollama create",
+    "llama-quantize",
+    "vllm serve",
+    "tensorboard",
+)
 _RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
 
 

@@ -25,7 +25,7 @@ TOKENS = {
 }
 #: Where a user may have put one; the last part is the field's own name.
 FIELDS = ["model.name", "model.revision", "data.train", "data.text_column", "adapter.kind"]
-FIELDS += ["rope.rope_type", "stages.cpt.optim", "stages.cpt.report_to", "stages.cpt.nothing"]
+FIELDS += ["rope.rope_type", "stages.cpt.optim", "report_to", "stages.cpt.nothing"]
 FIELDS += ["evaluation.tasks_dir", "output_dir", "stages.cpt.lr_scheduler_kwargs"]
 
 

@@ -28,9 +28,8 @@ class TestRecipeAndSweep:
             ("model.attn_implementation", "someone/kernel"),
             ("model.attn_implementation", "kernels-community/flash-attn3@main:f"),
             ("evaluation.lm_eval_dir", "tasks"),
-            ("stages.only.report_to", "wandb"),
-            ("stages.only.report_to", ["tensorboard", "wandb"]),
-            ("stages.only.report_to", "all"),
+            ("report_to", "wandb"),
+            ("report_to", ["tensorboard", "wandb"]),
         ],
     )
 

@@ -119,9 +119,9 @@ class TestChanges:
 
     @pytest.mark.parametrize("value", ["/books/\U0001f4da é", 'a "b": #\n\\', "no", "1e-3", ""])
     def test_texts_arrive_as_they_are(self, value, base):
-        changes = flatten({"stages.cpt.run_name": value}, "arm 'a'")
+        changes = flatten({"stages.cpt.lr_scheduler_kwargs": {"x": value}}, "arm 'a'")
         recipe = changed_recipe(base, [changes], seed=0)
-        assert recipe.stages["cpt"].fields["run_name"] == value
+        assert recipe.stages["cpt"].fields["lr_scheduler_kwargs"] == {"x": value}
 
     def test_stages_and_parts_can_be_taken_away(self, base):
         before = copy.deepcopy(base)

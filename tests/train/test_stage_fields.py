@@ -26,7 +26,6 @@ TOGETHER = {
         "torch_empty_cache_steps": 2,
         "save_strategy": "epoch",
         "logging_strategy": "epoch",
-        "run_name": "x",
         "disable_tqdm": True,
         "ddp_bucket_cap_mb": 1,
         "ddp_timeout": 60,

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         measure,
         say,
     )
-    from linearard.train import open_checkpoint, own_folder, share_not_kept
+    from linearard.recipe.trackers import check_trackers
+    from linearard.train import Trackers, open_checkpoint, own_folder, share_not_kept
 
     gates = read_gates(args.fail_below)
     overrides = dict(args.overrides)
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         names = [name.strip() for name in args.lm_eval.split(",") if name.strip()]
         overrides["evaluation.lm_eval"] = json.dumps(names, ensure_ascii=False)
     folder, recipe = open_checkpoint(args.checkpoint, overrides)
+    check_trackers(recipe.report_to)
     output = args.output_dir or own_folder(folder, "evaluation")
     check_results_folder(output, overwrite=args.overwrite)
     if note := share_not_kept(folder, recipe):
@@ -91,19 +93,21 @@ def run(args: argparse.Namespace) -> int:
     inputs = prepare_inputs(tokenizer, (ORIGINAL, STRETCHED, RESTORED), documents, config, texts)
     check_gates(gates, config, inputs.task_names)
     claim_results_folder(output)
-    restorable = RestorableModel.load(
-        recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
-    )
-    load_weights(restorable, folder)
-    result = measure(
-        restorable,
-        documents,
-        config,
-        output,
-        recipe=recipe.source,
-        inputs=inputs,
-        progress=not args.quiet,
-    )
+    with Trackers(recipe, output) as trackers:
+        restorable = RestorableModel.load(
+            recipe.model, recipe.rope, recipe.adapter, tokenizer=tokenizer, trainable=False
+        )
+        load_weights(restorable, folder)
+        result = measure(
+            restorable,
+            documents,
+            config,
+            output,
+            recipe=recipe.source,
+            inputs=inputs,
+            progress=not args.quiet,
+        )
+        trackers.evaluated(result)
     failed = failed_gates(gates, result)
     for line in failed:
         say(f"failed: {line}")

@@ -61,6 +61,8 @@ def fields_text() -> str:
         "recipe fields (in the YAML file, or on the command line as --section.field VALUE):",
         "  output_dir, seed",
         "  deterministic = False: same seed, same bits on one GPU (a CPU's are the same anyway); slower",
+        "  report_to = none: trackers that get losses, recipe and evaluation: tensorboard; wandb and others",
+        "          that send the run elsewhere, on the command line alone",
         "  rope.*  as in transformers' rope_parameters: rope_type (linear, dynamic, yarn, llama3,",
         "          longrope, default with a larger rope_theta, or table with inv_freq), factor and the",
         "          type's own keys; original_max_position_embeddings is the window that the stretch",

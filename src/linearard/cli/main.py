@@ -33,7 +33,17 @@ Stretch a language model's context with RoPE scaling, and get its short-text abi
   linearard sweep arms.yaml                   many variants of a recipe, with a table of results
 """
 #: Parts of a recipe that can be replaced whole; all other overrides have a dot in their name.
-_WHOLE = ("rope", "data", "adapter", "stages", "evaluation", "output_dir", "seed", "deterministic")
+_WHOLE = (
+    "rope",
+    "data",
+    "adapter",
+    "stages",
+    "evaluation",
+    "output_dir",
+    "seed",
+    "deterministic",
+    "report_to",
+)
 #: These have options of their own under such names.
 _OWN_OPTIONS = {"restore": ("data", "adapter", "seed")}
 #: How long a process that is not the first waits before it prints an error. A launcher ends it sooner
@@ -95,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             rest, overrides = _split(argv)
             args = build_parser().parse_args(rest)
             args.overrides = overrides
-            if args.quiet or not _speaks():
+            if args.quiet or not _speaks() or not sys.stderr.isatty():
                 _silence_libraries()
             return args.run(args) or 0
     except UserError as error:
@@ -162,6 +172,7 @@ def _close_bars() -> None:
 
 
 def _silence_libraries() -> None:
+    """No bars of other libraries: they would fill a log, and each is of seconds."""
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # `datasets` is imported when needed
     from transformers.utils.logging import disable_progress_bar
 

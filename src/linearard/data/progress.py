@@ -26,7 +26,7 @@ def progress_bar(steps: Any = None, *, shown: bool, **options: Any) -> tqdm:
 
 
 class _Lines(tqdm):
-    """A line for whatever lasts: "original: pass key: 3 of 20, 61 s"."""
+    """A line for whatever lasts: "original: pass key: 3 of 20, 61 s", and figures behind it."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Write a line, unless what is wanted is an empty one."""
@@ -35,7 +35,8 @@ class _Lines(tqdm):
         elapsed = self.format_dict["elapsed"]
         of = f" of {self.total:,}" if self.total else ""
         unit = "" if self.unit == "it" else f" {self.unit}s"
-        self.fp.write(f"{self.desc}: {self.n:,}{of}{unit}, {elapsed:.0f} s\n")
+        figures = f", {self.postfix}" if self.postfix else ""
+        self.fp.write(f"{self.desc}: {self.n:,}{of}{unit}, {elapsed:.0f} s{figures}\n")
         self.fp.flush()
         return True
 

@@ -21,7 +21,7 @@ from linearard.model import RestorableModel
 from linearard.pipeline.profile import inner_profile, stretch_of
 from linearard.pipeline.results import write_results
 from linearard.recipe import Recipe
-from linearard.train import REPORT_FILE, is_main_process, prepare_run
+from linearard.train import REPORT_FILE, Trackers, is_main_process, prepare_run
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,28 @@ def train_and_report(
         if resume and progress:
             before = run.latest
             say(f"going on from {before}" if before else "nothing to go on from: a new run")
-        result = run.train()
-        for name, summary in result.summaries.items():
-            say(
-                f"stage {name}: {summary['steps']} steps, {summary['tokens']:,} tokens, "
-                f"{summary['seconds']:.1f} s"
-            )
-        say(f"checkpoint: {result.final}")
-        measured = None
-        if documents is not None and evaluation is not None:
-            measured = measure(
-                result.restorable,
-                documents,
-                evaluation,
-                Path(recipe.output_dir),
-                recipe=recipe.source,
-                training=result.histories,
-                summaries=result.summaries,
-                inputs=inputs,
-                progress=progress,
-            )
+        with Trackers(recipe, recipe.output_dir) as trackers:
+            result = run.train(trackers=trackers)
+            for name, summary in result.summaries.items():
+                say(
+                    f"stage {name}: {summary['steps']} steps, {summary['tokens']:,} tokens, "
+                    f"{summary['seconds']:.1f} s"
+                )
+            say(f"checkpoint: {result.final}")
+            measured = None
+            if documents is not None and evaluation is not None:
+                measured = measure(
+                    result.restorable,
+                    documents,
+                    evaluation,
+                    Path(recipe.output_dir),
+                    recipe=recipe.source,
+                    training=result.histories,
+                    summaries=result.summaries,
+                    inputs=inputs,
+                    progress=progress,
+                )
+                trackers.evaluated(measured)
         return Outcome(result.restorable, measured)
 
 

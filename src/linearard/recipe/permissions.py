@@ -54,11 +54,10 @@ def _asked(source: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, st
     if folder is not None:
         danger = "task files of lm-eval can name code that runs"
         yield ("evaluation", "lm_eval_dir"), folder, danger
-    for name, stage in _mapping(source.get("stages")).items():
-        asked = _mapping(stage).get("report_to")
-        reporters = asked if isinstance(asked, list) else [] if asked is None else [asked]
-        if any(reporter not in _LOCAL_REPORTERS for reporter in reporters):
-            yield ("stages", str(name), "report_to"), asked, "it reports the run to others"
+    asked = source.get("report_to")
+    reporters = asked if isinstance(asked, list) else [] if asked is None else [asked]
+    if any(reporter not in _LOCAL_REPORTERS for reporter in reporters):
+        yield ("report_to",), asked, "it reports the run to others"
 
 
 def _granted(path: tuple[str, ...], given: Mapping[str, Any]) -> Any:

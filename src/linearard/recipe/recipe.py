@@ -21,10 +21,13 @@ from linearard.recipe.plain_data import plain_data
 from linearard.recipe.secrets import hide_secrets, refuse_secrets
 from linearard.recipe.sections import build_section, check_names, coerce, meant
 from linearard.recipe.stage_section import StageSection, build_stage, readable_stage
+from linearard.recipe.trackers import tracker_names
 from linearard.recipe.yaml_text import parse_yaml, read_yaml
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
 _SEED = whole(0, LARGEST_SEED)
+#: Where a run writes to, which is no one else's to say.
+_WHERE_TO = ("output_dir", "report_to")
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Recipe:
         evaluation: what is measured after training; None: nothing.
         output_dir, seed: where the run writes, and what makes it repeatable.
         deterministic: to the bit, on one GPU too.
+        report_to: trackers that get losses, recipe and evaluation, by the names of `tracker_names`.
         source: the complete recipe as plain data, overrides included.
     """
 
@@ -49,6 +53,7 @@ class Recipe:
     output_dir: str = "runs/linearard"
     seed: int = 0
     deterministic: bool = False
+    report_to: list[str] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
 
 
@@ -128,8 +133,8 @@ def checkpoint_recipe(
     """The recipe that a checkpoint carries, for reading its weights.
 
     Whoever made the checkpoint wrote it: it allows nothing that needs the command line, names no folder
-    to write to, and its secrets are hidden. Nothing trains its stages again: of their fields, those that
-    cannot be read today are left out.
+    or tracker to write to, and its secrets are hidden. Nothing trains its stages again: of their fields,
+    those that cannot be read today are left out.
 
     Args:
         source: what the checkpoint holds.
@@ -143,7 +148,7 @@ def checkpoint_recipe(
         raise RecipeError(
             expected=f"a recipe in {where}", got=shown(source), fix="Use another checkpoint."
         )
-    source = with_current_names({k: v for k, v in source.items() if k != "output_dir"})
+    source = with_current_names({k: v for k, v in source.items() if k not in _WHERE_TO})
     if isinstance(source.get("data"), dict):
         source["data"] = {k: v for k, v in source["data"].items() if k != "cache_dir"}
     source, given = _merged(source, overrides, where)
@@ -199,6 +204,7 @@ def _sections(source: dict[str, Any]) -> dict[str, Any]:
         "output_dir": user_path(output_dir, "output_dir"),
         "seed": seed,
         "deterministic": deterministic,
+        "report_to": tracker_names(source.get("report_to")),
     }
 
 

@@ -135,10 +135,6 @@ class RestorationConfig(TrainingArguments):
         "Kept off: batches hold no unused columns.",
         kept_off("batches hold no unused columns"),
     )
-    report_to: str | list[str] | None = described(
-        "none",
-        "tensorboard or none; wandb and others that send the run elsewhere, on the command line alone.",
-    )
 
     def __post_init__(self) -> None:
         if isinstance(self.objective, dict):

@@ -1,12 +1,13 @@
-"""Trackers that a stage reports to: whether their packages are here, said before anything is read."""
+"""Trackers that a run reports to: their names, and whether their packages are here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
-from linearard.errors import RecipeError
+from linearard.errors import RecipeError, shown
+from linearard.recipe.sections import meant
 
 #: Modules of which one has to be there, by the name that transformers gives the tracker.
 _MODULES = {
@@ -26,23 +27,40 @@ _MODULES = {
 }
 
 
-def check_trackers(source: Mapping[str, Any]) -> None:
-    """Refuse a stage that reports to a tracker whose package is not installed.
+def tracker_names(asked: Any) -> list[str]:
+    """The trackers that `report_to` of a recipe names, each once.
 
     Args:
-        source: a recipe as plain data; what is wrong with its form is others' to say.
+        asked: a name, several in a list, or none: null, `none` or an empty list.
 
     Raises:
-        RecipeError: the package is missing; the message names it.
+        RecipeError: it is something else, or an unknown name.
     """
-    stages = source.get("stages")
-    for name, stage in stages.items() if isinstance(stages, Mapping) else ():
-        asked = stage.get("report_to") if isinstance(stage, Mapping) else None
-        for tracker in asked if isinstance(asked, list) else [asked]:
-            modules = _MODULES.get(tracker, ()) if isinstance(tracker, str) else ()
-            if modules and not any(find_spec(module) for module in modules):
-                raise RecipeError(
-                    expected=f"the package {modules[0]}, for stages.{name}.report_to: {tracker}",
-                    got="no such package in this Python",
-                    fix=f"Install it: pip install {modules[0].replace('_', '-')}. Or leave report_to out.",
-                )
+    listed = asked if isinstance(asked, list) else [] if asked in (None, "none") else [asked]
+    for name in listed:
+        if not isinstance(name, str) or name not in _MODULES:
+            raise RecipeError(
+                expected=f"report_to to be none, or one or several of {', '.join(_MODULES)}",
+                got=shown(asked),
+                fix=meant(name, list(_MODULES)) or "Correct report_to.",
+            )
+    return list(dict.fromkeys(listed))
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Args:
+        names: see `tracker_names`.
+
+    Raises:
+        RecipeError: a package is missing; the message names it.
+    """
+    for name in names:
+        modules = _MODULES[name]
+        if not any(find_spec(module) for module in modules):
+            raise RecipeError(
+                expected=f"the package {modules[0]}, for report_to: {name}",
+                got="no such package in this Python",
+                fix=f"Install it: pip install {modules[0].replace('_', '-')}. Or leave report_to out.",
+            )

@@ -16,6 +16,7 @@ from linearard.model.view_names import RESTORED, STRETCHED
 from linearard.pipeline import Outcome, export_run, say, told, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
 from linearard.recipe import Recipe, recipe_from_dict
+from linearard.recipe.trackers import check_trackers, tracker_names
 from linearard.recipe.yaml_text import parse_yaml
 from linearard.restore.choice import Choice
 from linearard.restore.compose import PYDOC, Composed, compose
@@ -73,6 +74,9 @@ def plan_restoration(
         UserError: anything that can be mended, among them a run that cannot fit.
     """
     started = time.perf_counter()
+    # All of it is what the user said: no file has a part in it.
+    given = {name: parse_yaml(value, f"--{name}") for name, value in (overrides or {}).items()}
+    check_trackers(tracker_names(given.get("report_to")))
     on_cpu = resolve_device(model.device).type == "cpu" and gpu_memory is None
     if on_cpu:
         model = dataclasses.replace(model, device="cpu")
@@ -85,9 +89,6 @@ def plan_restoration(
         if key == "name" or value != getattr(ModelConfig(name="default"), key)
     }
     composed: Composed = compose(request, facts, section, tasks)
-
-    # All of it is what the user said: no file has a part in it.
-    given = {name: parse_yaml(value, f"--{name}") for name, value in (overrides or {}).items()}
 
     def load(changes: dict[str, str]) -> Recipe:
         fields = (overrides or {}) | changes

@@ -41,7 +41,7 @@ from linearard.rope import check_scaling
 from linearard.sweep.folder import VIEWS, Task
 from linearard.sweep.plan import Job, naming_arm
 from linearard.sweep.views import measure_views
-from linearard.train import RESULT_FILE, prepare_run
+from linearard.train import RESULT_FILE, Trackers, prepare_run
 from linearard.train.folder import claim_folder, remove_weights
 
 
@@ -165,19 +165,21 @@ class Bench:
             try:
                 restorable = self._restorable(recipe, source["tokenizer"])
                 histories, summaries = {}, {}
-                if run:
-                    trained = run.train(restorable)
-                    histories, summaries = trained.histories, trained.summaries
-                config = _evaluation(recipe)
-                prepared = self._inputs(recipe, config)
-                result = measure_views(
-                    restorable,
-                    job,
-                    config,
-                    prepared.documents,
-                    prepared.inputs,
-                    self._folder / VIEWS,
-                )
+                with Trackers(recipe, job.folder) as trackers:
+                    if run:
+                        trained = run.train(restorable, trackers)
+                        histories, summaries = trained.histories, trained.summaries
+                    config = _evaluation(recipe)
+                    prepared = self._inputs(recipe, config)
+                    result = measure_views(
+                        restorable,
+                        job,
+                        config,
+                        prepared.documents,
+                        prepared.inputs,
+                        self._folder / VIEWS,
+                    )
+                    trackers.evaluated(result)
             except KeyboardInterrupt:
                 keep = True  # a resumed sweep goes on from what was saved for it
                 raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.model import write_json
+from linearard.recipe.trackers import check_trackers
 from linearard.sweep.bench import Bench, Outcome
 from linearard.sweep.folder import RESULTS, Task, check_folder, claimed, unfinished, write_text
 from linearard.sweep.page import render_page
@@ -38,6 +39,7 @@ def run_sweep(
         UserError: an arm cannot work, or the folder does not fit; nothing was trained.
     """
     _check_processes(sweep, workers)
+    check_trackers({name: None for job in sweep.jobs for name in job.recipe.report_to})
     tasks = unfinished(sweep, resume=resume, overwrite=overwrite)
     size = min(workers, len(tasks)) if workers > 1 else 0
     with Crew(size, sweep.folder, sweep.keep_checkpoints) as crew:  # imports while this one checks

@@ -2,13 +2,9 @@
 
 from linearard.train.folder import RECIPE_FILE, REPORT_FILE, RESULT_FILE
 from linearard.train.opened import open_checkpoint, own_folder, share_not_kept
-from linearard.train.run import (
-    PreparedRun,
-    RunResult,
-    is_main_process,
-    prepare_run,
-    run_recipe,
-)
+from linearard.train.peers import is_main_process
+from linearard.train.run import PreparedRun, RunResult, prepare_run, run_recipe
+from linearard.train.trackers import Trackers
 
 __all__ = [
     "RECIPE_FILE",
@@ -16,6 +12,7 @@ __all__ = [
     "RESULT_FILE",
     "PreparedRun",
     "RunResult",
+    "Trackers",
     "is_main_process",
     "open_checkpoint",
     "own_folder",

@@ -20,9 +20,11 @@ from linearard.train import checkpoints
 
 RECIPE_FILE, FINAL = "recipe.yaml", "final"
 RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"
+#: Of TensorBoard's files, which a run that is refused may leave, and a new one does not touch.
+TENSORBOARD_FOLDER = "runs"
 _PARTIAL_RECIPE, _LOCK = f".{RECIPE_FILE}", ".lock"
 #: Parts of a recipe that do not decide what is trained.
-_FREE_TO_CHANGE = ("output_dir", "evaluation", "data.cache_dir")
+_FREE_TO_CHANGE = ("output_dir", "report_to", "evaluation", "data.cache_dir")
 
 
 class Claim(contextlib.ExitStack):
@@ -149,7 +151,7 @@ def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
         )
     content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     # A run killed in its first moment leaves at most the beginnings of its files.
-    ignored = (_PARTIAL_RECIPE, _LOCK, written.RECORD)
+    ignored = (_PARTIAL_RECIPE, _LOCK, written.RECORD, TENSORBOARD_FOLDER)
     content = [n for n in content if n not in ignored and not n.startswith(f".{written.RECORD}.")]
     shown = ", ".join(content[:3]) + (", …" if len(content) > 3 else "")
     ours = RECIPE_FILE in content and RECIPE_FILE in (written.noted(folder) or ())

@@ -1,4 +1,7 @@
-"""A process that hangs is found by its silence, not after the half hour that a collective waits."""
+"""Processes of one training: which one speaks, and one that hangs found by its silence.
+
+A collective would wait for half an hour.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,11 @@ import torch.distributed as dist
 #: A thread says so this often that its process is alive, and after so long without a word it hangs.
 BEAT_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
 _ENDED = b"ended"
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for the run (rank 0 of a distributed launcher)."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from transformers import ProgressCallback
 
 from linearard.counting import step_flops
+from linearard.data import progress_bar
 from linearard.distill import ObjectiveConfig
 from linearard.distill.output_terms import OUTPUT_TERMS
 from linearard.errors import UserError
@@ -117,10 +118,12 @@ class LiveProgress(ProgressCallback):
         self._stage = stage
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Name the stage on the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self._stage)
+        """Begin the bar, or in a log its lines, under the stage's name."""
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(
+                total=state.max_steps, desc=self._stage, unit="step", shown=True
+            )
+        self.current_step = 0
 
     def on_log(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,10 @@ from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.determinism import deterministic_algorithms
 from linearard.train.folder import FINAL, Claim, claim_folder
+from linearard.train.peers import is_main_process
 from linearard.train.stage_text import StageText
 from linearard.train.stages import stage_arguments
+from linearard.train.trackers import Trackers
 
 _SMALLER_STEPS = (
     "Set gradient_checkpointing, or lower per_device_train_batch_size (and raise "
@@ -92,22 +93,28 @@ class PreparedRun:
         found = (checkpoints.latest_complete(folder) for folder in folders)
         return next((path for path in found if path is not None), None)
 
-    def train(self, restorable: RestorableModel | None = None) -> RunResult:
+    def train(
+        self, restorable: RestorableModel | None = None, trackers: Trackers | None = None
+    ) -> RunResult:
         """Load the model, let it write what it is to read, train every stage, write the checkpoint.
 
         Args:
             restorable: the model, freshly made as the recipe says, where a caller has it loaded.
+            trackers: entered already, where a caller tells them of more than the training.
 
         Raises:
             NonFiniteLossError: a loss became NaN or infinite; the run can be resumed.
             DeviceError: the device has too little memory, or cannot do what `deterministic` asks for.
             UserError: the weights and the recipe do not fit together.
         """
+        if trackers is None:
+            with Trackers(self.recipe, self.recipe.output_dir) as own:
+                return self.train(restorable, own)
         wanted, device = self.recipe.deterministic, next(iter(self.stages.values())).device
         with deterministic_algorithms(wanted, device):
-            return self._train(restorable)
+            return self._train(restorable, trackers)
 
-    def _train(self, restorable: RestorableModel | None) -> RunResult:
+    def _train(self, restorable: RestorableModel | None, trackers: Trackers) -> RunResult:
         from transformers import set_seed
 
         recipe = self.recipe
@@ -128,7 +135,7 @@ class PreparedRun:
                 restorable.remember(_after(list(summaries)[-1]))
             with _enough_memory(f"stage {name!r}"):
                 histories[name], summaries[name] = _run_stage(
-                    restorable, name, stage, self.texts[name], recipe.source
+                    restorable, name, stage, self.texts[name], recipe.source, trackers
                 )
         final = Path(recipe.output_dir) / FINAL
         if is_main_process():
@@ -176,7 +183,7 @@ def prepare_run(
     Raises:
         UserError: anything the user can mend.
     """
-    check_trackers(recipe.source)
+    check_trackers(recipe.report_to)
     device = resolve_device(recipe.model.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
     config = load_config(recipe.model) if config is None else config
@@ -207,11 +214,6 @@ def prepare_run(
         return PreparedRun(recipe, tokenizer, stages, texts, claimed, notes)
 
 
-def is_main_process() -> bool:
-    """Whether this process speaks for the run (rank 0 of a distributed launcher)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def _after(stage: str) -> str:
     return f"after {stage}"
 
@@ -234,6 +236,7 @@ def _run_stage(
     stage: RestorationConfig,
     text: StageText,
     recipe: dict[str, Any],
+    trackers: Trackers,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     # Imported here: Trainer pulls in most of transformers, and a refused recipe never gets this far.
     from linearard.train.trainer import RestorationTrainer
@@ -245,6 +248,7 @@ def _run_stage(
         stage=name,
         held_out=text.held_out,
         metadata={"recipe": recipe} | text.circumstances,
+        callbacks=trackers.of_stage(),
     )
     on_gpu = restorable.device.type == "cuda"
     if on_gpu:
@@ -263,6 +267,7 @@ def _run_stage(
             ) from error
         seconds = trainer.seconds
     steps = trainer.state.global_step
+    trackers.stage_ended(steps)
     summary = {"steps": steps, "tokens": text.tokens_read(steps), "seconds": seconds}
     if on_gpu:
         summary["peak_bytes"] = torch.cuda.max_memory_allocated(restorable.device)

@@ -53,6 +53,7 @@ def stage_arguments(
             "use_cpu": device.type == "cpu",
             "bf16": dtype == torch.bfloat16,
             "fp16": dtype == torch.float16,
+            "report_to": "none",  # the run reports, not its stages each for itself
             "disable_tqdm": not progress or section.fields.get("disable_tqdm"),
         }
         stages[name] = _stage_arguments(name, section.fields | decided)
@@ -130,14 +131,10 @@ def _check_data(where: str, part: PartConfig, data: DataConfig) -> None:
 
 
 def _stage_arguments(name: str, values: dict[str, Any]) -> RestorationConfig:
-    from transformers.integrations import get_reporting_integration_callbacks
-
     try:
         with naming_stage(name):
             stage = RestorationConfig(**values)
             try_stage(name, stage)
-        for callback in get_reporting_integration_callbacks(stage.report_to):
-            callback()  # refuses where its package is not installed
         return stage
     except UserError:
         raise
