@@ -1,12 +1,16 @@
 """`linearard evaluate --fail-below` and `--lm-eval`, through the real command line."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
 import small_run
 from linearard.cli.main import main
 
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "evaluation.md"
 QUIZ = [
     {"context": f"the {word}", "choices": ["came", "saw a star", "went"], "answer": index % 3}
     for index, word in enumerate(("ship", "sea", "wind", "sail", "captain", "night", "star"))
@@ -17,11 +21,6 @@ QUIZ = [
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, QUIZ)))
-    (folder / "own.yaml").write_text(
-        "task: own\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
-        f"dataset_kwargs: {{data_files: {{test: {folder}/quiz.jsonl}}}}\n"
-        'doc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: answer\n'
-    )
     return folder
 
 
@@ -67,14 +66,37 @@ def test_what_will_not_be_measured_is_refused(words, expected, trained, tasks, r
     assert expected in line
 
 
-def test_tasks_of_lm_eval(evaluate, tasks, tmp_path):
+def test_the_commands_of_the_page(trained, tasks, tmp_path, monkeypatch, capsys):
+    """Its two task files and the commands that ask them, as they stand there."""
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
-    own = ["--lm-eval", "own", "--evaluation.lm_eval_dir", str(tasks)]
-    assert evaluate(*own, "--fail-below", "own=0,lm_eval_kept=0") == 0
-    views = json.loads((tmp_path / "out" / "evaluation.json").read_text())["views"]
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs", "tasks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "runs/x").symlink_to(trained)
+    (tmp_path / "quiz").symlink_to(tasks)
+    (tmp_path / "tasks/quiz.jsonl").write_text((tasks / "quiz.jsonl").read_text())
+    words = [{"context": "the captain saw a", "target": "star"}, {"context": "a", "target": "b"}]
+    (tmp_path / "tasks/words.jsonl").write_text("\n".join(map(json.dumps, words)))
+    page = PAGE.read_text()
+    for name, text in re.findall(r"```yaml\n# (tasks/\w+\.yaml)\n(.*?)```", page, re.S):
+        (tmp_path / name).write_text(text)
+    lines = re.findall(r"^linearard evaluate (.* --evaluation.lm_eval_dir tasks/.*)$", page, re.M)
+    config = json.loads(small_run.EVALUATION) | {"tasks_dir": "quiz/"}
+    small = ["--evaluation", json.dumps(config), "--output-dir", "out", "--overwrite", "--quiet"]
+    kept = []
+    for line in lines:
+        capsys.readouterr()
+        code = main(["evaluate", *small, *shlex.split(line)])
+        views = json.loads((tmp_path / "out/evaluation.json").read_text())["views"]
+        asked = views["restored"]["lm_eval"]
+        kept.append(asked["my_quiz"]["score"] / views["original"]["lm_eval"]["my_quiz"]["score"])
+        limited = "--fail-below" in line
+        assert code == (3 if limited and kept[-1] < 0.98 else 0)
+        assert ("failed: lm_eval_kept" in capsys.readouterr().err) == (code == 3)
+        assert asked.keys() == ({"my_quiz"} if limited else {"my_quiz", "my_words"})
+    assert len(lines) == 2 and kept[0] == kept[1]
     for view in views.values():
         # bytes, and a token before each text: the same tokens on both ways
-        assert view["lm_eval"]["own"]["further"]["acc"] == pytest.approx(
-            view["tasks"]["quiz"]["acc"]
-        )
-        assert len(view["lm_eval"]["own"]["values"]) == len(QUIZ)
+        ours = view["tasks"]["quiz"]
+        assert view["lm_eval"]["my_quiz"]["further"]["acc"] == pytest.approx(ours["acc"])
+        assert len(view["lm_eval"]["my_quiz"]["values"]) == len(QUIZ)

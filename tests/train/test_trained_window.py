@@ -1,8 +1,9 @@
-"""The window that an export says is the one that was trained for."""
+"""The window that an export says is the one that was trained for, and RULER is asked up to it."""
 
 import pytest
+from transformers import LlamaConfig
 
-from linearard.recipe import load_recipe, recipe_from_dict, trained_window
+from linearard.recipe import load_recipe, recipe_from_dict, trained_window, with_ruler_lengths
 
 
 def recipe(stages):
@@ -37,3 +38,28 @@ def test_a_factor_above_the_longest_window_is_not_said():
 )
 def test_longest_window_beyond_the_native_one(stages, expected):
     assert trained_window(recipe(stages), 8192, 81920) == expected
+
+
+@pytest.mark.parametrize(
+    ("window", "asked", "expected"),
+    [
+        (512, {}, [4096, 16384, 65536, 81920]),
+        (20_000, {}, [4096, 16384, 20_000]),
+        (16_384, {}, [4096, 16384]),
+        (20_000, {"ruler_lengths": [8192]}, [8192]),
+    ],
+)
+def test_ruler_is_asked_up_to_it(window, asked, expected):
+    plain = recipe({"a": {"window": window}})
+    config = LlamaConfig(max_position_embeddings=8192, rope_theta=1e4)
+    assert with_ruler_lengths(plain, config) is plain  # nothing is measured
+    source = plain.source | {"evaluation": {"lm_eval": ["ruler"], **asked}}
+    found = with_ruler_lengths(recipe_from_dict(source), config)
+    assert found.evaluation.ruler_lengths == expected and found.stages.keys() == {"a"}
+
+
+def test_a_short_window_is_asked_alone():
+    source = recipe({"a": {"window": 64}}).source | {"evaluation": {"lm_eval": ["ruler"]}}
+    source["rope"] = {"rope_type": "linear", "factor": 4}
+    config = LlamaConfig(max_position_embeddings=512, rope_theta=1e4)
+    assert with_ruler_lengths(recipe_from_dict(source), config).evaluation.ruler_lengths == [2048]

@@ -12,7 +12,7 @@ examples:
   linearard evaluate runs/smollm2-135m-64k --evaluation.tasks_dir tasks/
   linearard evaluate runs/x/final --output-dir results/x --evaluation.passkey_lengths "[2048, 65536]"
   linearard evaluate runs/x --lm-eval hellaswag,gsm8k --evaluation.lm_eval_limit 200
-  linearard evaluate runs/x --lm-eval ruler --evaluation.ruler_lengths "[4096, 65536]"
+  linearard evaluate runs/x --lm-eval ruler
   linearard evaluate runs/x --evaluation.tasks_dir tasks/ --fail-below tasks_kept=.98
 
 The checkpoint remembers its recipe. Fields of its sections model, data and evaluation can be
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         measure,
         say,
     )
+    from linearard.recipe import with_ruler_lengths
     from linearard.recipe.trackers import check_trackers
     from linearard.train import Trackers, open_checkpoint, own_folder, share_not_kept
 
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         overrides["evaluation.lm_eval"] = json.dumps(names, ensure_ascii=False)
     folder, recipe = open_checkpoint(args.checkpoint, overrides)
     check_trackers(recipe.report_to)
+    recipe = with_ruler_lengths(recipe)
     output = args.output_dir or own_folder(folder, "evaluation")
     check_results_folder(output, overwrite=args.overwrite)
     if note := share_not_kept(folder, recipe):

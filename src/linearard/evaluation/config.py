@@ -25,6 +25,8 @@ from linearard.fields import (
     whole,
 )
 
+#: Among `lm_eval`: six of RULER's tasks, which need no download; and the length that RULER begins with.
+RULER, RULER_BEGINS = "ruler", 4096
 _WINDOWS = a_list(whole(2, 1 << 27))
 _DEPTHS = a_list(number(0, 1))
 _BUDGET, _COUNT = whole(1), whole(0)
@@ -189,10 +191,11 @@ class EvaluationConfig:
         "Ask in the model's chat template.",
         flag(),
     )
-    ruler_lengths: list[int] = described(
-        lambda: [4096],
-        "Lengths of ruler's prompts and answers together, in tokens.",
-        a_list(whole(1024, 1 << 27), least=1),
+    ruler_lengths: list[int] | None = described(
+        None,
+        "Lengths of ruler's prompts and answers together, in tokens; null: 4,096 and four times that, as "
+        "often as it fits, up to the window that the recipe trains for.",
+        a_list(whole(1024, 1 << 27), least=1).or_null(),
     )
     ruler_samples: int = described(
         20,

@@ -20,7 +20,7 @@ from linearard.evaluation import (
 from linearard.model import RestorableModel
 from linearard.pipeline.profile import inner_profile, stretch_of
 from linearard.pipeline.results import write_results
-from linearard.recipe import Recipe
+from linearard.recipe import Recipe, with_ruler_lengths
 from linearard.train import REPORT_FILE, Trackers, is_main_process, prepare_run
 
 
@@ -52,9 +52,9 @@ def train_and_report(
         recipe: checked by `load_recipe`.
         resume, overwrite, progress, config, tokenizer: as for `prepare_run`.
     """
-    evaluation = recipe.evaluation
     options = {"resume": resume, "overwrite": overwrite, "progress": progress}
     run = prepare_run(recipe, **options, config=config, tokenizer=tokenizer)
+    evaluation = with_ruler_lengths(recipe, config).evaluation
     with run.claim:
         documents, inputs = None, None
         if evaluation is not None and is_main_process():

@@ -4,7 +4,7 @@ from linearard.recipe.recipe import Recipe, load_recipe, recipe_from_dict
 from linearard.recipe.sections import build_section
 from linearard.recipe.stage import PartConfig, RestorationConfig, own_fields
 from linearard.recipe.stage_section import StageSection
-from linearard.recipe.trained_window import trained_window
+from linearard.recipe.trained_window import trained_window, with_ruler_lengths
 
 __all__ = [
     "PartConfig",
@@ -16,4 +16,5 @@ __all__ = [
     "own_fields",
     "recipe_from_dict",
     "trained_window",
+    "with_ruler_lengths",
 ]

@@ -1,8 +1,16 @@
-"""How long a text a recipe trains a model for."""
+"""How long a text a recipe trains a model for, and what is measured up to there."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+from linearard.evaluation.config import RULER, RULER_BEGINS
+from linearard.model import load_config
 from linearard.recipe.recipe import Recipe
+from linearard.rope import check_scaling, native_window, target_window
+
+_RULER_STEP = 4  # between two of its lengths
 
 
 def trained_window(recipe: Recipe, native: int, target: int) -> int:
@@ -21,3 +29,27 @@ def trained_window(recipe: Recipe, native: int, target: int) -> int:
         (target if part.objective.skip_positions else part.window for part in parts), default=0
     )
     return min(longest, target) if longest > native else target
+
+
+def with_ruler_lengths(recipe: Recipe, config: Any = None) -> Recipe:
+    """The recipe with lengths of RULER up to its trained window, where its evaluation asks for RULER without.
+
+    Args:
+        recipe: left as it is.
+        config: the model's text configuration; read, where it is wanted and not given.
+
+    Raises:
+        RopeError: the scaling and the model do not fit.
+        ModelError: the configuration cannot be read.
+    """
+    asked = recipe.evaluation
+    if asked is None or RULER not in asked.lm_eval or asked.ruler_lengths is not None:
+        return recipe
+    config = load_config(recipe.model) if config is None else config
+    scaling = check_scaling(recipe.rope, config)
+    longest = trained_window(recipe, native_window(config, scaling), target_window(scaling, config))
+    lengths = [RULER_BEGINS]
+    while lengths[-1] < longest:
+        lengths.append(min(lengths[-1] * _RULER_STEP, longest))
+    lengths[0] = min(lengths[0], longest)
+    return dataclasses.replace(recipe, evaluation=dataclasses.replace(asked, ruler_lengths=lengths))

@@ -36,7 +36,7 @@ from linearard.model import (
     write_json,
 )
 from linearard.model.view_names import UNTRAINED
-from linearard.recipe import Recipe
+from linearard.recipe import Recipe, with_ruler_lengths
 from linearard.rope import check_scaling
 from linearard.sweep.folder import VIEWS, Task
 from linearard.sweep.plan import Job, naming_arm
@@ -116,7 +116,7 @@ class Bench:
             else:
                 resolve_dtype(recipe.model.dtype, resolve_device(recipe.model.device))
                 check_scaling(recipe.rope, self._source(recipe.model)["config"])
-            config = _evaluation(recipe)
+            config = self._evaluation(recipe)
             if job.trains and (unknown := [name for name in config.views if name not in views]):
                 raise RecipeError(
                     expected=f"evaluation.views among {', '.join(views)}",
@@ -169,7 +169,7 @@ class Bench:
                     if run:
                         trained = run.train(restorable, trackers)
                         histories, summaries = trained.histories, trained.summaries
-                    config = _evaluation(recipe)
+                    config = self._evaluation(recipe)
                     prepared = self._inputs(recipe, config)
                     result = measure_views(
                         restorable,
@@ -222,6 +222,17 @@ class Bench:
         config, tokenizer = self.sources[key]
         return {"config": config, "tokenizer": tokenizer}
 
+    def _evaluation(self, recipe: Recipe) -> EvaluationConfig:
+        if recipe.evaluation is None:
+            raise RecipeError(
+                expected="a section 'evaluation' in the recipe",
+                got="none",
+                fix="Add evaluation: to the base; a sweep compares its results.",
+            )
+        complete = with_ruler_lengths(recipe, self._source(recipe.model)["config"]).evaluation
+        assert complete is not None
+        return complete
+
     def _inputs(self, recipe: Recipe, config: EvaluationConfig) -> _Prepared:
         sections = [recipe.model, recipe.data, dataclasses.replace(config, views=[])]
         key = json.dumps(list(map(dataclasses.asdict, sections)))
@@ -241,16 +252,6 @@ def note_failure(job: Job, message: str, trace: str = "") -> None:
         job.failure_note.parent.mkdir(parents=True, exist_ok=True)
         note = {"message": message} | ({"traceback": trace} if trace else {})
         write_json(job.failure_note, note)
-
-
-def _evaluation(recipe: Recipe) -> EvaluationConfig:
-    if recipe.evaluation is None:
-        raise RecipeError(
-            expected="a section 'evaluation' in the recipe",
-            got="none",
-            fix="Add evaluation: to the base; a sweep compares its results.",
-        )
-    return recipe.evaluation
 
 
 def _remove_weights(folder: Path) -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from linearard.errors import DataError, RecipeError, UserError, shown
-from linearard.evaluation.config import EvaluationConfig
+from linearard.evaluation.config import RULER, RULER_BEGINS, EvaluationConfig
 from linearard.evaluation.harness.installed import check_installed
-
-RULER = "ruler"  # among `lm_eval`: those tasks that need no download
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,8 @@ def harness_tasks(tokenizer: Any, config: EvaluationConfig) -> HarnessTasks | No
         _finish(task, config.seed)
     of_ruler: Mapping[str, Any] = {}
     if RULER in config.lm_eval:
-        docs = ruler_docs_of(
-            tokenizer, config.ruler_lengths, config.ruler_samples, config.ruler_seeds
-        )
+        lengths = config.ruler_lengths or [RULER_BEGINS]
+        docs = ruler_docs_of(tokenizer, lengths, config.ruler_samples, config.ruler_seeds)
         of_ruler = ruler_tasks(docs, chat=config.lm_eval_chat).loaded["tasks"]
     if twice := sorted(tasks.keys() & of_ruler.keys()):
         raise RecipeError(
