@@ -246,6 +246,7 @@ def _gguf_table(figures: dict[str, float]) -> str:
         keys = [f"export.gguf.{name}{end}" for end in models.values()]
         agreeing = [figures[f"{key}.top1"] for key in keys if f"{key}.top1" in figures]
         cells = [cell(figures.get(f"{key}.{p}"), f) for key in keys for p, f in parts.values()]
+        cells = ["below 1e-6" if shown == "0.000000" else shown for shown in cells]
         rows.append([name.replace("_", ", "), *cells, cell(min(agreeing, default=None), ".4f")])
     headers = [f"{model}: {part}" for model in models for part in parts]
     return markdown(["scaling", *headers, "lowest top-1"], rows) if rows else "Not measured yet."

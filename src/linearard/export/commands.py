@@ -18,7 +18,7 @@ def commands(folder: Path, about: dict[str, Any]) -> list[str]:
     if about["form"] == "gguf":
         file = about["file"]
         return [
-            _block("llama.cpp", "sh", f"llama-cli -m {file} -c {window} -p 'Once upon a time'"),
+            _block("llama.cpp", "sh", f"llama-cli -m {file} -c {window} -st -p 'Once upon a time'"),
             _block("llama-cpp-python", "python", _LLAMA_CPP.format(file=file, window=window)),
             _block("Ollama", "sh", "ollama create restored -f Modelfile\nollama run restored"),
         ]
