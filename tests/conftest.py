@@ -4,7 +4,30 @@ import os
 
 import pytest
 
+# bitsandbytes marks functions for torch.compile when peft imports it, which brings PyTorch's compiler into
+# every process: 3 s, also of the processes that tests start. Nothing tested here is compiled.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 import tiny
+
+#: Modules of a minute and more, the longest first. A module runs in one process: begun last, it would run
+#: on while the other cores have nothing to do.
+_LONG = (
+    "restore/test_restore_runs.py",
+    "train/test_killed_runs.py",
+    "train/test_refusal.py",
+    "restore/test_restore_plans.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long modules; the order is otherwise that of the files."""
+
+    def place(item):
+        name = "/".join(item.path.parts[-2:])
+        return _LONG.index(name) if name in _LONG else len(_LONG)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

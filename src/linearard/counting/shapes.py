@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ class ModelShape:
     fused: frozenset[str]
     steady: bool
 
-    @property
+    @cached_property
     def packable(self) -> int:
         """Base weights that `model.load_in_4bit` packs: of the decoder's linear layers."""
         every = (projection for layer in self.layers for projection in layer.projections)
