@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from benchmarks.cells import cell, filled, markdown
 from benchmarks.figures import MODEL, selection_arms
 
@@ -120,16 +122,46 @@ _SELECTION_SHORT = [
     ["retrieval 32k", "retrieval 8k"],
 ]
 
+#: Arms of the short table where a round had more than twelve: what its conclusions speak of.
+_SELECTION_ROWS = {
+    "1": (
+        "original",
+        "linear, untrained",
+        "dynamic NTK, untrained",
+        "YaRN, untrained",
+        "YaRN, attention factor 1, untrained",
+        "ramp 1 to 4, untrained",
+        "step at 1 rotation, untrained",
+        "ramp 1/8 to 1, logarithmic, untrained",
+        "YaRN, attention factor 1: relations + logit KL",
+        "ramp 1 to 4: the same",
+        "step at 1: the same",
+        "step at 1: logit KL alone",
+    ),
+    "7": (
+        "original",
+        "YaRN: aligned, short 1088, long 10 x 64k (the recipe then)",
+        "linear, fast pairs: batches of 2, 2e-3, long 6 x 64k (the recipe then)",
+        "the same, 3e-3, recall .4",
+        "logit KL alone, 1e-3, a quarter of the budget",
+        "CPT alone, 3e-4, a quarter of the budget",
+        "LongReD, 3e-4, a quarter of the budget",
+    ),
+}
+
 
 def _group_tables(figures: dict[str, float], group: str) -> dict[str, str]:
     """The arms of one round of choosing: a short table, and one a kind of measure."""
     arms = [arm for arm in selection_arms() if arm["group"] == group]
     keys = {arm["label"]: f"selection.{group}.{arm['slug']}" for arm in arms}
 
-    def table(columns: dict[str, tuple[str, str]]) -> str:
+    def table(columns: dict[str, tuple[str, str]], labels: Iterable[str] = keys) -> str:
         rows = [
-            [label, *(cell(figures.get(f"{key}.{part}"), f) for part, f in columns.values())]
-            for label, key in keys.items()
+            [
+                label,
+                *(cell(figures.get(f"{keys[label]}.{p}"), form) for p, form in columns.values()),
+            ]
+            for label in labels
         ]
         return markdown(["arm", *columns], rows)
 
@@ -140,7 +172,8 @@ def _group_tables(figures: dict[str, float], group: str) -> dict[str, str]:
         if columns:
             made[f"selection-{group}-{part}"] = table(columns)
     first = [next((n for n in names if n in every), None) for names in _SELECTION_SHORT]
-    made[f"selection-{group}"] = table({name: every[name] for name in first if name})
+    short = {name: every[name] for name in first if name}
+    made[f"selection-{group}"] = table(short, _SELECTION_ROWS.get(group, keys))
     return made
 
 
