@@ -144,6 +144,16 @@ def result():
     }
 
 
+def test_nothing_is_left_of_what_the_original_guesses(result):
+    """A score a hundredth above chance makes 900 % of a tenth above it."""
+    task = result["views"]["original"]["tasks"]["arc_easy"]
+    task["chance"] = 0.25
+    for low, shown in ((0.26, True), (0.25, False)):
+        task["ci95"] = [low, 1.0]
+        (row,) = [row for row in summarise(result) if row.label == "arc_easy (acc_norm)"]
+        assert bool(row.retained) == shown
+
+
 def test_recovered_is_the_share_of_the_gap_that_is_closed(result):
     rows = {row.label: row for row in summarise(result)}
     assert rows["KL to original (nats)"].recovered == pytest.approx(0.75)

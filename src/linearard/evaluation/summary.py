@@ -33,8 +33,9 @@ class Row:
         values: view to value; a view without one is absent.
         intervals: view to its 95 % interval, [low, high] or None.
         retained: of a share, view to the part of the original's value that is left; above
-            chance where chance is known. Empty for other kinds, and for retrieval of which the
-            original itself finds less than half.
+            chance where chance is known. Empty for other kinds, for retrieval of which the
+            original itself finds less than half, and for tasks that it may only have guessed:
+            chance lies within its interval.
         retained_intervals: view to the 95 % interval of that, where there is one.
         recovered: the share of the gap between stretched and original that restored closes;
             for perplexity on the log scale. None where there is no gap to speak of.
@@ -157,6 +158,10 @@ def _only(part: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _retained(parts: Mapping[str, Any], values: dict[str, float], group: str) -> dict[str, float]:
     original = values.get(ORIGINAL)
     if group == RETRIEVAL and (original or 0) < LEAST_RETRIEVAL:
+        return {}
+    part = parts.get(ORIGINAL, {})
+    chance, interval = part.get("chance"), part.get("ci95")
+    if chance and interval and interval[0] <= chance:
         return {}
     shares = {
         view: parts[view].get("retention", value / original if original else None)
