@@ -21,6 +21,7 @@ BOTH = ["--report_to", '["tensorboard", "wandb"]']
 def ended(monkeypatch, tmp_path):
     """Of every W&B run, when it ends: name, configuration, last values, exit code."""
     wandb = pytest.importorskip("wandb")
+    pytest.importorskip("tensorboard")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
