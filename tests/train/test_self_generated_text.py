@@ -269,28 +269,33 @@ class TestBlocks:
             SelfGeneratedBlocks(DataConfig("self"), tokenizer, 24, 1, 64)
 
 
+def drawn_by(monkeypatch, draw):
+    """Let documents be drawn in another way."""
+    monkeypatch.setattr(text_generation, "_way_to_draw", lambda *arguments: draw)
+
+
 class TestWriting:
     @pytest.mark.parametrize("seed", range(6))
     def test_a_model_that_mostly_ends_at_once(self, seed, monkeypatch):
         """A few documents without a token are no reason to give up."""
         chance = torch.Generator().manual_seed(seed)
 
-        def sample(model, assignment, count, length, bar):
-            return [
+        def draw(writer, count, length, bar):
+            writer.documents = [
                 [65] * 40 if torch.rand((), generator=chance) < 0.1 else [] for _ in range(count)
             ]
 
-        monkeypatch.setattr(text_generation, "_sample", sample)
+        drawn_by(monkeypatch, draw)
         assert write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
 
     def test_a_batch_asks_for_an_eighth_more_than_is_missing(self, monkeypatch):
         counts = []
 
-        def sample(model, assignment, count, length, bar):
+        def draw(writer, count, length, bar):
             counts.append(count)
-            return [[65] * 19] * count  # with what joins them, 20 tokens each
+            writer.documents = [[65] * 19] * count  # with what joins them, 20 tokens each
 
-        monkeypatch.setattr(text_generation, "_sample", sample)
+        drawn_by(monkeypatch, draw)
         assignment = Assignment((BOS,), EOS, 4000, 0)
         texts = write_documents(tiny.tiny_restorable(), assignment, progress=False)
         length = tiny.WINDOW - 1
@@ -311,15 +316,18 @@ class TestWriting:
         assert torch.equal(torch.get_rng_state(), before)
         assert trained.model.training and trained.model.generation_config is settings
 
+    @pytest.mark.parametrize("ours", [True, False])
     @torch.no_grad()
-    def test_tokens_are_as_surprising_as_the_original_expects(self):
+    def test_tokens_are_as_surprising_as_the_original_expects(self, ours, monkeypatch):
         """Mean surprise is mean entropy at temperature 1 from the whole vocabulary, and there alone."""
         restorable = tiny.tiny_restorable()
         tiny.perturb_adapter(restorable)
+        monkeypatch.setattr(text_generation, "has_whole_cache", lambda model: ours)
+        writer = text_generation._Documents(60, EOS)
         with text_generation._writer(restorable, 0) as model:
-            rows = text_generation._sample(
-                model, ASSIGNMENT, 60, 60, text_generation._Bar(_NoBar())
-            )
+            draw = text_generation._way_to_draw(restorable, model, ASSIGNMENT)
+            draw(writer, 60, 60, text_generation._Bar(_NoBar()))
+        rows = writer.documents
         gaps = {}
         for view in ("original", "restored"):
             gap = []
@@ -347,13 +355,13 @@ class TestWriting:
 
     def test_batches_are_as_large_as_memory_allows(self, monkeypatch):
         restorable, sizes = tiny.tiny_restorable(), []
-        sample = text_generation._sample
+        draw_texts = text_generation.draw_texts
 
-        def watched(model, assignment, count, *rest):
+        def watched(lm, start, count, *rest):
             sizes.append(count)
-            return sample(model, assignment, count, *rest)
+            return draw_texts(lm, start, count, *rest)
 
-        monkeypatch.setattr(text_generation, "_sample", watched)
+        monkeypatch.setattr(text_generation, "draw_texts", watched)
         # 3 layers, 2 heads, keys and values of 8 float32 numbers; logits of 258
         a_document = 2 * 3 * 2 * 8 * 4 * tiny.WINDOW + 16 * tiny.VOCAB
         monkeypatch.setattr(text_generation, "_CPU_BYTES", 5 * a_document + 1)
@@ -361,8 +369,8 @@ class TestWriting:
         assert max(sizes) == 5 and len(sizes) > 1
 
     def test_a_model_that_says_nothing(self, monkeypatch):
-        monkeypatch.setattr(text_generation, "_sample", lambda *arguments: [[]] * 8)
-        with pytest.raises(DataError, match="256 documents without any, after the tokens"):
+        drawn_by(monkeypatch, lambda *arguments: None)
+        with pytest.raises(DataError, match=r"got \d{3,4} documents without any, after the tokens"):
             write_documents(tiny.tiny_restorable(), ASSIGNMENT, progress=False)
 
 

@@ -5,6 +5,7 @@ from linearard.capture.attention import (
     LayerAttention,
     StopForward,
     attention_layers,
+    has_own_kernels,
     needs_no_mask,
     unpadded,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "LayerTap",
     "StopForward",
     "attention_layers",
+    "has_own_kernels",
     "needs_no_mask",
     "padded_length",
     "unpadded",

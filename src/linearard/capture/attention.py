@@ -185,11 +185,14 @@ def attention_layers(config: Any) -> list[int]:
     return [layer for layer, kind in enumerate(types) if kind not in _WITHOUT_ATTENTION]
 
 
+def has_own_kernels(model: nn.Module) -> bool:
+    """Whether attention is this package's choice of kernels, which take a boolean mask of a row."""
+    return model.config.get_text_config()._attn_implementation in (_PREFIX + _KERNELS, _UNMASKED)
+
+
 def needs_no_mask(model: nn.Module) -> bool:
     """Whether whole windows are read without a mask: see `unpadded`."""
-    config = model.config.get_text_config()
-    known = config.model_type in _NO_OTHER_MASKS
-    return known and config._attn_implementation in (_PREFIX + _KERNELS, _UNMASKED)
+    return model.config.get_text_config().model_type in _NO_OTHER_MASKS and has_own_kernels(model)
 
 
 @contextlib.contextmanager

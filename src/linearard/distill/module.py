@@ -102,6 +102,16 @@ class RestorationModule(nn.Module):
         self._kept_layers = kept_layers
         self._recomputes = True
 
+    def emphasise_logits(self, factor: float) -> None:
+        """Multiply the logit KL's weight of all parts whose windows the teacher reads whole.
+
+        Args:
+            factor: of the weights that the objectives were configured with.
+        """
+        for objective in self._objectives.values():
+            if objective.config.teacher_window is None:
+                objective.emphasis = factor
+
     @property
     def leaves_parameters_unused(self) -> bool:
         """Whether some trainable weights get no gradient, which DistributedDataParallel must know."""

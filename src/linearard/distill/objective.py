@@ -10,7 +10,7 @@ from torch import Tensor
 
 from linearard.distill.config import ObjectiveConfig
 from linearard.distill.hidden import hidden_distance
-from linearard.distill.output_terms import Outputs, repeated_of
+from linearard.distill.output_terms import LogitKL, Outputs, repeated_of
 from linearard.distill.position_skips import draw_skip
 from linearard.distill.relations import StudentRelations, TeacherRelations
 from linearard.distill.teacher_inputs import teacher_input_terms
@@ -25,6 +25,7 @@ class Objective:
 
     Attributes:
         config: the terms and their weights.
+        emphasis: the logit KL's weight is multiplied with it.
         last_layer: where the student's pass may end, or None: it runs to the end.
 
     Raises:
@@ -40,6 +41,7 @@ class Objective:
         offload_teacher: bool = False,
     ) -> None:
         self.config, self._offload = config, offload_teacher
+        self.emphasis = 1.0
         self._restorable, self._language_model = restorable, language_model
         layers = restorable.tap.num_layers
         self._layers = config.weights_by_layer(layers, sorted(restorable.tap.modules))
@@ -120,7 +122,10 @@ class Objective:
         if shares is not None:
             named = dict(zip(config.weights, shares.unbind(), strict=True))
             terms = {name: named[name] * term for name, term in terms.items()}
-        loss = sum(config.weights[name] * term for name, term in terms.items())
+        weights = config.weights
+        if self.emphasis != 1.0 and LogitKL.name in weights:
+            weights = weights | {LogitKL.name: self.emphasis * weights[LogitKL.name]}
+        loss = sum(weights[name] * term for name, term in terms.items())
         detached = {name: term.detach() for name, term in terms.items()}
         return loss, detached
 

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from linearard.evaluation.batching import Track, batches
-from linearard.model import ChunkedCausalLM, plain_generation
+from linearard.model import ChunkedCausalLM, has_whole_cache, plain_generation
 
 #: What the cached keys and values of one batch may take: of what is free on a GPU, and on a CPU.
 _GPU_SHARE, _CPU_BYTES = 0.4, 2**30
 _MOST_ROWS = 128
-#: Layers whose cache is keys and values of all tokens; others (Mamba, convolutions) have a state.
-_CACHED_WHOLE = {"full_attention", "sliding_attention", "chunked_attention"}
 
 Stop = Callable[[int, list[int]], bool]
 
@@ -53,7 +51,7 @@ def continue_greedily(
     with plain_generation(lm.model) as model:
         for rows in track(list(_batches(lm, prompts, limits))):
             batch = _Batch(rows, limits, frozenset(ends), stop)
-            if _has_whole_cache(model):
+            if has_whole_cache(model):
                 _continue(lm, [prompts[row] for row in rows], batch)
             else:
                 _one_by_one(model, prompts, batch)
@@ -123,11 +121,6 @@ def _bytes_of_a_token(model: Any) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
-
-
-def _has_whole_cache(model: Any) -> bool:
-    config = model.config.get_text_config()
-    return set(getattr(config, "layer_types", None) or ()) <= _CACHED_WHOLE
 
 
 def _continue(lm: ChunkedCausalLM, prompts: Sequence[Sequence[int]], batch: _Batch) -> None:

@@ -14,7 +14,7 @@ from linearard.model.checkpoint import (
 )
 from linearard.model.disk_space import check_can_be_made, check_room, room_for_checkpoint
 from linearard.model.fused import sharing_projections
-from linearard.model.generating import plain_generation
+from linearard.model.generating import has_whole_cache, plain_generation
 from linearard.model.load import (
     ModelConfig,
     check_tokenizer,
@@ -56,6 +56,7 @@ __all__ = [
     "display_name",
     "empty_model",
     "gguf_path",
+    "has_whole_cache",
     "is_packed",
     "load_config",
     "load_model",

@@ -40,10 +40,19 @@ class HeldOutConfig:
         whole(0, 60),
     )
     rate_steps: int = described(8, "Optimizer steps of one trial.", whole(1))
+    reference_kl: float | None = described(
+        None,
+        "KL to the original, in nats, of a stretched model for which `learning_rate` and `logit_weight` "
+        "hold. One that is nearer on the held-out windows has less to change: its rate is lower by the "
+        "square root of the ratio, and where the teacher reads whole windows `logit_weight` is as much "
+        "higher, up to 8 times. null: both hold for every model.",
+        number(0, 100, above=True, words="a KL in nats").or_null(),
+    )
     shares: list[float] = described(
         list,
         "At the end, try each of these shares of what the stage changed, and keep the one that is best "
-        "on the held-out windows. Empty: `weight_interpolation` alone decides.",
+        "on the held-out windows, with a KL a fifth below the stretched model's where one has it. Empty: "
+        "`weight_interpolation` alone decides.",
         a_list(number(0, 1, above=True, words="a share")),
     )
 

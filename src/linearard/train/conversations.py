@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from linearard.train.chat_template import ChatFrame
+from linearard.train.row_sampling import hold_back
 
 _EXCHANGES = (1, 3)  # of a conversation, from and to
 _TURN_TOKENS = 640  # of a turn that does not end by itself before
+_NOTHING = (-1, -1, -1)
 
 
 class Conversation:
@@ -39,26 +41,31 @@ class Conversation:
         return self._ahead[0] if self._ahead else None
 
     @property
-    def must_begin(self) -> bool:
-        """Whether the next token is the first of a turn, which must not end there."""
-        return not self._ahead and not self.turns[-1]
-
-    @property
-    def speaker(self) -> int:
-        """0 where the user has the turn, 1 where the assistant has it."""
-        return (len(self.turns) - 1) % 2
-
-    def write(self, token: int) -> None:
-        """Take the next token."""
+    def wish(self) -> tuple[int, int, int]:
+        """See `Guide.wishes`: a turn may not end before its first token; where its end takes several tokens,
+        they are letters, which are neither held back nor allowed.
+        """
         if self.done:
-            return
-        self._room -= 1
+            return _NOTHING
         if self._ahead:
+            return (-1, -1, self._ahead[0])
+        cue = self._frame.separator(len(self.turns) - 1).cue
+        if len(cue) > 1:
+            return _NOTHING
+        return (cue[0], -1, -1) if self.turns[-1] else (-1, cue[0], -1)
+
+    def write(self, token: int) -> bool:
+        """Take the next token; whether something else is wished for then."""
+        if self.done:
+            return False
+        self._room -= 1
+        if given := bool(self._ahead):
             self._ahead.pop(0)
         else:
             self._speak(token)
         if not self._room or len(self.turns[-1]) == _TURN_TOKENS:
             self.done = True
+        return self.done or given or bool(self._ahead) or len(self.turns[-1]) < 2
 
     def _speak(self, token: int) -> None:
         turn = self.turns[-1]
@@ -87,9 +94,10 @@ class Conversation:
 
 
 class ConversationWriter:
-    """Steers `generate` through the frames of a batch of conversations.
+    """Steers the writing of a batch of conversations through the frame of their template.
 
-    It is called as a logits processor and, by `ended`, as a criterion to stop by.
+    It is a `Guide` of `draw_texts`. For `generate` it is a logits processor and, by `ended`, a criterion to
+    stop by.
 
     Args:
         frame: what stands around the turns.
@@ -98,56 +106,50 @@ class ConversationWriter:
         chance: draws the number of exchanges.
     """
 
+    steers = True
+
     def __init__(self, frame: ChatFrame, count: int, room: int, chance: random.Random) -> None:
         self.conversations = [
             Conversation(frame, chance.randint(*_EXCHANGES), room) for _ in range(count)
         ]
-        self._frame, self._read = frame, len(frame.start)
-        cues = [frame.separator(turn).cue for turn in (0, 1)]
-        #: The token that ends a turn of the user, of the assistant; None where it takes several.
-        self._cues = [cue[0] if len(cue) == 1 else None for cue in cues]
-        self._control: Tensor | None = None  # int64, ids of the template that no turn may hold
+        self.control = sorted(frame.control)
+        self._read = len(frame.start)
+        self._wishes = torch.tensor([talk.wish for talk in self.conversations]).T.contiguous()
+
+    def wishes(self, texts: Sequence[int]) -> Tensor:
+        """See `Guide`."""
+        return self._wishes[:, list(texts)]
+
+    def take(self, texts: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """See `Guide`."""
+        for text, new in zip(texts, tokens, strict=True):
+            talk = self.conversations[text]
+            for token in new:
+                if talk.write(token):
+                    self._wishes[:, text] = torch.tensor(talk.wish)
+
+    def is_over(self, text: int) -> bool:
+        """See `Guide`."""
+        return self.conversations[text].done
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Scores with what may be next: a template's token, or any that is none of a template's.
-
-        Of a large vocabulary only the columns of the template's tokens are touched: a mask of all of it
-        for every conversation takes longer than the model does.
 
         Args:
             ids: int64 `[batch, tokens]` so far.
             scores: float `[batch, vocabulary]`; they are changed in place.
         """
-        if self._control is None:
-            known = [token for token in self._frame.control if token < scores.shape[1]]
-            self._control = torch.tensor(sorted(known), dtype=torch.long, device=scores.device)
-        ends, begins, fixed = [], [], []
-        for row, talk in enumerate(self.conversations):
-            if talk.done:
-                continue
-            if talk.next is not None:
-                fixed.append((row, talk.next))
-            elif (cue := self._cues[talk.speaker]) is not None:
-                (begins if talk.must_begin else ends).append((row, cue))
-        may_end, must_go_on, given = map(_places, (ends, begins, fixed))
-        held = scores[may_end]
-        scores[:, self._control] = -torch.inf
-        scores[may_end] = held
-        scores[must_go_on] = -torch.inf
-        scores[given[0]] = -torch.inf
-        scores[given] = 0.0
+        known = [token for token in self.control if token < scores.shape[1]]
+        may_end, must_not, given = self._wishes.to(scores.device)
+        hold_back(scores, torch.tensor(known, device=scores.device).long(), may_end, must_not)
+        rows = (given >= 0).nonzero()[:, 0]
+        scores[rows] = -torch.inf
+        scores[rows, given[rows]] = 0.0
         return scores
 
     def ended(self, ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
         """Take what was written since the last call; bool `[batch]`, which conversations are over."""
-        for talk, row in zip(self.conversations, ids[:, self._read :].tolist(), strict=True):
-            if not talk.done:
-                for token in row:
-                    talk.write(token)
+        texts = range(len(self.conversations))
+        self.take(texts, ids[:, self._read :].tolist())
         self._read = ids.shape[1]
         return torch.tensor([talk.done for talk in self.conversations], device=ids.device)
-
-
-def _places(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Rows and columns, as a tensor is indexed by them."""
-    return [row for row, _ in pairs], [column for _, column in pairs]

@@ -227,26 +227,54 @@ class CapturedSteps:
             parameter.grad = None  # nothing has been computed yet
 
     def _give_up(self, outer: Any) -> None:
-        """Go on without graphs, also where a recording that CUDA ended has left its marks behind.
-
-        Before torch 2.12 the process stays on the recording's stream, the generator of random numbers and
-        the allocator take it to be recording still, and a graph recorded before cannot be replayed.
-        """
+        """Go on without graphs: one that was recorded before cannot be replayed."""
         self._works = False
         for kind in self._kinds.values():
             kind.graph, kind.inputs, kind.outputs, kind.written = None, {}, {}, {}
         self._buffers = GradientBuffers()
         pool, self._pool = self._pool, None
-        if outer is None:
-            return
-        torch.cuda.set_stream(outer)
-        device = torch.cuda.current_device()
-        generator = torch.cuda.default_generators[device]
-        generator.graphsafe_set_state(generator.clone_state())  # a clone is not recording
-        if pool is not None:
-            with contextlib.suppress(RuntimeError):  # already ended
-                torch._C._cuda_endAllocateToPool(device, pool)
-        torch.cuda.empty_cache()
+        if outer is not None:
+            _clear_marks(outer, pool)
+
+
+def recorded(step: Callable[[], None]) -> Callable[[], None] | None:
+    """Record a step without gradients as a graph, and give what replays it; recording runs nothing.
+
+    Args:
+        step: reads and writes tensors that stay where they are. It has run before as it is.
+
+    Returns:
+        None where there is no GPU, or the step cannot be recorded.
+    """
+    if not torch.cuda.is_available():
+        return None
+    outer, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    options = {"pool": pool, "stream": _stream(), "capture_error_mode": "thread_local"}
+    try:
+        with torch.cuda.graph(graph, **options):
+            step()
+    except RuntimeError as error:
+        _clear_marks(outer, pool)
+        _LOGGER.info("No CUDA graph of a step that draws tokens: %s", _reason(error))
+        return None
+    return graph.replay
+
+
+def _clear_marks(outer: Any, pool: Any) -> None:
+    """Undo what a recording that CUDA has ended leaves behind.
+
+    Before torch 2.12 the process stays on the recording's stream, and the generator of random numbers and
+    the allocator take it to be recording still.
+    """
+    torch.cuda.set_stream(outer)
+    device = torch.cuda.current_device()
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())  # a clone is not recording
+    if pool is not None:
+        with contextlib.suppress(RuntimeError):  # already ended
+            torch._C._cuda_endAllocateToPool(device, pool)
+    torch.cuda.empty_cache()
 
 
 @functools.cache

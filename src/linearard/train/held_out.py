@@ -52,9 +52,14 @@ class Look:
             return math.inf
         return self.kl + (self.long or 0.0) + _RECALL_WEIGHT * (self.recall or 0.0)
 
-    def no_worse_than(self, other: Look) -> bool:
-        """Whether neither KL nor the long windows are worse than in another state, but for rounding."""
-        kl = self.finite and self.kl <= other.kl * (1 + _ROUNDING)
+    def no_worse_than(self, other: Look, share: float = 1.0) -> bool:
+        """Whether neither KL nor the long windows are worse than in another state, but for rounding.
+
+        Args:
+            other: the state to compare with.
+            share: of its KL that is allowed.
+        """
+        kl = self.finite and self.kl <= share * other.kl * (1 + _ROUNDING)
         return kl and (self.long is None or self.long <= other.long + _ROUNDING)
 
     @property

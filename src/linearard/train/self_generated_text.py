@@ -22,7 +22,7 @@ from linearard.model import RestorableModel, is_packed
 from linearard.train.chat_template import chat_frame
 from linearard.train.text_generation import Assignment, write_documents
 
-_FORMAT = 2  # raise it when the same model would write in another way
+_FORMAT = 3  # raise it when the same model would write in another way
 #: Entries of a configuration that say where it came from, or what is hashed as tables.
 _NOT_THE_MODEL = {
     "_name_or_path",

@@ -5,20 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from linearard.capture import has_own_kernels
 from linearard.data import progress_bar
 from linearard.data.tokens import encode_whole
 from linearard.errors import DataError
-from linearard.model import RestorableModel, plain_generation
+from linearard.model import (
+    ChunkedCausalLM,
+    RestorableModel,
+    has_whole_cache,
+    plain_generation,
+)
 from linearard.model.view_names import ORIGINAL
 from linearard.train.chat_template import ChatFrame
 from linearard.train.conversations import ConversationWriter
+from linearard.train.row_sampling import draw_texts, fits
 
 _LENGTH = 640  # tokens of a document that does not end by itself before
 _CONVERSATION = 768  # tokens of a conversation, which ends there at the latest
@@ -89,14 +96,16 @@ def write_documents(
         ) as bar,
         _writer(restorable, assignment.seed) as model,
     ):
+        draw = _way_to_draw(restorable, model, assignment)
         while found < wanted:
             expected = found / tried if found else assumed / (1 + tried)
             count = max(math.ceil(_MARGIN * (wanted - found) / expected), _SMALLEST_BATCH)
-            options = (model, assignment, min(count, most), length, _Bar(bar))
-            if assignment.frame is None:
-                texts_now = _decoded(restorable.tokenizer, _sample(*options))
-            else:
-                texts_now = _converse(*options, chance, restorable.tokenizer)
+            count = min(count, most)
+            writer: _Documents | ConversationWriter = _Documents(count, assignment.end)
+            if assignment.frame is not None:
+                writer = ConversationWriter(assignment.frame, count, length, chance)
+            draw(writer, count, length, _Bar(bar))
+            texts_now = _texts_of(writer, restorable.tokenizer)
             new = [text for text in texts_now if text.strip()]
             # Counted as they will be read: what was sampled is often not how its text is encoded.
             encoded = encode_whole(restorable.tokenizer, new, progress=False, characters=None)
@@ -119,14 +128,18 @@ def write_documents(
 
 
 class _Bar:
-    """Moves a bar with every token that `generate` adds; the interface is that of its streamers."""
+    """Moves a bar with the tokens that are drawn; it is also a streamer of `generate`."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
+    def add(self, tokens: int) -> None:
+        """So many more tokens."""
+        self._bar.update(min(tokens, self._bar.total - self._bar.n))
+
     def put(self, ids: Tensor) -> None:
         """One more token for every document, int64 `[batch]`."""
-        self._bar.update(min(ids.numel(), self._bar.total - self._bar.n))
+        self.add(ids.numel())
 
     def end(self) -> None:
         """All documents have ended."""
@@ -155,43 +168,82 @@ def _writer(restorable: RestorableModel, seed: int) -> Iterator[Any]:
             torch.cuda.empty_cache()  # key-value caches of every length are of no use to training
 
 
-def _sample(
-    model: Any, assignment: Assignment, count: int, length: int, streamer: _Bar
-) -> list[list[int]]:
-    """Ids of `count` documents of at most `length` tokens."""
-    whole = _generate(model, assignment, count, length, streamer, eos_token_id=assignment.end)
-    rows = whole[:, len(assignment.start) :].tolist()
-    return [row[: row.index(assignment.end)] if assignment.end in row else row for row in rows]
+class _Documents:
+    """Documents that end with one token: a `Guide` that lets everything be drawn."""
+
+    steers, control = False, ()
+
+    def __init__(self, count: int, end: int) -> None:
+        self.documents: list[list[int]] = [[] for _ in range(count)]
+        self._over, self._end = [False] * count, end
+
+    def wishes(self, texts: Sequence[int]) -> Tensor:
+        """See `Guide`: none."""
+        return torch.full((3, len(texts)), -1)
+
+    def take(self, texts: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """See `Guide`."""
+        for text, new in zip(texts, tokens, strict=True):
+            if self._over[text] or self._end in new:
+                new = [] if self._over[text] else new[: new.index(self._end)]
+                self._over[text] = True
+            self.documents[text] += new
+
+    def is_over(self, text: int) -> bool:
+        """See `Guide`."""
+        return self._over[text]
 
 
-def _converse(
-    model: Any,
-    assignment: Assignment,
-    count: int,
-    length: int,
-    streamer: _Bar,
-    chance: random.Random,
-    tokenizer: Any,
-) -> list[str]:
-    """`count` conversations of at most `length` tokens; one without an answer is empty."""
-    from transformers import LogitsProcessorList, StoppingCriteriaList
+_Draw = Callable[["_Documents | ConversationWriter", int, int, _Bar], None]
 
-    writer = ConversationWriter(assignment.frame, count, length, chance)
-    steering = {
-        "logits_processor": LogitsProcessorList([writer]),
-        "stopping_criteria": StoppingCriteriaList([writer.ended]),
-    }
-    _generate(model, assignment, count, length, streamer, **steering)
+
+def _way_to_draw(restorable: RestorableModel, model: Any, assignment: Assignment) -> _Draw:
+    """How texts of this model are drawn: by `draw_texts` where it can be run so, else by `generate`."""
+    start, lm = assignment.start, ChunkedCausalLM(model)
+    longest = assignment.length(restorable) + len(start)
+    plain = has_whole_cache(model) and has_own_kernels(model)
+    if plain and _sees_all(restorable.config, longest) and fits(lm, start):
+        return lambda writer, count, length, bar: draw_texts(
+            lm, start, count, length, writer, bar.add
+        )
+    return lambda writer, count, length, bar: _generate(
+        model, assignment, count, length, bar, writer
+    )
+
+
+def _sees_all(config: Any, tokens: int) -> bool:
+    """Whether no layer's window is shorter than a text of so many tokens."""
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return all(window is None or window >= tokens for window in windows)
+
+
+def _texts_of(writer: _Documents | ConversationWriter, tokenizer: Any) -> list[str]:
+    """What was written; a conversation without an answer is empty."""
+    if isinstance(writer, _Documents):
+        return _decoded(tokenizer, writer.documents)
     return [talk.text(lambda ids: _decoded(tokenizer, [ids])[0]) for talk in writer.conversations]
 
 
 @torch.no_grad()
 def _generate(
-    model: Any, assignment: Assignment, count: int, length: int, streamer: _Bar, **options: Any
-) -> Tensor:
-    """What is sampled behind the start, with it: int64 `[count, tokens]`."""
+    model: Any,
+    assignment: Assignment,
+    count: int,
+    length: int,
+    bar: _Bar,
+    writer: _Documents | ConversationWriter,
+) -> None:
+    """Let the `generate` of `transformers` draw the tokens: it knows every model's cache."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    steering: dict[str, Any] = {"eos_token_id": assignment.end}
+    if isinstance(writer, ConversationWriter):
+        steering = {
+            "logits_processor": LogitsProcessorList([writer]),
+            "stopping_criteria": StoppingCriteriaList([writer.ended]),
+        }
     start = torch.tensor([assignment.start] * count, device=model.device)
-    return model.generate(
+    whole = model.generate(
         input_ids=start,
         attention_mask=torch.ones_like(start),
         max_new_tokens=length,
@@ -201,9 +253,11 @@ def _generate(
         top_p=1.0,
         use_cache=True,
         pad_token_id=assignment.end,
-        streamer=streamer,
-        **options,
+        streamer=bar,
+        **steering,
     )
+    if isinstance(writer, _Documents):
+        writer.take(range(count), whole[:, len(assignment.start) :].tolist())
 
 
 def _decoded(tokenizer: Any, rows: list[list[int]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _DECISIONS_FILE = "held_out.json"
+#: Bounds of what `held_out.reference_kl` changes: of the rate, and of the logit KL's weight.
+_LEAST_DISTANCE, _MOST_EMPHASIS = 1 / 16, 8.0
 
 
 class WatchedStage:
@@ -52,8 +55,10 @@ class WatchedStage:
         if "learning_rate" not in decided:
             random_state = RandomState()
             self.guard.begin()
-            decided = {"learning_rate": args.learning_rate, "begun": self.guard.looks[0]}
+            decided: dict[str, Any] = {"begun": self.guard.looks[0]}
             decided["untrained"] = self.guard.untrained.values
+            self._suit_distance(self.guard.untrained)
+            decided["learning_rate"] = args.learning_rate
             if self._config.rate_trials:
                 decided |= self._find_rate(Look(**_without_step(self.guard.looks[0])))
             random_state.restore()
@@ -62,6 +67,7 @@ class WatchedStage:
         else:
             begun = Look(**_without_step(decided["begun"]))
             self.guard.begin_with(begun, Look(**decided["untrained"]))
+            self._suit_distance(self.guard.untrained)
         self._trainer.set_learning_rate(decided["learning_rate"])
 
     def finish(self, step: int) -> None:
@@ -87,6 +93,20 @@ class WatchedStage:
                 "returns": self.guard.returns,
             }
             _write_decisions(self._folder, ended)
+
+    def _suit_distance(self, untrained: Look) -> None:
+        """Start from a lower rate, and hold to the original more, where stretching changed little.
+
+        How far weights have to go is about the square root of the KL. Optimizers whose steps have one
+        length, whatever the gradient is, would go too far; and beside the loss of long windows the gradient
+        of a KL vanishes as that root does.
+        """
+        reference = self._config.reference_kl
+        if reference is None or not untrained.finite:
+            return
+        distance = min(1.0, max(math.sqrt(max(untrained.kl, 0.0) / reference), _LEAST_DISTANCE))
+        self._trainer.set_learning_rate(distance * self._trainer.args.learning_rate)
+        self._trainer.model.emphasise_logits(min(1 / distance, _MOST_EMPHASIS))
 
     def _find_rate(self, begun: Look) -> dict[str, Any]:
         asked = self._trainer.args.learning_rate
