@@ -69,6 +69,34 @@ def test_the_rate_that_is_chosen(kls, trials, chosen, tried):
     assert not found.harmful
 
 
+@pytest.mark.parametrize(
+    ("kls", "trials", "chosen", "tried"),
+    [
+        # Looks of real trials, begun at a KL of .0051, .0011 and .0007: SmolLM2, Qwen2.5 0.5B and 1.5B.
+        ({1: 0.0087, 2: 0.0132}, 3, 1, [1, 2]),
+        ({1: 0.0215, 0.5: 0.0107, 0.25: 0.0064}, 3, 0.5, [1, 0.5]),
+        ({1: 0.006, 2: 0.007, 4: 0.009, 8: 0.01}, 3, 4, [1, 2, 4]),
+        (
+            {1: 0.9, 0.5: 0.4, 0.25: 0.2, 0.125: 0.05, 0.0625: 0.004},
+            2,
+            0.0625,
+            [1, 0.5, 0.25, 0.125, 0.0625],
+        ),
+        ({1: math.nan, 0.5: 0.006}, 3, 0.5, [1, 0.5]),
+    ],
+)
+def test_with_long_windows_the_rate_is_as_high_as_kl_allows(kls, trials, chosen, tried):
+    """What long windows gain in a few steps decides nothing, unless they lose."""
+
+    def attempt(factor):
+        return Look(kls[factor], 4.0 + 0.04 * math.sin(9 * factor), 1.0)
+
+    found = choose_rate(Look(0.0051, 4.0, 1.0), attempt, trials)
+    assert (found.factor, list(found.found), found.harmful) == (chosen, tried, False)
+    lost = choose_rate(Look(0.0051, 3.9, 1.0), lambda factor: Look(0.005, 4.0, 1.0), trials)
+    assert lost.harmful
+
+
 def test_no_rate_helps():
     found = choose_rate(Look(1.0), lambda factor: Look(2.0 + factor), 2)
     assert found.harmful

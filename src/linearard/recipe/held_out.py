@@ -36,7 +36,8 @@ class HeldOutConfig:
         0,
         "Before the stage, try learning_rate and up to this many rates in all, by factors of two, for "
         "rate_steps steps each from the same weights, and train at the one that gains most on the "
-        "held-out windows; 0: none.",
+        "held-out windows; where a long one is read, at the highest that keeps the KL of the short ones "
+        "near where it was. 0: none.",
         whole(0, 60),
     )
     rate_steps: int = described(8, "Optimizer steps of one trial.", whole(1))
@@ -45,7 +46,7 @@ class HeldOutConfig:
         "KL to the original, in nats, of a stretched model for which `learning_rate` and `logit_weight` "
         "hold. One that is nearer on the held-out windows has less to change: its rate is lower by the "
         "square root of the ratio, and where the teacher reads whole windows `logit_weight` is as much "
-        "higher, up to 8 times. null: both hold for every model.",
+        "higher, up to 4 times. null: both hold for every model.",
         number(0, 100, above=True, words="a KL in nats").or_null(),
     )
     shares: list[float] = described(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _DECISIONS_FILE = "held_out.json"
 #: Bounds of what `held_out.reference_kl` changes: of the rate, and of the logit KL's weight.
-_LEAST_DISTANCE, _MOST_EMPHASIS = 1 / 16, 8.0
+_LEAST_DISTANCE, _MOST_EMPHASIS = 1 / 16, 4.0
 
 
 class WatchedStage:
