@@ -6,6 +6,7 @@ from pathlib import Path
 
 from linearard.errors import UserError
 from linearard.model import ModelConfig, gguf_path, names_gguf
+from linearard.model.gguf_file import open_gguf
 
 
 def license_of(name: str) -> str | None:
@@ -19,10 +20,10 @@ def license_of(name: str) -> str | None:
             path = gguf_path(ModelConfig(name=name))
         except UserError:  # moved since; the licence is all that is asked of it
             return None
-        import gguf
-
-        field = gguf.GGUFReader(path).get_field("general.license") if path else None
-        return None if field is None else str(field.contents())
+        if path is None:
+            return None
+        licence = open_gguf(str(path)).value("general.license")
+        return None if licence is None else str(licence)
     readme = Path(name) / "README.md" if Path(name).is_dir() else _of_the_hub(name)
     if readme is None or not readme.is_file():
         return None

@@ -14,8 +14,8 @@ _BETTER = 1.1
 _MORE_HALVINGS = 4
 #: With long windows, a rate may raise KL so many times in a trial, and by so many nats. A stage ends near the
 #: KL to which its rate raises it at once, and within a few steps long windows gain less than they vary:
-#: SmolLM2-135M ended at .0096 after a trial's .0087, Qwen2.5-0.5B at .0032 after .0034 and at .0015 after .0014
-#: (docs/LOG.md, 2026-12-01).
+#: SmolLM2-135M ended at .0096 after a trial's .0087, Qwen2.5-0.5B at .0032 after .0034, and at .0015 after
+#: .0014 (docs/LOG.md, 2026-12-01).
 _KL_TIMES, _KL_NATS = 2.2, 0.02
 _LONG_NATS = 0.05  # a long window may lose in it
 
