@@ -48,7 +48,8 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         **_stage_tables(figures),
         **step_tables(figures),
         "width": _width_table(figures),
-        "peaks": _peaks_table(figures),
+        "peaks-long": _peaks_table(figures, "long"),
+        "peaks-short": _peaks_table(figures, "short"),
         "restore": _restore_table(figures),
         "attention": _attention_table(figures),
         **models_tables(),
@@ -171,15 +172,19 @@ def _restore_table(figures: dict[str, float]) -> str:
     return markdown(["model, view", *columns], rows)
 
 
-def _peaks_table(figures: dict[str, float]) -> str:
+def _peaks_table(figures: dict[str, float], batch: str) -> str:
+    """Of one kind of batch: long windows, or batches of short ones."""
     columns = {
         "planned, GiB": ("planned_gib", ".1f"),
         "measured, GiB": ("peak_gib", ".1f"),
         "planned / measured": ("ratio", ".3f"),
     }
-    return _table_of(
-        figures, "peaks.", "planned_gib", "GPU, shape, batch, window, optimizer", columns
-    )
+    some = {
+        key: figure
+        for key, figure in figures.items()
+        if key.startswith("peaks.") and f".{batch}." in key
+    }
+    return _table_of(some, "peaks.", "planned_gib", "GPU, shape, batch, window, optimizer", columns)
 
 
 def _attention_table(figures: dict[str, float]) -> str:
