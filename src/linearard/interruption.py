@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from linearard.processes import is_main_process
+
 _ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
@@ -95,7 +97,7 @@ def _handle(number: int, frame: Any) -> None:
         return
     if _State.deferring and not _State.asked:
         _State.asked = number
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             # Not by print: the signal may have come in the middle of one.
             with contextlib.suppress(OSError):
                 os.write(2, _NOTICE.format(signal.Signals(number).name).encode())

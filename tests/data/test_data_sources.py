@@ -11,6 +11,7 @@ from linearard.data import DataConfig
 from linearard.data.documentation import read_documentation
 from linearard.data.files import find_files
 from linearard.data.hub import read_hub
+from linearard.data.rows import documents as row_documents
 from linearard.data.sources import open_split
 from linearard.errors import DataError, RecipeError
 
@@ -235,7 +236,8 @@ def test_hub_reader(tmp_path, monkeypatch, streaming):
     write_parquet(folder / "test-0.parquet", {"text": ["four"]})
 
     def read(split, column="text"):
-        return list(read_hub(str(folder), None, split, streaming=streaming, column=column))
+        rows = read_hub(str(folder), None, split, streaming=streaming)
+        return list(row_documents(rows, column))
 
     assert read("train") == ["one", "", "three"]
     assert read("test") == ["four"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 import tiny  # noqa: E402
 from linearard.data.files import read_file  # noqa: E402
+from linearard.data.rows import documents  # noqa: E402
 from linearard.evaluation.task_files import read_tasks  # noqa: E402
 from linearard.model import (  # noqa: E402
     METADATA_FILE,
@@ -92,7 +93,7 @@ def test_task_records(folder, records):
 def test_text_files(folder, data, kind):
     path = folder / f"text.{kind}"
     path.write_bytes(data)
-    refused_or_done(lambda: list(read_file(path, "text")))
+    refused_or_done(lambda: list(documents(read_file(path, "text"), "text")))
 
 
 def opened(folder):

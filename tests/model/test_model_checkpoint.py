@@ -15,7 +15,6 @@ from linearard.model import (
     load_weights,
     read_metadata,
     save_checkpoint,
-    write_json,
 )
 
 KINDS = ("lora", "direct")
@@ -187,11 +186,3 @@ def test_metadata_that_is_not_json(tmp_path):
 def test_metadata_of_another_format(tmp_path, content):
     (tmp_path / METADATA_FILE).write_text(json.dumps(content))
     assert "checkpoint format 1" in refusal(tmp_path)
-
-
-def test_write_json_never_leaves_a_part(tmp_path):
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}

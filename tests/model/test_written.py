@@ -142,12 +142,3 @@ def test_files_reach_the_disk_before_the_word_that_they_do(folder, monkeypatch):
     marker = next(name for name in names if name.startswith(".complete.json"))
     assert set(names[: names.index(marker)]) == FILES.keys()
     assert names[-1] == "."
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "x.json"
-    written.write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        written.write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]

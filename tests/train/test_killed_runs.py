@@ -63,10 +63,10 @@ class TestLeftovers:
         shutil.move(run / "recipe.yaml", run.parent / "recipe.yaml")
         shutil.rmtree(run)
         run.mkdir()
-        (run / ".recipe.yaml").write_text("model: {na")
+        (run / ".recipe.yaml.4242").write_text("model: {na")
         assert self.resume(run) == 0
         assert small_run.final_bytes(run) == small_run.final_bytes(finished)
-        assert not (run / ".recipe.yaml").exists()
+        assert not list(run.glob(".recipe.yaml*"))
 
     def test_half_a_token_file(self, run, finished, tmp_path, base_folder):
         """The next process to cut the same text removes what a killed one had written."""
@@ -75,11 +75,11 @@ class TestLeftovers:
         small_run.train(recipe)
         (whole, *_) = blocks = sorted(cache.glob("*.npy"))
         key = whole.name.partition("-")[0]
-        (cache / f"{key}.abc.part").write_bytes(whole.read_bytes()[:50])
+        (cache / f".{key}.4242").write_bytes(whole.read_bytes()[:50])
         whole.unlink()
         shutil.rmtree(recipe["output_dir"])
         assert small_run.final_bytes(small_run.train(recipe)) == small_run.final_bytes(finished)
-        assert sorted(cache.glob("*.npy")) == blocks and not list(cache.glob("*.part"))
+        assert sorted(cache.glob("*.npy")) == blocks and not list(cache.glob(".*"))
 
     @pytest.mark.parametrize("left", [[], ["adapter_model.safetensors"], ["trainer_state.json"]])
     def test_half_a_checkpoint(self, left, run, finished):

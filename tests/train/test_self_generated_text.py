@@ -128,7 +128,7 @@ class TestRuns:
         with monkeypatch.context() as patch:
             patch.setattr(self_generated_text, "write_documents", killed)
             assert main(["train", str(path), "--quiet"]) == 130
-        assert not written(tmp_path) and not list((tmp_path / "cache").glob("*.part"))
+        assert not written(tmp_path) and not list((tmp_path / "cache").glob(".*"))
 
     def test_changed_text_is_written_again(self, copied):
         """Someone has changed the file: its hash says so, and the run goes on with the text of before."""

@@ -30,7 +30,7 @@ from classes import LEFT_OUT, Decoder, decoders, has_rotary
 from trial import TRIALS, Trials
 
 from linearard.export import ReaderProcess
-from linearard.model import write_json
+from linearard.storage import write_json
 
 _LIST_TYPES = (
     "from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as names;"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
+from linearard.architectures import WITHOUT_ATTENTION, architecture
 from linearard.capture.blocks import PLANLESS, Scores, attention_in_blocks
 from linearard.capture.masks import UnwrittenMask, compact_mask
 from linearard.capture.sdpa import causal_attention, one_row
@@ -28,22 +29,6 @@ _PREFIX = "linearard_"
 #: This package's own choice of kernels, for models that would run `sdpa`; under the second name, without
 #: masks. (`transformers` refuses names with "sdpa" in them for models whose own code has none.)
 _KERNELS, _UNMASKED = "kernels", _PREFIX + "kernels_unmasked"
-#: Models whose attention is causal within the `sliding_window` that it is given, and nothing else.
-_NO_OTHER_MASKS = {
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "olmo2",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "phi3",
-}
-#: Models that hand caps of scores and sinks to the attention function, and do nothing else with its mask.
-_CAPPED_OR_SINKING = {"gemma2", "gpt_oss"}
-#: Layer types of hybrid models that mix tokens in another way, or not at all.
-_WITHOUT_ATTENTION = {"linear_attention", "conv", "mamba", "recurrent", "mlp", "moe"}
 _TAP = "_linearard_tap"
 
 
@@ -182,7 +167,7 @@ class _Observing(contextlib.AbstractContextManager[None]):
 def attention_layers(config: Any) -> list[int]:
     """Layers of a text configuration that have attention: all, but for hybrid models (Qwen3-Next)."""
     types = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
-    return [layer for layer, kind in enumerate(types) if kind not in _WITHOUT_ATTENTION]
+    return [layer for layer, kind in enumerate(types) if kind not in WITHOUT_ATTENTION]
 
 
 def has_own_kernels(model: nn.Module) -> bool:
@@ -192,7 +177,8 @@ def has_own_kernels(model: nn.Module) -> bool:
 
 def needs_no_mask(model: nn.Module) -> bool:
     """Whether whole windows are read without a mask: see `unpadded`."""
-    return model.config.get_text_config().model_type in _NO_OTHER_MASKS and has_own_kernels(model)
+    known = architecture(model.config.get_text_config().model_type)
+    return known.causal_alone and has_own_kernels(model)
 
 
 @contextlib.contextmanager
@@ -222,7 +208,7 @@ def _decoder(model: nn.Module) -> nn.Module:
 def _base_implementation(model: nn.Module) -> str:
     config = model.config.get_text_config()
     base = (config._attn_implementation or "eager").removeprefix(_PREFIX)
-    if config.model_type in _CAPPED_OR_SINKING:
+    if architecture(config.model_type).caps_or_sinks:
         # transformers runs these eagerly and writes all scores down: its own kernels know no caps and sinks.
         return _KERNELS if base in ("sdpa", "eager") else base
     if base == "sdpa":

@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Models that add a mask of their own to the one they are given, and before transformers 5.24 do not say so;
-#: beside them those whose indexer (`index_topk`) chooses keys.
-_READ_MASKS = {"doge"}
+from linearard.architectures import architecture
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,8 @@ def compact_mask(
     """
     fixed = isinstance(q_offset, int) and isinstance(kv_offset, int)  # no cache of a fixed size
     config = arguments.get("config")
-    reads = getattr(config, "model_type", None) in _READ_MASKS or hasattr(config, "index_topk")
+    known = architecture(getattr(config, "model_type", None))
+    reads = known.adds_to_mask or hasattr(config, "index_topk")  # an indexer chooses keys
     if q_length == 1 or reads or not fixed:
         from transformers.masking_utils import sdpa_mask
 

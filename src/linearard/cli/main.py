@@ -19,6 +19,7 @@ from typing import Any
 from linearard import interruption
 from linearard.cli import evaluate, export, plan, push, report, restore, sweep, train
 from linearard.errors import RecipeError, UserError
+from linearard.processes import is_main_process, process_index
 
 _DESCRIPTION = """\
 Stretch a language model's context with RoPE scaling, and get its short-text ability back.
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             rest, overrides = _split(argv)
             args = build_parser().parse_args(rest)
             args.overrides = overrides
-            if args.quiet or not _speaks() or not sys.stderr.isatty():
+            if args.quiet or not is_main_process() or not sys.stderr.isatty():
                 _silence_libraries()
             return args.run(args) or 0
     except UserError as error:
@@ -152,15 +153,11 @@ def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def _speaks() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def _complain(message: str) -> None:
     _close_bars()
-    if not _speaks():
+    if not is_main_process():
         time.sleep(_PATIENCE_SECONDS)
-        message = f"(process {os.environ['RANK']}) {message}"
+        message = f"(process {process_index()}) {message}"
     print(f"linearard: {message}", file=sys.stderr)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from linearard.architectures import HEAD_NORMS, PROJECTIONS
 from linearard.capture import AttentionTap, needs_no_mask
 from linearard.counting.experts import expert_matrices
 from linearard.errors import ModelError
@@ -17,16 +18,7 @@ from linearard.model.adapters import Adapter, TwoViewLinear
 from linearard.model.fused import fuse_layers
 from linearard.rope import depends_on_length
 
-_ROLES = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "qkv_proj": "qkv",
-    "query_key_value": "qkv",
-    "Wqkv": "qkv",
-    "c_attn": "qkv",
-}
-_HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
+_ROLES = {name: role for names in PROJECTIONS for name, role in names.items() if role}
 
 
 @dataclass(frozen=True)
@@ -230,7 +222,7 @@ def _norms(module: nn.Module, heads: int, kv_heads: int, head_dim: int) -> Norms
         if not type(part).__name__.endswith("Norm") or weight is None:
             continue
         name, width = path.rsplit(".", 1)[-1], weight.numel()
-        if name in _HEAD_NORMS:  # of every head alone, or (OLMo 2) of all of them
+        if name in HEAD_NORMS:  # of every head alone, or (OLMo 2) of all of them
             count = heads if name.startswith("q") else kv_heads
             in_heads += width * count if width == head_dim else width
         elif before or name.startswith(("post", "pre_feedforward")):

@@ -10,7 +10,8 @@ import torch
 
 from linearard.data.config import DataConfig, is_integer, require
 from linearard.data.repeated_passages import repeat_passages
-from linearard.data.sources import Source, open_split
+from linearard.data.source import Source
+from linearard.data.sources import open_split
 from linearard.data.streams import TokenStream, token_stream
 from linearard.data.tokens import Documents, beginning, check_fast
 from linearard.errors import DataError

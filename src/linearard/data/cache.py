@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from linearard.errors import DataError
+from linearard.storage import beginning, remove_beginnings
 
 _LOGGER = logging.getLogger(__name__)
 _HASH = 32  # digits of it in the name of a file
@@ -38,7 +35,7 @@ def cached_array(folder: Path, key: str, build: Callable[[], Iterable[np.ndarray
     Raises:
         DataError: the folder cannot be written.
     """
-    return _once(folder, key, ".npy", lambda: _write_array(folder, key, build()))
+    return _once(folder, key, ".npy", lambda part: _write_array(part, build()))
 
 
 def cached_documents(folder: Path, key: str, build: Callable[[], Iterable[str]]) -> Path:
@@ -47,23 +44,16 @@ def cached_documents(folder: Path, key: str, build: Callable[[], Iterable[str]])
     Damage, waiting, killed processes and errors: see `cached_array`.
     """
 
-    def write() -> Path:
-        content = hashlib.sha256()
-        with _partial_file(folder, key) as file:
-            for text in build():
-                line = json.dumps({"text": text}).encode() + b"\n"
-                file.write(line)
-                content.update(line)
-            file.close()
-            path = folder / f"{key}-{content.hexdigest()[:_HASH]}.jsonl"
-            os.replace(file.name, path)
-        return path
-
-    return _once(folder, key, ".jsonl", write)
+    return _once(folder, key, ".jsonl", lambda part: _write_documents(part, build()))
 
 
-def _once(folder: Path, key: str, ending: str, write: Callable[[], Path | None]) -> Path | None:
-    """The file of this key; written by the first process that asks, while others wait."""
+def _once(folder: Path, key: str, ending: str, write: Callable[[Path], str | None]) -> Path | None:
+    """The file of this key; written by the first process that asks, while others wait.
+
+    Args:
+        folder, key, ending: of the file.
+        write: writes it under another name; the hash of its content, None where it has none.
+    """
     from filelock import FileLock
 
     def find() -> Path | None:
@@ -75,15 +65,18 @@ def _once(folder: Path, key: str, ending: str, write: Callable[[], Path | None])
             return found
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
-            for left in folder.glob(f"{key}.*.part"):  # by a process that was killed
-                left.unlink()
             for path in folder.glob(f"{key}-*{ending}"):
                 if damage := _damage(path):
                     _LOGGER.warning(
                         "The cache %s was damaged (%s); it is built again.", path, damage
                     )
                     path.unlink()
-            return find() or write()
+            if found := find():
+                return found
+            remove_beginnings(folder, {key})
+            with beginning(folder / key) as part:
+                content = write(part)
+                return content and part.replace(folder / f"{key}-{content[:_HASH]}{ending}")
     except OSError as error:
         raise DataError(
             expected="a cache folder that can be written",
@@ -120,23 +113,20 @@ def _damage_of(path: Path, size: int, changed: int) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _partial_file(folder: Path, key: str) -> Iterator[Any]:
-    """A new file that no reader takes for a whole one, removed unless it was renamed."""
-    with tempfile.NamedTemporaryFile(
-        dir=folder, prefix=f"{key}.", suffix=".part", delete=False
-    ) as file:
-        try:
-            yield file
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name)
+def _write_documents(path: Path, texts: Iterable[str]) -> str:
+    content = hashlib.sha256()
+    with open(path, "wb") as file:
+        for text in texts:
+            line = json.dumps({"text": text}).encode() + b"\n"
+            file.write(line)
+            content.update(line)
+    return content.hexdigest()
 
 
-def _write_array(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path | None:
+def _write_array(path: Path, arrays: Iterable[np.ndarray]) -> str | None:
     content = hashlib.sha256()
     rows = 0
-    with _partial_file(folder, key) as file:
+    with open(path, "wb") as file:
         for array in arrays:
             if rows == 0:
                 _write_header(file, array, rows)
@@ -150,10 +140,7 @@ def _write_array(folder: Path, key: str, arrays: Iterable[np.ndarray]) -> Path |
         # now, fits in the place of the first header.
         file.seek(0)
         _write_header(file, array, rows)
-        file.close()
-        path = folder / f"{key}-{content.hexdigest()[:_HASH]}.npy"
-        os.replace(file.name, path)
-    return path
+    return content.hexdigest()
 
 
 def _write_header(file, array: np.ndarray, rows: int) -> None:

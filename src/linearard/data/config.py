@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from linearard.fields import (
     user_path,
     whole,
 )
+from linearard.storage import cache_folder
 
 #: The source that is written by the model itself.
 SELF = "self"
@@ -149,5 +149,4 @@ class DataConfig:
         """The folder that holds the token blocks (it may not exist yet)."""
         if self.cache_dir is not None:
             return Path(user_path(self.cache_dir, "data.cache_dir"))
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(base) / "linearard" / "blocks"
+        return cache_folder("blocks")

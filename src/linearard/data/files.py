@@ -1,4 +1,4 @@
-"""Documents out of local files: plain text, JSON lines, JSON arrays, CSV, Parquet."""
+"""Records out of local files: plain text, JSON lines, JSON arrays, CSV, Parquet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import glob
 import gzip
 import io
+import itertools
 import json
 import os
 import zlib
@@ -14,13 +15,43 @@ from pathlib import Path
 from typing import Any
 
 from linearard.data.chat import COLUMNS
-from linearard.data.rows import row_document
+from linearard.data.rows import Record, documents
+from linearard.data.source import Source
 from linearard.errors import DataError
 
-PLAIN = (".txt", ".md", ".rst", ".py")
-_IN_FOLDERS = (*PLAIN, ".jsonl", ".jsonl.gz", ".parquet")
+_PLAIN = (".txt", ".md", ".rst", ".py")
+_IN_FOLDERS = (*_PLAIN, ".jsonl", ".jsonl.gz", ".parquet")
 _BY_NAME = (".json", ".csv")  # in folders such files are settings and notes as often as text
 _KINDS = ", ".join((*_IN_FOLDERS, *_BY_NAME))
+
+
+def local_source(spec: str, column: str) -> Source | None:
+    """The documents of all files that a path, folder or glob names; None when it names nothing that exists.
+
+    Args:
+        spec: as the user wrote it.
+        column: the key of records that holds the text.
+
+    Raises:
+        DataError: what exists is of no known kind; what cannot be read of it is found when it is read.
+    """
+    if (files := find_files(spec)) is None:
+        return None
+    status = [(path, path.stat()) for path in files]
+    plain = all(path.suffix.lower() in _PLAIN for path in files)
+
+    def read() -> Iterator[str]:
+        records = itertools.chain.from_iterable(read_file(path, column) for path in files)
+        return documents(records, column)
+
+    return Source(
+        spec,
+        read,
+        frozenset(map(str, files)),
+        [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in status],
+        characters=sum(stat.st_size for _, stat in status) if plain else None,
+        plain=plain,
+    )
 
 
 def find_files(spec: str) -> list[Path] | None:
@@ -63,28 +94,29 @@ def _readable(
     return sorted({path.resolve() for path in found})
 
 
-def read_file(path: Path, column: str) -> Iterator[str]:
-    """Yield the documents of one file: the whole of a text file, or one for each line or row.
+def read_file(path: Path, column: str) -> Iterator[Record]:
+    """Yield what one file holds: the whole of a text file, or a record for each line or row.
 
-    Raises DataError when the file is empty, cannot be decoded, or lacks the column. An empty Python
-    file is no mistake (it marks a package) and has no document.
+    Raises DataError when the file is empty, cannot be decoded, or (Parquet) lacks the column. An empty
+    Python file is no mistake (it marks a package) and has no record.
     """
     name = path.name.lower()
     try:
         if name.endswith(".parquet"):
-            documents = _parquet(path, column)
+            records = _parquet(path, column)
         elif name.endswith((".jsonl", ".jsonl.gz")):
-            documents = _json_lines(path, column)
+            records = _json_lines(path)
         elif name.endswith(".json"):
-            documents = _json_array(path, column)
+            records = _json_array(path)
         elif name.endswith(".csv"):
-            documents = _csv(path, column)
+            records = _csv(path)
         else:
-            documents = _text(path)
+            records = _text(path)
         empty = True
-        for document in documents:
+        for record in records:
             empty = False
-            yield document
+            yield record
+            del record
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             expected="a readable file",
@@ -111,13 +143,13 @@ def _decode(data: bytes, path: Path, offset: int = 0) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def _text(path: Path) -> Iterator[str]:
+def _text(path: Path) -> Iterator[Record]:
     text = _decode(path.read_bytes(), path)
     if text and not text.isspace():
-        yield text
+        yield text, str(path)
 
 
-def _json_lines(path: Path, column: str) -> Iterator[str]:
+def _json_lines(path: Path) -> Iterator[Record]:
     offset = 0
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rb") as lines:
@@ -130,7 +162,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
                 del line  # one copy of a line of hundreds of megabytes is enough
                 row = _json(text, f"{path}:{number}")
                 del text
-                yield row_document(row, column, f"{path}:{number}")
+                yield row, f"{path}:{number}"
                 del row
 
 
@@ -151,7 +183,7 @@ def _json(text: str, place: str) -> dict:
     )
 
 
-def _json_array(path: Path, column: str) -> Iterator[str]:
+def _json_array(path: Path) -> Iterator[Record]:
     text = _decode(path.read_bytes(), path)
     if not text or text.isspace():
         return
@@ -172,10 +204,10 @@ def _json_array(path: Path, column: str) -> Iterator[str]:
             fix="Write the array, or name the file .jsonl where it has one object a line.",
         )
     for number, row in enumerate(rows):
-        yield row_document(row, column, f"{path} record {number}")
+        yield row, f"{path} record {number}"
 
 
-def _csv(path: Path, column: str) -> Iterator[str]:
+def _csv(path: Path) -> Iterator[Record]:
     lines = io.StringIO(_decode(path.read_bytes(), path), newline="")
     csv.field_size_limit(2**31 - 1)  # a field may be a whole book
     rows = csv.DictReader(lines, strict=True)
@@ -183,7 +215,7 @@ def _csv(path: Path, column: str) -> Iterator[str]:
         for row in rows:
             if None in row:
                 raise csv.Error("more fields than the first line has names")
-            yield row_document(row, column, f"{path}:{rows.line_num}")
+            yield row, f"{path}:{rows.line_num}"
     except csv.Error as error:
         raise DataError(
             expected="a CSV file with names in its first line",
@@ -192,7 +224,7 @@ def _csv(path: Path, column: str) -> Iterator[str]:
         ) from error
 
 
-def _parquet(path: Path, column: str) -> Iterator[str]:
+def _parquet(path: Path, column: str) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -211,7 +243,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
             for batch in table.iter_batches(batch_size=64, columns=[found]):
                 for value in batch.column(0):
                     place = f"{path} row {number}"
-                    yield row_document({found: _parquet_value(value, place)}, column, place)
+                    yield {found: _parquet_value(value, place)}, place
                     number += 1
     except pa.ArrowException as error:
         raise DataError(

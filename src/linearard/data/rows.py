@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from linearard.data.chat import COLUMNS, read_chat
 from linearard.errors import DataError
 
+#: A row of a file or a data set, or a whole text; and where it stands, for messages.
+Record = tuple[dict[str, Any] | str, str]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def row_document(row: dict, column: str, place: str) -> str:
-    """The document of one record; an absent value (null) is an empty one.
+def documents(records: Iterable[Record], column: str) -> Iterator[str]:
+    """The document of each record; an absent value (null) is an empty one.
 
     Where the key is missing, a conversation under `messages` or `conversations` takes its place.
 
     Args:
-        row: of JSON lines, a JSON array, CSV, Parquet or a hub data set.
+        records: of a file or a data set.
         column: the key that holds the text.
-        place: the file and the row, for messages.
 
     Raises:
         DataError: there is no text, or half a character in it.
     """
+    for row, place in records:
+        yield row if isinstance(row, str) else _document(row, column, place)
+        del row  # one copy of a book is enough
+
+
+def _document(row: dict[str, Any], column: str, place: str) -> str:
     key = next((name for name in (column, *COLUMNS) if name in row), column)
     value = row.get(key, 0)
     if value is None or (value == [] and key in COLUMNS):

@@ -4,74 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 from linearard.data.config import SELF, DataConfig, require
 from linearard.data.documentation import documentation_identity, read_documentation
-from linearard.data.files import PLAIN, find_files, read_file
-from linearard.data.hub import read_hub
+from linearard.data.files import local_source
+from linearard.data.hub import hub_source
+from linearard.data.source import Source
 from linearard.errors import DataError
 
-# A path has a drive, a glob, a leading . / or ~, two separators, or an extension.
-_LOOKS_LIKE_PATH = re.compile(r"^[./~]|[\\*?\[]|/.*/|\.[A-Za-z][A-Za-z0-9]*$")
 _HASHED = 1_000_000  # characters at a time
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # without an owner it may name a reader of the files here
-
-
-@dataclass(frozen=True)
-class Source:
-    """A sequence of documents that can be read again.
-
-    Attributes:
-        name: as the user wrote it, for messages.
-        read: starts a new pass over the documents (str), always in the same order.
-        parts: what must not be both trained on and held out.
-        identity: JSON-able; the same identity means the same documents.
-        characters: about how many there are, or None.
-        lazy: reading less costs less, by a network.
-        plain: it holds text alone, no records.
-    """
-
-    name: str
-    read: Callable[[], Iterator[str]]
-    parts: frozenset[str]
-    identity: list
-    characters: int | None = None
-    lazy: bool = False
-    plain: bool = False
 
 
 def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
     """The source that `spec` names. Raises DataError when it names nothing."""
     if spec == "pydoc":
         identity = ["pydoc", *documentation_identity()]
-        documents = frozenset({"pydoc"})
-        return Source(spec, lambda: iter(read_documentation()), documents, identity, plain=True)
+        parts = frozenset({"pydoc"})
+        return Source(spec, lambda: iter(read_documentation()), parts, identity, plain=True)
     if spec == SELF:
         return Source(spec, _not_written, frozenset({SELF}), [SELF])
-    if (files := find_files(spec)) is not None:
-        return _local_source(spec, files, config.text_column)
-    name, _, config_name = spec.partition(":")
-    if _LOOKS_LIKE_PATH.search(name) or not _HUB_ID.fullmatch(name):
-        raise DataError(
-            expected="an existing file, folder or glob",
-            got=f"{spec!r}, which matches nothing",
-            fix="Check the path; a hub data set is written `owner/name`.",
-        )
-
-    def read() -> Iterator[str]:
-        return read_hub(
-            name,
-            config_name or None,
-            hub_split,
-            streaming=config.streaming,
-            column=config.text_column,
-        )
-
-    identity = ["hub", name, config_name, hub_split]
-    return Source(spec, read, frozenset({":".join(identity)}), identity, lazy=config.streaming)
+    if (local := local_source(spec, config.text_column)) is not None:
+        return local
+    return hub_source(spec, hub_split, config)
 
 
 def _not_written() -> Iterator[str]:
@@ -79,19 +35,6 @@ def _not_written() -> Iterator[str]:
         expected="text that is there",
         got=f"{SELF!r}, which a run writes once it has the model",
         fix=f"Train with a recipe, or name other text; ./{SELF} is a file or folder of that name.",
-    )
-
-
-def _local_source(spec: str, files: list, column: str) -> Source:
-    status = [(path, path.stat()) for path in files]
-    plain = all(path.suffix.lower() in PLAIN for path in files)
-    return Source(
-        spec,
-        lambda: itertools.chain.from_iterable(read_file(path, column) for path in files),
-        frozenset(map(str, files)),
-        [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in status],
-        characters=sum(stat.st_size for _, stat in status) if plain else None,
-        plain=plain,
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from linearard.data.cache import cached_array
 from linearard.data.chat import as_text
-from linearard.data.sources import Source
+from linearard.data.source import Source
 from linearard.data.tokens import beginning, encode_documents, tokenizer_hash
 
 _FORMAT = 2  # raise it when the same text would be written in another way

@@ -10,26 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from linearard.export.representation import LONGROPE_ONLY, exported_rope
-from linearard.model import write_json
+from linearard.architectures import architecture
+from linearard.export.representation import exported_rope
 from linearard.rope import RopeViews
+from linearard.storage import write_json
 
 _ORIGINAL = "original_max_position_embeddings"
-#: The only scaling that these know in transformers 4, and the only two keys that it may have there.
-_TYPE_AND_FACTOR = ("olmo", "olmo2")
-#: Their configuration in transformers 4 refuses what 5 writes: into all parts, or new names of layer types.
-_UNREADABLE = ("dbrx", "granitemoehybrid")
-#: Given a mask without padding, their code in transformers 4 attends to later tokens, the base model's too.
-_OTHERWISE_WITH_A_MASK = ("doge",)
-#: Parameters of their activation are bfloat16 in transformers 4, whatever the precision of the others.
-_PARTLY_BFLOAT16 = ("apertus",)
-#: Their code in transformers 4 never looks at a scaling.
-_WITHOUT_SCALING = ("nemotron",)
-#: What transformers 4 calls the base and the rotated share in these classes. What it does not know it drops.
-_OWN_NAMES = {
-    "gpt_neox": ("rotary_emb_base", "rotary_pct"),
-    "gpt_neox_japanese": ("rotary_emb_base", "rotary_pct"),
-}
 #: Keys that say what the frequencies are. All others of the model's own stay beside another scaling: its
 #: code reads them elsewhere.
 _OF_THE_FORMULA = {
@@ -98,7 +84,7 @@ def write_configuration(
     # Beside the scaling, where transformers 4 looks, under the names that the class has there.
     beside = ("rope_theta", "partial_rotary_factor")
     text |= {key: flat[key] for key in beside if key in flat}
-    names = zip(_OWN_NAMES.get(text["model_type"], ()), beside, strict=False)
+    names = zip(architecture(text["model_type"]).in_transformers_4.names, beside, strict=False)
     text |= {name: flat[key] for name, key in names if key in flat}
     if _ORIGINAL in text:  # Phi-3 puts this one above all
         text[_ORIGINAL] = flat.get(_ORIGINAL, rope.native_window)
@@ -147,31 +133,30 @@ def reader_notes(
         flat: the exported RoPE, of `exported_rope`.
         merge: how trained weights were merged (`merging.Price` as a dictionary), if they were.
     """
-    kind = flat["rope_type"]
+    kind, there = flat["rope_type"], architecture(model_type).in_transformers_4
     notes = []
-    refused = model_type in _TYPE_AND_FACTOR and kind not in ("linear", "default")
-    if refused or model_type in LONGROPE_ONLY:  # which there has no attention factor of its own
+    if there.longrope_alone or (there.linear_alone and kind not in ("linear", "default")):
         notes.append(
             f"transformers 4 refuses this {kind} scaling of {model_type}: read this export with "
             "transformers 5."
         )
-    if model_type in _OTHERWISE_WITH_A_MASK:
+    if not there.same_with_a_mask:
         notes.append(
             f"transformers 4 computes {model_type} otherwise where it is given an attention mask, the base "
             "model too: read this export with transformers 5."
         )
     wide = merge is not None and merge["dtype"] == "float32" and not merge.get("narrower")
-    if model_type in _PARTLY_BFLOAT16 and wide:
+    if there.bfloat16_parts and wide:
         notes.append(
             f"transformers 4 rounds the activation's parameters of {model_type} to bfloat16, in the base "
             "model too: read this export, which is in float32, with transformers 5."
         )
-    if model_type in _UNREADABLE:
+    if not there.reads_configuration:
         notes.append(
             f"transformers 4 cannot read a configuration of {model_type} that transformers 5 has written: "
             "read this export with transformers 5."
         )
-    if model_type in _WITHOUT_SCALING and kind != "default":
+    if there.ignores_scaling and kind != "default":
         notes.append(
             f"transformers 4 ignores RoPE scaling of {model_type} and gives a broken model without a word: "
             "read this export with transformers 5."
@@ -186,7 +171,8 @@ def reader_notes(
 
 def _older(text: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
     """The same as `rope_scaling`, which transformers 5 prefers where there is one: so it is complete."""
-    if text["model_type"] in _TYPE_AND_FACTOR and flat["rope_type"] == "linear":
+    there = architecture(text["model_type"]).in_transformers_4
+    if there.linear_alone and flat["rope_type"] == "linear":
         return {"type": "linear", "factor": flat["factor"]}
     return dict(flat)
 

@@ -21,12 +21,10 @@ from typing import Any
 
 import torch
 
+from linearard.architectures import architecture
 from linearard.rope import RopeTable, RopeViews
 
 _ORIGINAL = "original_max_position_embeddings"
-LONGROPE_ONLY = ("phi3", "phi4_multimodal")
-#: llama.cpp's converter writes their `llama3` scaling.
-_LLAMA_CLASS = ("llama", "mistral")
 
 
 def exported_rope(
@@ -44,7 +42,8 @@ def exported_rope(
     table = tables.get("full_attention", tables.get(""))
     kind, theta = scaling["rope_type"], scaling["rope_theta"]
     partial = {k: v for k, v in scaling.items() if k == "partial_rotary_factor"}
-    own_longrope = kind in ("longrope", "table") or model_type in LONGROPE_ONLY
+    known = architecture(model_type)
+    own_longrope = kind in ("longrope", "table") or known.in_transformers_4.longrope_alone
     plain_yarn = _is_plain_yarn(rope, table, window) if kind == "yarn" else False
     if own_longrope or (kind == "yarn" and not plain_yarn and not _moves_softmax(rope)):
         return _as_longrope(table, theta, rope) | partial | rope.carried
@@ -56,7 +55,7 @@ def exported_rope(
         # SGLang and older vLLM multiply their own default, 0.1 ln(factor) + 1, by this
         scaling["attn_factor"] = 1.0
     if kind == "linear":
-        if model_type in _LLAMA_CLASS:
+        if known.llama_class:
             return _as_llama3(scaling["factor"], theta, rope) | partial | rope.carried
         if _ORIGINAL not in rope.carried:  # no key of its formula; the window is exported beside it
             scaling.pop(_ORIGINAL, None)

@@ -29,7 +29,8 @@ from linearard.export.probes import beyond, passages
 from linearard.export.reader import observe
 from linearard.export.reading import ReaderProcess, Trained, compare
 from linearard.export.representation import exported_rope
-from linearard.model import RestorableModel, write_json
+from linearard.model import RestorableModel
+from linearard.storage import write_json
 
 
 def export_model(

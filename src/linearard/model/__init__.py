@@ -32,7 +32,6 @@ from linearard.model.packed import check_packing, is_packed
 from linearard.model.pinned_transfer import Moving, pinned_like, to_device, to_host
 from linearard.model.restorable import RestorableModel, check_trainable
 from linearard.model.supported import check_supported, empty_model
-from linearard.model.written import write_json
 
 __all__ = [
     "LOGIT_ELEMENTS",
@@ -76,5 +75,4 @@ __all__ = [
     "to_device",
     "to_host",
     "write_checkpoint",
-    "write_json",
 ]

@@ -21,6 +21,7 @@ from linearard.model.magnitudes import LARGEST_WEIGHT, check_weights, out_of_ran
 from linearard.model.metadata import check_metadata, read_json
 from linearard.model.restorable import RestorableModel
 from linearard.rope import RopeTable
+from linearard.storage import write_json
 
 METADATA_FILE = "linearard.json"
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it is one
@@ -83,7 +84,7 @@ def write_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) ->
         "adapter": asdict(restorable.adapter.config),
         **extra,
     }
-    written.write_json(folder / METADATA_FILE, metadata)
+    write_json(folder / METADATA_FILE, metadata)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from linearard.model.gguf_rope import apply_rope
 from linearard.model.gguf_tokenizer import settle_tokenizer
 from linearard.model.packed import check_packing, keep_layout, packing
 from linearard.model.rows import add_rows
+from linearard.processes import local_process_index
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _INSIDE = Rule(
@@ -143,8 +144,7 @@ def resolve_device(name: str) -> torch.device:
                 fix="Set model.device to cpu or auto, or install a CUDA build of PyTorch.",
             )
         if device.index is None:
-            local = int(os.environ.get("LOCAL_RANK", "0"))
-            device = torch.device("cuda", min(local, count - 1))
+            device = torch.device("cuda", min(local_process_index(), count - 1))
     return device
 
 

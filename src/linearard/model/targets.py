@@ -8,20 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from linearard.architectures import PROJECTIONS
 from linearard.errors import ModelError
-
-#: Names of the projections that make queries, keys and values, by convention of the architecture.
-_QKV_NAMES = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("qkv_proj",),
-    ("query_key_value",),
-    ("Wqkv",),
-    ("c_attn",),
-    # Multi-head latent attention, with and without a narrow layer before the queries (and their gates).
-    ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
-    ("q_a_proj", "q_gate_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
-    ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
-)
 
 
 def find_targets(
@@ -71,8 +59,8 @@ def as_peft_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 def _projections(linears: list[str]) -> list[str]:
     present = {_name(path) for path in linears}
-    for names in _QKV_NAMES:
-        if set(names) <= present:
+    for names in PROJECTIONS:
+        if names.keys() <= present:
             return [path for path in linears if _name(path) in names]
     raise _missing(
         "attention projections named q_proj, k_proj, v_proj (or one fused qkv projection)", linears

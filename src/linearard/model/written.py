@@ -12,32 +12,17 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from linearard.storage import beginning, remove_beginnings, write_json
+
 COMPLETE, RECORD = "complete.json", ".linearard.json"
 #: The list of a checkpoint that is damaged or being removed.
 _INCOMPLETE = "incomplete.json"
-_LEFT_BY_A_KILL = re.compile(r"\.(.+)\.\d+")  # names of `write_json` before a file is whole
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def complete(folder: Path, marker: str = COMPLETE, about: dict[str, Any] | None = None) -> None:
@@ -169,10 +154,7 @@ def _remove_listed(folder: Path, list_file: Path) -> None:
                 path.unlink()
     for path in sorted(inner, reverse=True):  # the deepest first
         _remove_if_empty(path)
-    for path in list(folder.iterdir()):
-        left = _LEFT_BY_A_KILL.fullmatch(path.name)
-        if left and left[1] in {*names, COMPLETE, RECORD} and path.is_file():
-            path.unlink()
+    remove_beginnings(folder, {*names, COMPLETE, RECORD})
     list_file.unlink(missing_ok=True)
 
 
@@ -189,11 +171,8 @@ def clear(staged: Path) -> None:
 
 def probe(folder: Path) -> None:
     """Write a file into a folder and remove it; an OSError where that cannot be done."""
-    path = folder / f".{RECORD}.{os.getpid()}"
-    try:
+    with beginning(folder / RECORD) as path:
         path.write_bytes(bytes(4096))
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def note(folder: Path, names: Iterable[str]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from linearard.errors import CheckpointError
 from linearard.evaluation import comparison_table, write_report
-from linearard.model import check_can_be_made, room_for_checkpoint, write_json, written
+from linearard.model import check_can_be_made, room_for_checkpoint, written
+from linearard.storage import write_json
 from linearard.train import REPORT_FILE, RESULT_FILE
 
 _AGAIN = "Free some, and evaluate again; the table above is whole."

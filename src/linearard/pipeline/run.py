@@ -20,8 +20,9 @@ from linearard.evaluation import (
 from linearard.model import RestorableModel
 from linearard.pipeline.profile import inner_profile, stretch_of
 from linearard.pipeline.results import write_results
+from linearard.processes import is_main_process
 from linearard.recipe import Recipe, with_ruler_lengths
-from linearard.train import REPORT_FILE, Trackers, is_main_process, prepare_run
+from linearard.train import REPORT_FILE, Trackers, prepare_run
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from linearard.counting.products import Product
 from linearard.errors import CheckpointError
+from linearard.storage import cache_folder, write_json
 
 _SHIPPED = "h200.json"
 _FORMAT = 1
@@ -132,16 +132,13 @@ def store(rates: Rates) -> Path:
     """Keep rates for their device in the user's cache folder; the file."""
     path = _path(rates.device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(rates.to_dict(), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, rates.to_dict())
     return path
 
 
 def _path(device: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return Path(base) / "linearard" / "rates" / f"{name}.json"
+    return cache_folder("rates") / f"{name}.json"
 
 
 def _between(speeds: Sequence[Speed], head_dim: int, tokens: int) -> Speed:

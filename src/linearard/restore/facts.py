@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from linearard.data import DataConfig
-from linearard.data.sources import Source, held_out_below, open_source
+from linearard.data.source import Source
+from linearard.data.sources import held_out_below, open_source
 from linearard.errors import DataError, ModelError, RecipeError
 from linearard.model import AdapterConfig, ModelConfig, load_config, load_tokenizer
 from linearard.restore.request import RestoreRequest

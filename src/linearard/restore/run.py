@@ -11,7 +11,7 @@ from typing import Any
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.evaluation.task_files import read_tasks
 from linearard.export import check_output
-from linearard.model import ModelConfig, resolve_device, write_json, written
+from linearard.model import ModelConfig, resolve_device, written
 from linearard.model.view_names import RESTORED, STRETCHED
 from linearard.pipeline import Outcome, export_run, say, told, train_and_report
 from linearard.planning import PlannedRecipe, planned_recipe
@@ -23,6 +23,7 @@ from linearard.restore.compose import PYDOC, Composed, compose
 from linearard.restore.facts import gather_facts
 from linearard.restore.request import RestoreRequest
 from linearard.restore.verdict import Verdict, judge
+from linearard.storage import write_json
 from linearard.train import RECIPE_FILE
 from linearard.train.stages import stage_arguments
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from linearard.rope.native import WINDOWED_TYPES, nothing_to_stretch
+from linearard.architectures import WINDOWED
+from linearard.rope.native import nothing_to_stretch
 from linearard.rope.slots import Slot
 
 
@@ -29,7 +30,7 @@ def slots_to_stretch(model: nn.Module, slots: list[Slot], config: Any) -> list[S
     for slot in slots:
         if slot.layer_type is not None:
             unused = types and slot.layer_type not in types
-            wanted = slot.layer_type not in WINDOWED_TYPES and not unused
+            wanted = slot.layer_type not in WINDOWED and not unused
         else:
             wanted = not mixed or _rotates_without_window(model, slot, windowed)
         if wanted:
@@ -56,7 +57,7 @@ def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
 def _windowed_layers(model: nn.Module, config: Any) -> set[int]:
     types = getattr(config, "layer_types", None)
     if types:
-        return {layer for layer, kind in enumerate(types) if kind in WINDOWED_TYPES}
+        return {layer for layer, kind in enumerate(types) if kind in WINDOWED}
     return {
         layer
         for layer, module in attention_modules(model).items()

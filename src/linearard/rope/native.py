@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from linearard.architectures import WINDOWED
 from linearard.errors import RopeError
 
 #: The window a scaling counts from. transformers reads it for yarn, llama3 and longrope only.
 ORIGINAL = "original_max_position_embeddings"
-#: Layer types whose queries see a window (or a chunk) that does not grow with the text.
-WINDOWED_TYPES = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 #: Keys that a formula of transformers reads, beside those that every scaling has.
 FORMULA_KEYS = {
     "factor",
@@ -53,7 +52,7 @@ def native_parameters(config: Any) -> dict[str, Any]:
     }
     if not by_type:
         return dict(parameters)
-    whole = {kind: own for kind, own in by_type.items() if own and kind not in WINDOWED_TYPES}
+    whole = {kind: own for kind, own in by_type.items() if own and kind not in WINDOWED}
     if not whole:
         raise nothing_to_stretch(config)
     if "full_attention" not in whole and len(whole) > 1:

@@ -33,11 +33,11 @@ from linearard.model import (
     load_tokenizer,
     resolve_device,
     resolve_dtype,
-    write_json,
 )
 from linearard.model.view_names import UNTRAINED
 from linearard.recipe import Recipe, with_ruler_lengths
 from linearard.rope import check_scaling
+from linearard.storage import write_json
 from linearard.sweep.folder import VIEWS, Task
 from linearard.sweep.plan import Job, naming_arm
 from linearard.sweep.views import measure_views

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import yaml
 from linearard.errors import CheckpointError
 from linearard.model import written
 from linearard.recipe.yaml_text import parse_yaml
+from linearard.storage import begun, write_text
 from linearard.sweep.plan import Job, Sweep
 from linearard.train import RECIPE_FILE, RESULT_FILE
 
@@ -104,13 +104,6 @@ def claimed(sweep: Sweep, *, keep: bool) -> Iterator[None]:
         yield
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
     try:
@@ -137,9 +130,8 @@ def check_folder(folder: Path, may_hold_a_sweep: bool = True) -> None:
         )
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     # A sweep killed in its first moment leaves its lock and the beginning of its file.
-    begun = (_LOCK, written.RECORD)
-    ignored = (f".{SWEEP_FILE}.", f".{written.RECORD}.")
-    names = [name for name in names if name not in begun and not name.startswith(ignored)]
+    ignored = (_LOCK, written.RECORD)
+    names = [n for n in names if n not in ignored and begun(n) not in (SWEEP_FILE, written.RECORD)]
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     if names and SWEEP_FILE not in (written.noted(folder) or ()):
         raise CheckpointError(

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterator
 
 from linearard.errors import CheckpointError, DeviceError, RecipeError
-from linearard.model import write_json
 from linearard.recipe.trackers import check_trackers
+from linearard.storage import write_json, write_text
 from linearard.sweep.bench import Bench, Outcome
-from linearard.sweep.folder import RESULTS, Task, check_folder, claimed, unfinished, write_text
+from linearard.sweep.folder import RESULTS, Task, check_folder, claimed, unfinished
 from linearard.sweep.page import render_page
 from linearard.sweep.plan import Sweep
 from linearard.sweep.results import Results, failures, headline, read_results, table

@@ -15,8 +15,9 @@ from linearard.evaluation import EvaluationConfig, EvaluationInputs, evaluate
 from linearard.evaluation.context import compare_with_original
 from linearard.evaluation.retention import task_results
 from linearard.evaluation.tasks import TaskScore
-from linearard.model import RestorableModel, write_json
+from linearard.model import RestorableModel
 from linearard.model.view_names import ORIGINAL, STRETCHED, UNTRAINED
+from linearard.storage import write_json
 from linearard.sweep.plan import Job
 
 _FORMAT = 2  # raise it when a view's result gains a part

@@ -2,7 +2,6 @@
 
 from linearard.train.folder import RECIPE_FILE, REPORT_FILE, RESULT_FILE
 from linearard.train.opened import open_checkpoint, own_folder, share_not_kept
-from linearard.train.peers import is_main_process
 from linearard.train.run import PreparedRun, RunResult, prepare_run, run_recipe
 from linearard.train.trackers import Trackers
 
@@ -13,7 +12,6 @@ __all__ = [
     "PreparedRun",
     "RunResult",
     "Trackers",
-    "is_main_process",
     "open_checkpoint",
     "own_folder",
     "prepare_run",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from linearard.architectures import PROJECTIONS
 from linearard.errors import RecipeError, shown
 from linearard.recipe.stage import RestorationConfig
 from linearard.train.optimizers import own_optimizer
@@ -73,7 +74,7 @@ class _Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("q_proj", "k_proj", "v_proj"):
+        for name in PROJECTIONS[0]:
             setattr(self, name, nn.Linear(8, 8, bias=False))
 
 

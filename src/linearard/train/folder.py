@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from linearard.model import written
 from linearard.recipe.former_names import with_current_names
 from linearard.recipe.recipe import Recipe
 from linearard.recipe.yaml_text import parse_yaml
+from linearard.storage import begun, remove_beginnings, write_text
 from linearard.train import checkpoints
 
 RECIPE_FILE, FINAL = "recipe.yaml", "final"
 RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"
 #: Of TensorBoard's files, which a run that is refused may leave, and a new one does not touch.
 TENSORBOARD_FOLDER = "runs"
-_PARTIAL_RECIPE, _LOCK = f".{RECIPE_FILE}", ".lock"
+_LOCK = ".lock"
 #: Parts of a recipe that do not decide what is trained.
 _FREE_TO_CHANGE = ("output_dir", "report_to", "evaluation", "data.cache_dir")
 
@@ -97,8 +97,8 @@ def _begin_run(folder: Path, recipe: Recipe, *, replacing: bool) -> None:
         # Noted before anything has these names: what has one later is ours.
         written.note(folder, [RECIPE_FILE, RESULT_FILE, REPORT_FILE, FINAL, *stages])
         text = yaml.safe_dump(recipe.source, sort_keys=False)
-        (folder / _PARTIAL_RECIPE).write_text(text)
-        os.replace(folder / _PARTIAL_RECIPE, folder / RECIPE_FILE)
+        remove_beginnings(folder, {RECIPE_FILE})
+        write_text(folder / RECIPE_FILE, text)
 
 
 def _unmake(folders: list[Path]) -> None:
@@ -151,8 +151,10 @@ def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
         )
     content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     # A run killed in its first moment leaves at most the beginnings of its files.
-    ignored = (_PARTIAL_RECIPE, _LOCK, written.RECORD, TENSORBOARD_FOLDER)
-    content = [n for n in content if n not in ignored and not n.startswith(f".{written.RECORD}.")]
+    ignored = (_LOCK, written.RECORD, TENSORBOARD_FOLDER)
+    content = [
+        n for n in content if n not in ignored and begun(n) not in (RECIPE_FILE, written.RECORD)
+    ]
     shown = ", ".join(content[:3]) + (", …" if len(content) > 3 else "")
     ours = RECIPE_FILE in content and RECIPE_FILE in (written.noted(folder) or ())
     if content and not ours:

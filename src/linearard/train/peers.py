@@ -20,11 +20,6 @@ BEAT_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
 _ENDED = b"ended"
 
 
-def is_main_process() -> bool:
-    """Whether this process speaks for the run (rank 0 of a distributed launcher)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 @contextlib.contextmanager
 def watching_peers(accelerator: Any) -> Iterator[None]:
     """End this process, with a message, where another of the same training has fallen silent.

@@ -26,6 +26,7 @@ from linearard.model import (
     save_checkpoint,
 )
 from linearard.model.view_names import RESTORED, UNTRAINED
+from linearard.processes import is_main_process
 from linearard.recipe.recipe import Recipe
 from linearard.recipe.stage import RestorationConfig
 from linearard.recipe.trackers import check_trackers
@@ -33,7 +34,6 @@ from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.determinism import deterministic_algorithms
 from linearard.train.folder import FINAL, Claim, claim_folder
-from linearard.train.peers import is_main_process
 from linearard.train.stage_text import StageText
 from linearard.train.stages import stage_arguments
 from linearard.train.trackers import Trackers

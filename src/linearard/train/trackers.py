@@ -12,9 +12,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from linearard.errors import RecipeError, UserError
 from linearard.evaluation import summarise
 from linearard.model import resolve_device
+from linearard.processes import is_main_process
 from linearard.recipe import Recipe
 from linearard.recipe.trackers import check_trackers
-from linearard.train.peers import is_main_process
 
 
 class Trackers:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from linearard.model import write_json, written
+from linearard.model import written
+from linearard.storage import write_json
 from linearard.train.guard import Guard
 from linearard.train.held_out import HeldOut, HeldOutText, Look
 from linearard.train.random_state import RandomState

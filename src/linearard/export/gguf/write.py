@@ -20,6 +20,7 @@ from linearard.export.gguf.rotation import rotation_of
 from linearard.export.gguf.tensors import named_tensors
 from linearard.export.gguf.tokenizer import add_tokenizer
 from linearard.rope import RopeTable, RopeViews
+from linearard.storage import replacing
 
 
 def write_gguf(
@@ -65,8 +66,7 @@ def write_gguf(
     dtype = model.get_output_embeddings().weight.dtype
     kind = resolve_type(gguf_type, dtype)
 
-    partial = path.with_name(f"{path.name}.partial")
-    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[family.arch]])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[family.arch]])
     writer.add_type("model")
     writer.add_name(name)
     for key, value in (about or {}).items():
@@ -87,19 +87,16 @@ def write_gguf(
     for new, tensor, of in everything():  # a first round for names and sizes, which stand in front
         size = math.prod(gguf.quant_shape_to_byte_shape(tensor.shape, of))
         writer.add_tensor_info(new, tensor.shape, np.dtype(np.float32), size, raw_dtype=of)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for new, tensor, of in everything():
-            writer.write_tensor_data(packed(tensor, of, new))
-        writer.close()
+    with replacing(path) as partial:
+        try:
+            writer.write_header_to_file(partial)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for new, tensor, of in everything():
+                writer.write_tensor_data(packed(tensor, of, new))
+        finally:
+            writer.close()
         _check(partial, table)
-    except BaseException:
-        writer.close()
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
 
 
 def _check(path: Path, table: RopeTable) -> None:

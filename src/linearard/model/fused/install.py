@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linearard.architectures import architecture_of_package
 from linearard.model.adapters import TwoViewLinear
 from linearard.model.fused.layers import gated_mlp, norm
 from linearard.model.fused.projections import LowRank, Projection, base_outputs, project
@@ -25,21 +26,10 @@ from linearard.model.packed import has_packed
 from linearard.ops import pointwise
 
 _LOGGER = logging.getLogger(__name__)
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "gemma3")
-_NORMS = {f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2", "Phi3")}
-#: Norms whose weights are the difference to 1.
-_OFFSET_NORMS = {f"{name}RMSNorm" for name in ("Gemma", "Gemma2", "Gemma3")}
-_MLPS = {f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2")}
+#: How the names of classes end that have fused forms.
+_ENDINGS = {"RMSNorm": "norm", "MLP": "mlp", "Attention": "attention"}
 #: The cache's name, before and since transformers 5.24.
 _CACHES = ("past_key_values", "cache")
-#: What each attention hands to the attention function beside its operands.
-_WINDOWS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
-    "LlamaAttention": lambda module: {},
-    "MistralAttention": lambda module: {
-        "sliding_window": getattr(module.config, "sliding_window", None)
-    },
-    "Qwen2Attention": lambda module: {"sliding_window": module.sliding_window},
-}
 
 
 @dataclass
@@ -77,43 +67,52 @@ def fuse_layers(model: nn.Module, *, everywhere: bool = False) -> FusedLayers:
     agreeing: dict[tuple[type, Any], bool] = {}
     fused = FusedLayers()  # everywhere, for the comparison
     for module in model.modules():
-        forward = _fused_forward(module)
+        kind, forward = _fused_forward(module)
         if forward is None:
             continue
         replacement = partial(forward, fused, module, module.forward)
-        kind = (type(module), next(module.parameters()).shape)
-        if kind not in agreeing:
-            agreeing[kind] = _agrees(module, replacement)
-            if not agreeing[kind]:
+        alike = (type(module), next(module.parameters()).shape)
+        if alike not in agreeing:
+            agreeing[alike] = _agrees(module, replacement)
+            if not agreeing[alike]:
                 _LOGGER.warning("%s does not compute what it used to: not fused", type(module))
-        if agreeing[kind]:
+        if agreeing[alike]:
             module.forward = replacement
-            fused.modules[module] = _KINDS[forward]
+            fused.modules[module] = kind
     fused.everywhere = everywhere
     return fused
 
 
-def _fused_forward(module: nn.Module) -> Callable[..., Any] | None:
-    home, name = type(module).__module__, type(module).__name__
-    if not home.startswith("transformers.models.") or home.split(".")[2] not in _FAMILIES:
-        return None
-    if name in _NORMS | _OFFSET_NORMS:
-        return _norm_forward
-    if has_packed(module):
-        return None
-    if name in _MLPS and module.config.hidden_act in ("silu", "swish"):
-        return _mlp_forward
-    readable = name in _WINDOWS and _read_projections(module) is not None
-    return _attention_forward if readable else None
+def _fused_forward(module: nn.Module) -> tuple[str, Callable[..., Any] | None]:
+    """Which kind of module this is, and its fused form; None: it has none."""
+    home, name = type(module).__module__.split("."), type(module).__name__
+    if home[:2] != ["transformers", "models"]:
+        return "", None
+    known = architecture_of_package(home[2])
+    kind = _ENDINGS.get(name.removeprefix(home[2].capitalize()), "")
+    forward: Callable[..., Any] | None = None
+    if kind in known.fused and kind == "norm":
+        forward = partial(_norm_forward, from_one=known.norms_from_one)
+    elif kind in known.fused and not has_packed(module):
+        if kind == "mlp" and module.config.hidden_act in ("silu", "swish"):
+            forward = _mlp_forward
+        elif kind == "attention" and _read_projections(module) is not None:
+            forward = partial(_attention_forward, window_of=known.window_of)
+    return kind, forward
 
 
 def _norm_forward(
-    fused: FusedLayers, module: Any, original: Callable[..., Any], hidden_states: Tensor
+    fused: FusedLayers,
+    module: Any,
+    original: Callable[..., Any],
+    hidden_states: Tensor,
+    *,
+    from_one: bool,
 ) -> Tensor:
     weight = module.weight
     if not (_runs(fused, hidden_states, weight) and not weight.requires_grad):
         return original(hidden_states)
-    if type(module).__name__ in _OFFSET_NORMS:
+    if from_one:
         precise = torch.promote_types(weight.dtype, torch.float32)
         return norm(hidden_states, 1.0 + weight.to(precise), module.eps)
     return norm(hidden_states, weight, module.variance_epsilon)
@@ -136,6 +135,8 @@ def _attention_forward(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     attention_mask: Tensor | None = None,
+    *,
+    window_of: str,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
     caches = {name: kwargs.pop(name) for name in _CACHES if name in kwargs}
@@ -165,11 +166,19 @@ def _attention_forward(
         attention_mask,
         dropout=module.attention_dropout if module.training else 0.0,
         scaling=module.scaling,
-        **_WINDOWS[type(module).__name__](module),
+        **_window(module, window_of),
         **kwargs,
     )
     output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
     return module.o_proj(output), weights
+
+
+def _window(module: Any, window_of: str) -> dict[str, Any]:
+    """What an attention hands to the attention function beside its operands."""
+    if not window_of:
+        return {}
+    holder = module.config if window_of == "config" else module
+    return {"sliding_window": getattr(holder, "sliding_window", None)}
 
 
 @dataclass
@@ -327,9 +336,6 @@ def _read_lora(layer: Any) -> tuple[Tensor, Tensor, float, float] | None:
         return None
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     return down.weight, up.weight, layer.scaling[name], p
-
-
-_KINDS = {_norm_forward: "norm", _mlp_forward: "mlp", _attention_forward: "attention"}
 
 
 def _is_frozen(linear: nn.Module) -> bool:

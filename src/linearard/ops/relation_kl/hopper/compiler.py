@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import hashlib
-import os
 import site
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from linearard.storage import cache_folder, replacing
 
 _SOURCES = Path(__file__).parent
 _FLAGS = (b"--gpu-architecture=sm_90a", b"--std=c++17")
@@ -60,16 +61,14 @@ def compiled(name: str) -> bytes:
     key = hashlib.sha256(f"nvrtc {major.value}.{minor.value} {_FLAGS}".encode())
     for source in (*sorted(_SOURCES.glob("*.h")), _SOURCES / name):
         key.update(source.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    kept = base / "linearard" / "kernels" / f"{Path(name).stem}-{key.hexdigest()[:24]}.cubin"
+    kept = cache_folder("kernels") / f"{Path(name).stem}-{key.hexdigest()[:24]}.cubin"
     if kept.exists():
         return kept.read_bytes()
     code = _compile(name)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(code)
-        partial.replace(kept)
+        with replacing(kept) as partial:
+            partial.write_bytes(code)
     except OSError:  # a home that cannot be written costs seconds a process, not the run
         pass
     return code
