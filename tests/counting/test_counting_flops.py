@@ -10,6 +10,7 @@ import tiny
 from linearard.counting import step_flops
 from linearard.counting.products import step_products, visible_pairs
 from linearard.counting.shapes import ModelShape
+from linearard.counting.step import Step
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.model.fused import fuse_layers
@@ -102,7 +103,7 @@ def planned(architecture, adapter, objective, recompute, fused=False):
     shape = ModelShape.of(config, adapter)
     how = {"native_window": tiny.WINDOW, "recompute": bool(recompute), "fused": fused}
     how["kept_layers"] = KEPT[recompute]
-    found = step_products(shape, objective, TOKENS, BATCH, **how)
+    found = step_products(Step(shape, objective, TOKENS, BATCH, **how))
     counts = {"mm": 0, "bmm": 0}
     for product in found:
         if product.kind in ("gemm", "lora", "head"):
@@ -153,14 +154,8 @@ def test_nothing_computed_twice_counts():
     config, adapter = tiny.tiny_config(), AdapterConfig(r=4)
     objective = ObjectiveConfig()
     total = step_flops(config, objective, TOKENS, BATCH, adapter=adapter)
-    products = step_products(
-        ModelShape.of(config, adapter),
-        objective,
-        TOKENS,
-        BATCH,
-        native_window=tiny.WINDOW,
-        recompute=True,
-    )
+    shape = ModelShape.of(config, adapter)
+    products = step_products(Step(shape, objective, TOKENS, BATCH, tiny.WINDOW, recompute=True))
     assert total == sum(p.flops for p in products if p.counted)
     assert total < sum(p.flops for p in products)
     assert step_flops(config, objective, TOKENS, 2 * BATCH, adapter=adapter) == 2 * total

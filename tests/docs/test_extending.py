@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import tiny
-from linearard.counting import ModelShape, step_products
+from linearard.counting import ModelShape, Step, step_products
 from linearard.data import Documents, beginning
 from linearard.distill import RestorationModule, step_shares
 from linearard.distill.output_terms import OUTPUT_TERMS
@@ -55,11 +55,11 @@ def test_a_term_is_trained_counted_and_planned(term):
     shape = ModelShape.of(restorable.config, restorable.adapter.config)
     rows = {}
     for one in (plain, objective):
-        heads = [p for p in step_products(shape, one, 24, 2, native_window=64) if p.kind == "head"]
+        products = step_products(Step(shape, one, 24, 2, native_window=64))
+        heads = [p for p in products if p.kind == "head"]
         rows[len(one.weights)] = sum(p.rows for p in heads if p.phase == "student")
     assert (rows[1], rows[2]) == (2 * 23, 2 * 23 + 2 * 24)
-    options = {"native_window": 64, "fused": False}
-    more, less = (step_traffic(shape, one, 24, 2, **options) for one in (objective, plain))
+    more, less = (step_traffic(Step(shape, one, 24, 2, 64)) for one in (objective, plain))
     assert more["student"] > less["student"]
 
 

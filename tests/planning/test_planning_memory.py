@@ -12,7 +12,7 @@ import tiny
 from benchmarks import planner_shapes
 from benchmarks.planner_shapes import Case
 from benchmarks.training_step import CASES, MODELS
-from linearard.counting.passes import passes
+from linearard.counting import Step
 from linearard.counting.shapes import ModelShape
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
@@ -95,16 +95,14 @@ def planned_and_saved(config, kind, case, fused):
     adapter = AdapterConfig(kind=kind, r=24, dropout=0.0)
     objective = ObjectiveConfig(**CASES[case])
     shape = ModelShape.of(config, adapter)
-    kept = LayerActivations(shape, objective, TOKENS, BATCH, element=2, fused=fused)
-    _, student = passes(shape, objective)
+    kept = LayerActivations(Step(shape, objective, TOKENS, BATCH, 4096, fused=fused), element=2)
     planned = sum(
-        kept.student(i, student) + kept.teacher(i) + kept.weight_casts(i)
-        for i in range(len(shape.layers))
+        kept.student(i) + kept.teacher(i) + kept.weight_casts(i) for i in range(len(shape.layers))
     )
     if (
         objective.needs_output
     ):  # the hidden state behind the norm is no saved tensor, its gradient is
-        planned += kept.output(student)
+        planned += kept.output
     return planned, saved_bytes(config, adapter, objective, fused)
 
 
@@ -120,10 +118,10 @@ def measured(path):
     return result, shape
 
 
-def planned(result, shape, case, setting):
+def planned(result, shape, case, fused=True, **setting):
     sizes = (result["tokens"], result["batch"])
-    objective = ObjectiveConfig(**CASES[case])
-    return step_memory(shape, objective, *sizes, setting, native_window=4096)
+    step = Step(shape, ObjectiveConfig(**CASES[case]), *sizes, 4096, fused=fused)
+    return step_memory(step, Setting(**setting))
 
 
 @pytest.mark.parametrize("name", ["llama2_7b", "smollm2"])
@@ -132,7 +130,7 @@ def test_peaks_are_those_measured_on_an_h200(name):
     for case, row in result["cases"].items():
         if ObjectiveConfig(**CASES[case]).inputs == "teacher":
             continue  # held more than is counted; why was not found
-        memory = planned(result, shape, case, Setting(fused=False))
+        memory = planned(result, shape, case, fused=False)
         # It ran before layers were fused, and let peft cast each projection's input.
         rows = result["tokens"] * result["batch"]
         casts = 2 * 2 * shape.hidden * rows * len(shape.layers)
@@ -144,7 +142,7 @@ def test_peaks_of_recorded_steps_are_those_measured_on_an_h200(name):
     result, shape = measured(f"training_step_{name}.json")
     assert result["graphs"] and "teacher-inputs-qk" in result["cases"]
     for case, row in result["cases"].items():
-        memory = planned(result, shape, case, Setting(graphs=True))
+        memory = planned(result, shape, case, graphs=True)
         assert memory.peak / GIB == pytest.approx(row["peak_gib"], rel=0.05), case
 
 
@@ -163,11 +161,10 @@ def test_recordings_of_several_kinds_hold_gradients_at_all_times(case):
     result, shape = measured("training_step_llama2_7b.json")
     gradients = 4 * shape.trained_parameters * (1 if case == "paper" else 2 / 3)
     one, two = (
-        planned(result, shape, case, Setting(graphs=True, recorded_elsewhere=more))
-        for more in (False, True)
+        planned(result, shape, case, graphs=True, recorded_elsewhere=more) for more in (False, True)
     )
     assert two.peak - one.peak == pytest.approx(gradients, rel=1e-6)
-    apart = planned(result, shape, case, Setting(graphs=True, accumulated=True))
+    apart = planned(result, shape, case, graphs=True, accumulated=True)
     assert apart.peak == two.peak
 
 

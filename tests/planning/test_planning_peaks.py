@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from linearard.counting.shapes import ModelShape
+from linearard.counting.step import Step
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel
 from linearard.planning.memory import Setting, step_memory
@@ -108,8 +109,8 @@ def test_a_step_holds_at_most_what_is_planned(architecture, kind, case, recomput
     adapter = AdapterConfig(kind=kind, r=8, dropout=0.0)
     objective = ObjectiveConfig(**TERMS[case])
     shape = ModelShape.of(config, adapter)
-    setting = Setting(fused=False, recompute=recompute)
-    planned = step_memory(shape, objective, TOKENS, BATCH, setting, native_window=tiny.WINDOW)
+    step = Step(shape, objective, TOKENS, BATCH, tiny.WINDOW, recompute=recompute)
+    planned = step_memory(step, Setting())
     libraries = 2 * 32 * 2**20  # of a GPU
     expected = planned.working - libraries
     got = peak_of_a_step(config, adapter, objective, recompute)

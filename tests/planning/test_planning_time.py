@@ -12,6 +12,7 @@ from benchmarks import planner, planner_rates
 from benchmarks.training_step import MODELS
 from linearard.counting.products import Product
 from linearard.counting.shapes import ModelShape
+from linearard.counting.step import Step
 from linearard.distill import ObjectiveConfig
 from linearard.errors import CheckpointError
 from linearard.model import AdapterConfig
@@ -65,16 +66,20 @@ def test_rates_lie_between_measured_shapes():
 def test_the_slower_of_device_and_host_counts():
     config = transformers.LlamaConfig(**MODELS["smollm2-135m"])
     shape = ModelShape.of(config, AdapterConfig(r=256, dropout=0.0))
-    objective, rates = ObjectiveConfig(), shipped_rates()
-    how = {"native_window": 8192, "fused": True}
-    small = batch_duration(shape, objective, 64, 1, rates, **how)
+    rates = shipped_rates()
+
+    def duration(tokens, batch, **options):
+        step = Step(shape, ObjectiveConfig(), tokens, batch, native_window=8192, fused=True)
+        return batch_duration(step, rates, **options)
+
+    small = duration(64, 1)
     assert small.waiting > 0.9 * small.seconds
-    assert batch_duration(shape, objective, 64, 2, rates, **how).seconds == small.seconds
-    recorded = batch_duration(shape, objective, 64, 1, rates, **how, graphs=True)
+    assert duration(64, 2).seconds == small.seconds
+    recorded = duration(64, 1, graphs=True)
     assert recorded.waiting == 0 and recorded.seconds == pytest.approx(
         small.seconds - small.waiting
     )
-    large = batch_duration(shape, objective, 8192, 16, rates, **how)
+    large = duration(8192, 16)
     assert large.waiting == 0
     assert sum(large.parts.values()) == pytest.approx(large.seconds)
 

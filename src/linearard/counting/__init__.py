@@ -2,32 +2,19 @@
 
 from linearard.counting.flops import step_flops
 from linearard.counting.launches import worth_recording
-from linearard.counting.passes import (
-    NOTHING,
-    WHOLE,
-    Pass,
-    learning,
-    passes,
-    related_layers,
-    teacher_reads,
-)
 from linearard.counting.products import Product, step_products, visible_pairs
 from linearard.counting.shapes import LayerShape, ModelShape, Projection
+from linearard.counting.step import Pass, Step
 
 __all__ = [
-    "NOTHING",
-    "WHOLE",
     "LayerShape",
     "ModelShape",
     "Pass",
     "Product",
     "Projection",
-    "learning",
-    "passes",
-    "related_layers",
+    "Step",
     "step_flops",
     "step_products",
-    "teacher_reads",
     "visible_pairs",
     "worth_recording",
 ]

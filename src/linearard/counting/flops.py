@@ -23,6 +23,7 @@ from typing import Any
 
 from linearard.counting.products import Product, step_products
 from linearard.counting.shapes import ModelShape
+from linearard.counting.step import Step
 from linearard.distill import ObjectiveConfig
 from linearard.model import AdapterConfig
 
@@ -55,7 +56,7 @@ def step_flops(
     """
     shape = ModelShape.of(config, AdapterConfig() if adapter is None else adapter)
     native = native_window or int(config.get_text_config().max_position_embeddings)
-    return counted_flops(step_products(shape, objective, tokens, batch, native_window=native))
+    return counted_flops(step_products(Step(shape, objective, tokens, batch, native)))
 
 
 def counted_flops(products: Iterable[Product]) -> int:

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from linearard.counting.passes import (
-    FEEDS,
-    NOTHING,
-    WHOLE,
-    is_read,
-    passes,
-    related_layers,
-    teacher_reads,
-)
-from linearard.counting.shapes import LayerShape, ModelShape, Projection
-from linearard.distill import ObjectiveConfig
+from linearard.counting.shapes import LayerShape, Projection
+from linearard.counting.step import FEEDS, NOTHING, WHOLE, Step
 
 
 @dataclass(frozen=True)
@@ -44,34 +35,13 @@ class Product:
     windowed: bool = False
 
 
-def step_products(
-    shape: ModelShape,
-    objective: ObjectiveConfig,
-    tokens: int,
-    batch: int,
-    *,
-    native_window: int,
-    recompute: bool = False,
-    kept_layers: int = 0,
-    fused: bool = False,
-) -> list[Product]:
+def step_products(step: Step) -> list[Product]:
     """All products of one batch, forward and backward.
-
-    Args:
-        shape: the model.
-        objective: the terms of the loss.
-        tokens, batch: of a sequence; sequences.
-        native_window: what the teacher reads at once where logit KL is formed on longer windows.
-        recompute: gradient checkpointing.
-        kept_layers: how many of the last layers it leaves alone.
-        fused: whether those of `linearard.model.fused` stand in for layers that it knows.
 
     Raises:
         RecipeError: the objective names layers the model does not have.
     """
-    kept = kept_layers if recompute else None
-    step = _Step(shape, objective, tokens, batch, native_window, kept, fused)
-    return list(step.products())
+    return list(_Products(step).all())
 
 
 def visible_pairs(tokens: int, window: int | None) -> int:
@@ -81,58 +51,43 @@ def visible_pairs(tokens: int, window: int | None) -> int:
     return window * (window + 1) // 2 + (tokens - window) * window
 
 
-class _Step:
-    def __init__(
-        self,
-        shape: ModelShape,
-        objective: ObjectiveConfig,
-        tokens: int,
-        batch: int,
-        native_window: int,
-        kept: int | None,
-        fused: bool,
-    ) -> None:
-        self.shape, self.objective = shape, objective
-        self.fused = shape.fused if fused else frozenset()
-        self.tokens, self.batch, self.rows = tokens, batch, batch * tokens
-        self.reads = teacher_reads(objective, tokens, native_window)
-        self.related = related_layers(shape, objective)
-        self.own = objective.inputs == "own"
-        recompute = kept is not None and self.own
-        self.again = range(len(shape.layers) - kept if recompute else 0)  # layers computed twice
-        self.teacher_pass, self.student_pass = passes(shape, objective)
+class _Products:
+    def __init__(self, step: Step) -> None:
+        self.step, self.shape, self.objective = step, step.shape, step.objective
+        self.batch, self.tokens, self.rows = step.batch, step.tokens, step.rows
         # Under checkpointing peft makes the embeddings want a gradient, which nothing uses.
-        self.to_embedding = recompute and shape.rank > 0
+        self.to_embedding = step.recompute and step.own_inputs and step.shape.rank > 0
 
-    def products(self) -> Iterator[Product]:
-        if self.reads[0]:
+    def all(self) -> Iterator[Product]:
+        if self.step.teacher_reads[0]:
             yield from self.teacher()
-        yield from self.student() if self.own else self.beside_teacher()
+        yield from self.student() if self.step.own_inputs else self.beside_teacher()
         yield from self.relations()
         yield from self.head()
 
     def teacher(self) -> Iterator[Product]:
-        windows, tokens = self.reads
+        windows, tokens = self.step.teacher_reads
+        beside_it, reach = not self.step.own_inputs, self.step.teacher
         rows = self.batch * windows
         for index, layer in enumerate(self.shape.layers):
-            runs, needed = self.teacher_pass.runs(index), self.teacher_pass.needed(index)
+            runs, needed = reach.runs[index], reach.needed[index]
             for projection in layer.projections:
                 feeds = projection.feeds_attention
                 # With teacher inputs a hook behind the last attention ends the pass.
-                beside = not self.own and projection.role == "attention output"
+                beside = beside_it and projection.role == "attention output"
                 if runs == WHOLE or (runs == FEEDS and (feeds or beside)):
                     counted = needed == WHOLE or (feeds and needed == FEEDS)
                     yield _gemm("teacher", index, projection, rows * tokens, counted)
-            if runs == WHOLE or (runs == FEEDS and not self.own):
+            if runs == WHOLE or (runs == FEEDS and beside_it):
                 counted = needed == WHOLE
                 yield _attention("teacher", index, layer, rows, tokens, 2, counted)
 
     def student(self) -> Iterator[Product]:
         alive = False  # whether a gradient is wanted for what the next projection reads
         for index, layer in enumerate(self.shape.layers):
-            runs, needed = self.student_pass.runs(index), self.student_pass.needed(index)
+            runs, needed = self.step.student.runs[index], self.step.student.needed[index]
             # The layer in which a pass ends is cut short and never computed again.
-            again = index in self.again and runs == WHOLE and needed != NOTHING
+            again = index in self.step.recomputed and runs == WHOLE and needed != NOTHING
             for group in _groups(layer, runs):
                 feeds = group[0].feeds_attention
                 counted = needed == WHOLE or (feeds and needed == FEEDS)
@@ -140,9 +95,9 @@ class _Step:
                     yield _gemm("student", index, projection, self.rows, counted)
                     # Nothing reads what a layer's last product gives: recomputation stops before, but
                     # a fused MLP is computed whole.
-                    if again and ("mlp" in self.fused or projection.role != "mlp out"):
+                    if again and ("mlp" in self.step.fused_parts or projection.role != "mlp out"):
                         yield _gemm("recompute", index, projection, self.rows, False)
-                    learns = counted and (needed == WHOLE or is_read(self.objective, projection))
+                    learns = counted and (needed == WHOLE or self.step.is_read(projection))
                     if projection.trained:
                         yield from self._adapter(index, projection, counted, again, alive, learns)
                     if learns and (alive or self.to_embedding):
@@ -152,22 +107,21 @@ class _Step:
                     yield from self._attention(index, layer, needed == WHOLE, again, alive)
 
     def beside_teacher(self) -> Iterator[Product]:
-        for index in self.related:
+        for index in self.step.related:
             for projection in self.shape.layers[index].projections:
                 if projection.feeds_attention:
-                    if (
-                        "attention" not in self.fused
-                    ):  # the teacher has the same product of the same input
+                    # Fused, it takes the teacher's product of the same input.
+                    if "attention" not in self.step.fused_parts:
                         yield _gemm("student", index, projection, self.rows, False)
                     if projection.trained:
-                        learns = is_read(self.objective, projection)
+                        learns = self.step.is_read(projection)
                         yield from self._adapter(index, projection, True, False, False, learns)
 
     def relations(self) -> Iterator[Product]:
-        for index in self.related:
+        for index in self.step.related:
             layer = self.shape.layers[index]
             pairs = visible_pairs(self.tokens, layer.window)
-            again = index in self.again and self.student_pass.runs(index) == WHOLE
+            again = index in self.step.recomputed and self.step.student.runs[index] == WHOLE
             for relation in self.objective.active_relations:
                 heads = self.batch * layer.relation_heads(relation)
                 flops = 2 * 2 * heads * pairs * layer.head_dim
@@ -213,7 +167,8 @@ class _Step:
         if learns:
             yield _product("backward", "lora", outputs, rows, rank, index, True)
             yield _product("backward", "lora", rows, outputs, rank, index, True)
-        if learns or (counted and "attention" in self.fused):  # A's products are one for q, k and v
+        # Fused, A's products are one for q, k and v.
+        if learns or (counted and "attention" in self.step.fused_parts):
             yield _product("backward", "lora", rank, rows, inputs, index, learns)
             if alive or self.to_embedding:
                 yield _product("backward", "lora", rows, rank, inputs, index, alive and learns)

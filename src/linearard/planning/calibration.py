@@ -16,6 +16,7 @@ from torch.nn.attention import sdpa_kernel
 from linearard.capture.sdpa import causal_attention, preferred_backends
 from linearard.counting.products import step_products, visible_pairs
 from linearard.counting.shapes import ModelShape
+from linearard.counting.step import Step
 from linearard.distill import ObjectiveConfig, RestorationModule
 from linearard.model import AdapterConfig, RestorableModel, resolve_device, resolve_dtype
 from linearard.model.view_names import ORIGINAL
@@ -282,11 +283,10 @@ def _with_passes(rates: Rates, device: torch.device, dtype: torch.dtype, sizes: 
     step = _step(restorable, objective, ids)
     spent = _busy(step) if device.type == "cuda" else _seconds(step, device, sizes.rounds)
     shape = ModelShape.of(restorable.config, restorable.adapter.config)
-    work = (shape, objective, tokens, batch)
     fused = device.type == "cuda" and dtype != torch.float32
-    products = step_products(*work, native_window=4096, fused=fused)
-    passed = sum(step_traffic(*work, native_window=4096, fused=fused).values())
-    left = spent - sum(map(rates.seconds, products))
+    work = Step(shape, objective, tokens, batch, native_window=4096, fused=fused)
+    passed = sum(step_traffic(work).values())
+    left = spent - sum(map(rates.seconds, step_products(work)))
     # Never faster than a plain pass, and no more than ten times slower.
     copied = rates.bandwidth
     found = passed / left if left > 0 else copied

@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from linearard.counting.flops import counted_flops
-from linearard.counting.passes import NOTHING, passes, related_layers
 from linearard.counting.products import step_products
 from linearard.counting.shapes import ModelShape
-from linearard.distill import ObjectiveConfig
+from linearard.counting.step import NOTHING, Step
 from linearard.planning.memory_traffic import optimizer_traffic, step_traffic
 from linearard.planning.rates import Rates
 
@@ -32,45 +31,23 @@ class Duration:
     flops: int
 
 
-def batch_duration(
-    shape: ModelShape,
-    objective: ObjectiveConfig,
-    tokens: int,
-    batch: int,
-    rates: Rates,
-    *,
-    native_window: int,
-    fused: bool,
-    recompute: bool = False,
-    kept_layers: int = 0,
-    graphs: bool = False,
-    packed: bool = False,
-) -> Duration:
+def batch_duration(step: Step, rates: Rates, *, graphs: bool = False) -> Duration:
     """Time of one batch without the optimizer.
 
     The host launches ahead of the device: the slower of the two decides.
 
     Args:
-        shape, objective, tokens, batch, native_window, recompute, kept_layers: see `step_products`.
+        step: the batch.
         rates: of the device.
         graphs: whether steps are recorded and replayed, so that nothing waits for the host.
-        fused: whether layers that `linearard.model.fused` knows run so.
-        packed: whether base weights are in 4 bits.
     """
-    sizes = (shape, objective, tokens, batch)
-    how = {"native_window": native_window, "recompute": recompute, "kept_layers": kept_layers}
-    products = step_products(*sizes, **how, fused=fused)
-    traffic = step_traffic(*sizes, **how, fused=fused, packed=packed)
+    products = step_products(step)
     parts: Counter[str] = Counter()
     for product in products:
         parts[product.kind] += rates.seconds(product)
-    parts["elementwise"] = sum(traffic.values()) / rates.bandwidth
+    parts["elementwise"] = sum(step_traffic(step).values()) / rates.bandwidth
     busy = sum(parts.values())
-    waiting = 0.0
-    if not graphs:
-        again = max(0, len(shape.layers) - kept_layers) if recompute else 0
-        launching = host_seconds(shape, objective, rates, again=again)
-        waiting = max(0.0, launching - busy)
+    waiting = 0.0 if graphs else max(0.0, host_seconds(step, rates) - busy)
     return Duration(
         seconds=busy + waiting,
         parts=dict(parts),
@@ -90,19 +67,17 @@ def transfer_seconds(count: float, rates: Rates) -> float:
     return count / rates.bus if rates.bus else 0.0
 
 
-def host_seconds(
-    shape: ModelShape, objective: ObjectiveConfig, rates: Rates, *, again: int = 0
-) -> float:
-    """Seconds that launching a batch takes, `again` layers of it twice."""
-    teacher, student = passes(shape, objective)
-    related = related_layers(shape, objective)
-    layers = range(len(shape.layers))
-    read = sum(teacher.runs(i) != NOTHING for i in layers) if objective.needs_teacher else 0
-    if objective.inputs == "own":
-        learned = sum(student.runs(i) != NOTHING for i in layers)
-        learned += again / 3  # a forward pass once more
+def host_seconds(step: Step, rates: Rates) -> float:
+    """Seconds that launching a batch takes."""
+    if step.own_inputs:
+        learned = sum(extent != NOTHING for extent in step.student.runs)
+        learned += len(step.recomputed) / 3  # a forward pass once more
     else:
-        learned = len(related)  # fewer steps a layer, but a backward pass for each
-    relations = len(related) * len(objective.active_relations)
-    counts = {"teacher": read, "student": learned, "relation": relations}
+        learned = len(step.related)  # fewer steps a layer, but a backward pass for each
+    counts = {
+        "teacher": sum(extent != NOTHING for extent in step.teacher.runs)
+        * bool(step.teacher_reads[0]),
+        "student": learned,
+        "relation": len(step.related) * len(step.objective.active_relations),
+    }
     return sum(rates.host.get(name, 0.0) * count for name, count in counts.items())

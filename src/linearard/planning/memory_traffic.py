@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from linearard.counting.passes import NOTHING, WHOLE, passes, related_layers, teacher_reads
 from linearard.counting.shapes import LayerShape, ModelShape
-from linearard.distill import ObjectiveConfig
+from linearard.counting.step import NOTHING, WHOLE, Step
 from linearard.model.packed import BLOCK
 
 #: Bytes an element, of layers of `transformers` in mixed precision, and of fused ones.
@@ -24,67 +23,46 @@ PACKED = 1 / 2 + 4 / BLOCK
 _UNPACKED = 2
 
 
-def step_traffic(
-    shape: ModelShape,
-    objective: ObjectiveConfig,
-    tokens: int,
-    batch: int,
-    *,
-    native_window: int,
-    fused: bool,
-    recompute: bool = False,
-    kept_layers: int = 0,
-    packed: bool = False,
-) -> dict[str, float]:
-    """Bytes of one batch by phase: `teacher`, `student`, `backward`, `recompute`.
-
-    Args:
-        shape, objective, tokens, batch, native_window, recompute, kept_layers: see `step_products`.
-        fused: whether layers that `linearard.model.fused` knows run so: on a GPU in half precision.
-        packed: whether base weights are in 4 bits, and unpacked in every pass.
-    """
-    rows = tokens * batch
-    windows, window = teacher_reads(objective, tokens, native_window)
-    teacher, student = passes(shape, objective)
-    own = objective.inputs == "own"
-    related = related_layers(shape, objective)
+def step_traffic(step: Step) -> dict[str, float]:
+    """Bytes of one batch by phase: `teacher`, `student`, `backward`, `recompute`."""
+    shape, rows, own = step.shape, step.rows, step.own_inputs
+    windows, window = step.teacher_reads
     ahead, back = (
-        {name: (better if fused and _OF[name] in shape.fused else plain)[name] for name in _OF}
+        {name: (better if _OF[name] in step.fused_parts else plain)[name] for name in _OF}
         for plain, better in ((_PLAIN, _FUSED), (_PLAIN_BACK, _FUSED_BACK))
     )
     found = dict.fromkeys(("teacher", "student", "backward", "recompute"), 0.0)
     for index, layer in enumerate(shape.layers):
         if windows:
-            share = _share(teacher.runs(index))
-            found["teacher"] += batch * windows * window * share * _layer(shape, layer, ahead)
+            share = _share(step.teacher.runs[index])
+            found["teacher"] += step.batch * windows * window * share * _layer(shape, layer, ahead)
         if own:
-            runs, needed = _share(student.runs(index)), _share(student.needed(index))
+            runs, needed = _share(step.student.runs[index]), _share(step.student.needed[index])
             forward = rows * (_layer(shape, layer, ahead) + _adapters(shape, layer, ahead))
             found["student"] += runs * forward
-            again = recompute and index < len(shape.layers) - kept_layers
-            if again and student.runs(index) == WHOLE:
+            if index in step.recomputed and step.student.runs[index] == WHOLE:
                 found["recompute"] += needed * forward
             a_row = _layer(shape, layer, back) + _adapters(shape, layer, back)
             found["backward"] += rows * needed * a_row
-        elif index in related:
+        elif index in step.related:
             found["student"] += rows * (_rotation(layer, ahead) + _adapters(shape, layer, ahead))
             found["backward"] += rows * (_rotation(layer, back) + _adapters(shape, layer, back))
     found["student"] += _CAST * shape.trained_parameters
     found["backward"] += _CAST * shape.trained_parameters
-    if packed:
-        a_layer = (PACKED + _UNPACKED) * shape.packable / len(shape.layers)
-        again = len(shape.layers) - kept_layers if recompute else 0
+    if step.packed:
         layers = len(shape.layers)
+        a_layer = (PACKED + _UNPACKED) * shape.packable / layers
         counts = {
             "teacher": layers * (windows > 0),
             "student": layers * own,
             "backward": layers * own,
+            "recompute": len(step.recomputed),
         }
-        for phase, count in (counts | {"recompute": again * own}).items():
+        for phase, count in counts.items():
             found[phase] += count * a_layer
-    for term in objective.output_terms:
-        counted = term.positions(objective, tokens) * batch
-        found["student"] += term.logit_bytes[fused] * counted * shape.vocab
+    for term in step.objective.output_terms:
+        counted = term.positions(step.objective, step.tokens) * step.batch
+        found["student"] += term.logit_bytes[step.fused] * counted * shape.vocab
     return found
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from linearard.counting.flops import counted_flops
 from linearard.counting.launches import worth_recording
-from linearard.counting.passes import learning
 from linearard.counting.products import step_products
 from linearard.counting.shapes import ModelShape
+from linearard.counting.step import Step
 from linearard.planning.duration import (
     Duration,
     batch_duration,
@@ -168,50 +168,133 @@ def plan_run(
         shape = replace(shape, fused=shape.fused & {"norm"})
     plans = []
     for number, (name, stage) in enumerate(stages.items()):
-        parts, waiting = stage.all_parts, stage.gradient_accumulation_steps > 1
+        steps = {
+            part_name: Step(
+                shape,
+                part.objective,
+                part.window,
+                part.batch_size,
+                native_window,
+                fused=fused and mixed,
+                packed=packed,
+                recompute=stage.recompute,
+                kept_layers=stage.kept_layers,
+            )
+            for part_name, part in stage.all_parts.items()
+        }
         state, update = optimizer_bytes(stage.optimizer_name)
-        learned = set().union(*(learning(shape, part.objective) for part in parts.values()))
         setting = Setting(
             element=2 if mixed else _FLOAT32,
-            fused=fused and mixed,
-            packed=packed,
-            recompute=stage.recompute,
-            kept_layers=stage.kept_layers,
             state=0.0 if stage.offload_optimizer else state,
             update=0.0 if stage.offload_optimizer else update,
-            accumulated=waiting,
+            accumulated=stage.gradient_accumulation_steps > 1,
             graphs=records and shape.steady and stage.records_graphs,
             offload_teacher=stage.offload_teacher,
             remembered=number,
         )
-        recorded = {
-            part_name
-            for part_name, part in parts.items()
-            if setting.graphs
-            and worth_recording(_flops(shape, part, native_window), len(shape.layers), len(parts))
-        }
-        planned = [
-            _plan_part(
-                shape,
-                part_name,
-                part,
-                stage,
-                replace(setting, recorded_elsewhere=bool(recorded - {part_name})),
-                part_name in recorded,
-                learned,
-                native_window,
-                rates,
-            )
-            for part_name, part in parts.items()
-        ]
-        plans.append(_plan_stage(shape, name, stage, planned, rates))
+        plans.append(_Planned(name, stage, steps, setting, rates).whole())
     final = float(_FLOAT32 * shape.trained_parameters)
     return RunPlan(shape, "mixed" if mixed else "float32", plans, final)
 
 
-def _flops(shape: ModelShape, part: PartConfig, native_window: int) -> int:
-    sizes = (shape, part.objective, part.window, part.batch_size)
-    return counted_flops(step_products(*sizes, native_window=native_window))
+@dataclass(frozen=True)
+class _Planned:
+    """A stage that is being planned.
+
+    Attributes:
+        name, stage: its name and its checked arguments.
+        steps: a batch of each part.
+        setting: what all of them share.
+        rates: of the device; None: no times.
+    """
+
+    name: str
+    stage: RestorationConfig
+    steps: dict[str, Step]
+    setting: Setting
+    rates: Rates | None
+
+    def whole(self) -> StagePlan:
+        recorded = {name for name, step in self.steps.items() if self._is_recorded(step)}
+        learned = frozenset().union(*(step.learning for step in self.steps.values()))
+        parts = [
+            self._part(name, name in recorded, bool(recorded - {name}), learned)
+            for name in self.steps
+        ]
+        stage, (some, *_) = self.stage, self.steps.values()
+        accumulation, trained = stage.gradient_accumulation_steps, some.shape.trained_parameters
+        state, _ = optimizer_bytes(stage.optimizer_name)
+        batches = _sum([part.batches for part in parts])
+        steps = None if batches is None else max(1, math.ceil(batches / accumulation))
+        step_seconds = seconds = None
+        if self.rates is not None:
+            counts = [part.batches or 1 for part in parts]
+            update = optimizer_seconds(some.shape, self.rates)
+            if stage.offload_optimizer:  # the moments come while others go
+                update += transfer_seconds(state * trained, self.rates)
+            spent = sum(p.duration.seconds * n for p, n in zip(parts, counts, strict=True))
+            step_seconds = spent / sum(counts) * accumulation + update
+            seconds = None if steps is None else spent + steps * update
+        return StagePlan(
+            name=self.name,
+            parts=parts,
+            steps=steps,
+            step_seconds=step_seconds,
+            seconds=seconds,
+            tokens=_sum([part.tokens for part in parts]),
+            checkpoint=(_FLOAT32 + state) * trained,
+            kept=stage.save_total_limit,
+            room=_room(
+                parts,
+                apart=_FLOAT32 * trained * (accumulation > 1),
+                update=self.setting.update * trained,
+            ),
+        )
+
+    def _is_recorded(self, step: Step) -> bool:
+        if not self.setting.graphs:
+            return False
+        flops = counted_flops(step_products(step))
+        return worth_recording(flops, len(step.shape.layers), len(self.steps))
+
+    def _part(
+        self, name: str, recorded: bool, beside_others: bool, learned: Set[tuple[int, int]]
+    ) -> PartPlan:
+        part, step = self.stage.all_parts[name], self.steps[name]
+        setting = replace(self.setting, recorded_elsewhere=beside_others)
+        alone = replace(setting, recorded_elsewhere=False, accumulated=False, update=0.0)
+        duration = None
+        if self.rates is not None:
+            duration = batch_duration(step, self.rates, graphs=recorded)
+        batches, tokens = _read(self.stage, part)
+        return PartPlan(
+            name=name,
+            window=part.window,
+            batch=part.batch_size,
+            batches=batches,
+            tokens=tokens,
+            memory=step_memory(step, setting, learned),
+            duration=duration,
+            recorded=recorded,
+            working=step_memory(step, alone, learned).working,
+        )
+
+
+def _read(stage: RestorationConfig, part: PartConfig) -> tuple[int | None, int | None]:
+    """Batches of a part and their tokens in a whole stage, where they are known."""
+    if stage.max_steps > 0:
+        if len(stage.all_parts) > 1:
+            return None, None
+        batches = stage.max_steps * stage.gradient_accumulation_steps
+        return batches, batches * part.batch_size * part.window
+    if part.sequences is None:
+        return None, None
+    full, rest = divmod(part.sequences, part.batch_size)
+    if stage.parts:  # a batch of a part is whole
+        rest = 0
+    batches = math.ceil((full + (rest > 0)) * stage.num_train_epochs)
+    read = int((full * part.batch_size + rest) * stage.num_train_epochs)
+    return batches, read * part.window
 
 
 def _room(parts: list[PartPlan], apart: float, update: float) -> float:
@@ -231,99 +314,6 @@ def _room(parts: list[PartPlan], apart: float, update: float) -> float:
     beside = [part.working + other.working for part, other in pairs]
     beside += [other.working + update for other in recorded]
     return max(peak, lasting + apart + max(beside))
-
-
-def _plan_part(
-    shape: ModelShape,
-    name: str,
-    part: PartConfig,
-    stage: RestorationConfig,
-    setting: Setting,
-    recorded: bool,
-    learned: set[tuple[int, int]],
-    native_window: int,
-    rates: Rates | None,
-) -> PartPlan:
-    sizes = (shape, part.objective, part.window, part.batch_size)
-    options = {"native_window": native_window, "learned": learned}
-    memory = step_memory(*sizes, setting, **options)
-    alone = replace(setting, recorded_elsewhere=False, accumulated=False, update=0.0)
-    working = step_memory(*sizes, alone, **options).working
-    duration = None
-    if rates is not None:
-        duration = batch_duration(
-            *sizes,
-            rates,
-            native_window=native_window,
-            fused=setting.fused,
-            recompute=setting.recompute,
-            kept_layers=setting.kept_layers,
-            graphs=recorded,
-            packed=setting.packed,
-        )
-    batches = tokens = None
-    if part.sequences is not None:
-        whole = part.sequences // part.batch_size if stage.parts else None
-        batches = math.ceil(
-            (-(-part.sequences // part.batch_size) if whole is None else whole)
-            * stage.num_train_epochs
-        )
-        read = part.sequences if whole is None else whole * part.batch_size
-        tokens = int(read * stage.num_train_epochs) * part.window
-    if stage.max_steps > 0:
-        if len(stage.all_parts) == 1:
-            batches = stage.max_steps * stage.gradient_accumulation_steps
-            tokens = batches * part.batch_size * part.window
-        else:
-            batches = tokens = None
-    return PartPlan(
-        name=name,
-        window=part.window,
-        batch=part.batch_size,
-        batches=batches,
-        tokens=tokens,
-        memory=memory,
-        duration=duration,
-        recorded=recorded,
-        working=working,
-    )
-
-
-def _plan_stage(
-    shape: ModelShape,
-    name: str,
-    stage: RestorationConfig,
-    parts: list[PartPlan],
-    rates: Rates | None,
-) -> StagePlan:
-    accumulation, trained = stage.gradient_accumulation_steps, shape.trained_parameters
-    state, needed = optimizer_bytes(stage.optimizer_name)
-    batches = _sum([part.batches for part in parts])
-    steps = None if batches is None else max(1, math.ceil(batches / accumulation))
-    step_seconds = seconds = None
-    if rates is not None:
-        counts = [part.batches or 1 for part in parts]
-        update = optimizer_seconds(shape, rates)
-        if stage.offload_optimizer:  # the moments come while others go
-            update += transfer_seconds(state * trained, rates)
-        spent = sum(p.duration.seconds * n for p, n in zip(parts, counts, strict=True))
-        step_seconds = spent / sum(counts) * accumulation + update
-        seconds = None if steps is None else spent + steps * update
-    return StagePlan(
-        name=name,
-        parts=parts,
-        steps=steps,
-        step_seconds=step_seconds,
-        seconds=seconds,
-        tokens=_sum([part.tokens for part in parts]),
-        checkpoint=(_FLOAT32 + state) * trained,
-        kept=stage.save_total_limit,
-        room=_room(
-            parts,
-            apart=_FLOAT32 * trained * (accumulation > 1),
-            update=0.0 if stage.offload_optimizer else needed * trained,
-        ),
-    )
 
 
 def _sum(values: list[Any]) -> Any:
