@@ -38,13 +38,16 @@ class UserError(ValueError):
 
     Args:
         expected: what would have been right, as a noun phrase.
-        got: what came instead.
+        got: what came instead, in words.
         fix: one imperative sentence: what to do.
+        value: what came instead, itself, in the place of `got`; it is `shown`.
     """
 
-    def __init__(self, *, expected: str, got: str, fix: str) -> None:
-        self.expected, self.got, self.fix = expected, got, fix
-        super().__init__(expected, got, fix)
+    def __init__(
+        self, *, expected: str, got: str | None = None, fix: str, value: Any = None
+    ) -> None:
+        self.expected, self.got, self.fix = expected, shown(value) if got is None else got, fix
+        super().__init__(expected, self.got, fix)
 
     def __str__(self) -> str:
         return f"expected {self.expected}, got {self.got}. {self.fix}"

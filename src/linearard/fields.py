@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NoReturn
 
-from linearard.errors import RecipeError, shown
+from linearard.errors import RecipeError, UserError
 
 _LONGEST_PATH, _LONGEST_NAME = 4000, 255
 #: Counts fit 31 bits: tensors of the libraries below are indexed so.
@@ -23,14 +24,35 @@ class Rule:
     Attributes:
         right: whether a value is so; any value may be asked about.
         expected: the same in words that complete "NAME to be".
+        names: all that the value can be, where these are names.
+        parts: of a value that is not so, what stands in it: the ending of a name for it, itself, its rule.
     """
 
     right: Callable[[Any], bool]
     expected: str
+    names: tuple[str, ...] = ()
+    parts: Callable[[Any], Iterable[tuple[str, Any, Rule]]] = lambda value: ()
 
     def or_null(self) -> Rule:
         """The same, or null."""
-        return Rule(lambda v: v is None or self.right(v), f"{self.expected}, or null")
+        return replace(
+            self, right=lambda v: v is None or self.right(v), expected=f"{self.expected}, or null"
+        )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a value has to be beside the other fields of its section.
+
+    Attributes:
+        right: whether it is so, in a whole configuration.
+        expected: the same in words that complete "NAME to be".
+        fix: what to do; default: to set the field.
+    """
+
+    right: Callable[[Any], bool]
+    expected: str
+    fix: str = ""
 
 
 def whole(least: int = 0, most: int = LARGEST_COUNT) -> Rule:
@@ -73,7 +95,8 @@ def flag() -> Rule:
 def one_of(names: Collection[Any]) -> Rule:
     """One of some names."""
     listed = ", ".join(map(str, names))
-    return Rule(lambda v: isinstance(v, str) and v in names, f"one of {listed}")
+    known = tuple(map(str, names))
+    return Rule(lambda v: isinstance(v, str) and v in names, f"one of {listed}", known)
 
 
 def text(words: str = "") -> Rule:
@@ -117,18 +140,38 @@ def a_mapping(item: Rule | None = None, *, names: Collection[str] = ()) -> Rule:
             for key, part in value.items()
         )
 
-    of = f" of {', '.join(names)}" if names else " of names"
-    return Rule(right, f"a mapping{of}" + (f" to values, each {item.expected}" if item else ""))
+    listed = ", ".join(names)
+    known = Rule(lambda key: key in names, f"names among {listed}", tuple(names))
+
+    def parts(value: Any) -> Iterator[tuple[str, Any, Rule]]:
+        for key, part in value.items() if isinstance(value, dict) else ():
+            if names and key not in names:
+                yield "", key, known
+            elif item is not None:
+                yield f".{key}", part, item
+
+    of = f" of {listed}" if names else " of names"
+    to = f" to values, each {item.expected}" if item else ""
+    return Rule(right, f"a mapping{of}{to}", parts=parts)
 
 
 def described(
-    default: Any | Callable[[], Any], help_text: str, rule: Rule | None = None, **metadata: Any
+    default: Any | Callable[[], Any],
+    help_text: str,
+    rule: Rule | None = None,
+    *beside: Beside,
+    **metadata: Any,
 ) -> Any:
-    """A dataclass field with a help text and what its values have to be; a callable default is a factory.
+    """A dataclass field with a help text and what its values have to be.
 
-    `formerly` in the metadata is a name that the field had in earlier versions.
+    Args:
+        default: of the field; a callable is a factory.
+        help_text: for `--help` and the reference pages.
+        rule: what a value has to be by itself.
+        beside: what it has to be beside other fields.
+        metadata: `formerly`, a name that the field had in earlier versions.
     """
-    metadata = {"help": help_text, "rule": rule, **metadata}
+    metadata = {"help": help_text, "rule": rule, "beside": beside, **metadata}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -152,35 +195,67 @@ def former_names(kind: type) -> dict[str, str]:
     return {old: name for old, name in was.items() if old is not None}
 
 
-def check_value(value: Any, rule: Rule, name: str, given: Any = None) -> None:
-    """Refuse a value that does not follow its rule.
+def refuse(
+    name: str, expected: str, value: Any, fix: str = "", error: type[UserError] = RecipeError
+) -> NoReturn:
+    """Refuse the value of a field.
+
+    Args:
+        name: of the field.
+        expected: what it has to be, in words that complete "NAME to be".
+        value: what it is.
+        fix: what to do; default: to set the field.
+        error: the kind of error.
+    """
+    raise error(expected=f"{name} to be {expected}", value=value, fix=fix or f"Set {name}.")
+
+
+def check_value(
+    value: Any, rule: Rule, name: str, given: Any = None, error: type[UserError] = RecipeError
+) -> None:
+    """Refuse a value that does not follow its rule, or the first part of it that does not.
 
     Args:
         value: what is checked.
         rule: what it has to be.
         name: of its field, for the message.
         given: what the user wrote, where that was another form of it.
+        error: the kind of error.
 
     Raises:
-        RecipeError: it does not follow the rule.
+        RecipeError: it does not follow the rule; or another `error`.
     """
-    if not rule.right(value):
-        got = shown(value if given is None else given)
-        raise RecipeError(expected=f"{name} to be {rule.expected}", got=got, fix=f"Set {name}.")
+    if rule.right(value):
+        return
+    for ending, part, of_part in rule.parts(value):
+        check_value(part, of_part, name + ending, error=error)
+    near = difflib.get_close_matches(str(value), rule.names, n=1)
+    fix = f"Did you mean {near[0]!r}?" if near else ""
+    refuse(name, rule.expected, value if given is None else given, fix, error)
 
 
 def check_fields(config: Any, section: str = "") -> None:
-    """Refuse a configuration dataclass with a value out of its field's range.
+    """Refuse a configuration dataclass with a value out of its field's range, or not right beside others.
 
     Args:
         config: an instance; fields described without a rule are left to it.
-        section: its name in a recipe, for the message.
+        section: its name in a recipe, for the message; "--" for options of the command line.
 
     Raises:
         RecipeError: the first wrong field is named.
     """
+
+    def named(name: str) -> str:
+        option = f"--{name.replace('_', '-')}"
+        return option if section == "--" else f"{section}.{name}" if section else name
+
     for name, rule in rules_of(type(config)).items():
-        check_value(getattr(config, name), rule, f"{section}.{name}" if section else name)
+        check_value(getattr(config, name), rule, named(name))
+    for item in fields(config):
+        for beside in item.metadata.get("beside", ()):
+            if not beside.right(config):
+                value = getattr(config, item.name)
+                refuse(named(item.name), beside.expected, value, beside.fix)
 
 
 def user_path(text: str, name: str) -> str:
@@ -195,11 +270,7 @@ def user_path(text: str, name: str) -> str:
     """
     path = os.path.expanduser(text)
     if not text.strip() or path.startswith("~") or not _could_be_path(path):
-        raise RecipeError(
-            expected=f"{name} to be a path of 1 to {_LONGEST_PATH} characters, in a home that exists",
-            got=shown(text),
-            fix=f"Set {name}.",
-        )
+        refuse(name, f"a path of 1 to {_LONGEST_PATH} characters, in a home that exists", text)
     return path
 
 

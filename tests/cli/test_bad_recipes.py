@@ -56,7 +56,7 @@ FIELDS = {
     "unknown relation": (
         "stages.restoration.objective.relations",
         {"o": 1},
-        "names among q, k, v, qk in stage 'restoration', got 'o'",
+        "stages.restoration.objective.relations to be names among q, k, v, qk, got 'o'",
     ),
     "relations as a list": (
         "stages.restoration.objective.relations",

@@ -66,7 +66,7 @@ def test_blocks_begin_with_all_that_stands_before_a_text(blocks, books, texts, m
     )
     dataset = blocks(books, tokenizer=tokenizer)
     assert Counter(rows(dataset)) == Counter(naive_blocks(tokenizer, texts, 41, start=(1, 0)))
-    with pytest.raises(RecipeError, match="`block_size` to be more than the 2 tokens that stand"):
+    with pytest.raises(RecipeError, match="block_size to be more than the 2 tokens that stand"):
         blocks(books, 2, tokenizer=tokenizer)
 
 
@@ -337,9 +337,9 @@ def test_whole_documents(books, texts, tokenizer, bos_tokenizer):
 
 
 def test_wrong_arguments(blocks, books):
-    with pytest.raises(RecipeError, match="`block_size`"):
+    with pytest.raises(RecipeError, match="block_size"):
         blocks(books, 1)
-    with pytest.raises(RecipeError, match="`count`"):
+    with pytest.raises(RecipeError, match="count"):
         blocks(books, count=0)
 
 

@@ -8,7 +8,7 @@ from linearard.errors import RecipeError
 REFUSED = {
     "unknown relation": ({"relations": {"o": 1.0}}, "names among q, k, v, qk, got 'o'"),
     "misspelt relation": ({"relations": {"kq": 1.0}}, "'kq'. Did you mean"),
-    "relations as list": ({"relations": ["q", "k"]}, "weights by name"),
+    "relations as list": ({"relations": ["q", "k"]}, "a mapping of q, k, v, qk to values"),
     "negative weight": ({"relations": {"q": -1.0}}, "objective.relations.q to be a weight from 0"),
     "weight as text": ({"relations": {"q": "1"}}, "objective.relations.q to be a weight from 0"),
     "weight true": ({"relations": {"q": True}}, "objective.relations.q to be a weight from 0"),
@@ -38,7 +38,10 @@ REFUSED = {
         {"layers": ["0"]},
         "objective.layers to be a list of at least 1 different values",
     ),
-    "too few weights": ({"layers": [0, 1], "layer_weights": [1.0]}, "2 weights, one a layer"),
+    "too few weights": (
+        {"layers": [0, 1], "layer_weights": [1.0]},
+        "as many weights as objective.layers",
+    ),
     "negative layer weight": ({"layer_weights": [1.0, -1.0]}, "each a weight from 0"),
     "layer weights as text": ({"layer_weights": ["1"]}, "each a weight from 0"),
     "layer weights zero": ({"layer_weights": [0.0, 0.0]}, "positive sum"),

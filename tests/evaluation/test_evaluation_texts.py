@@ -74,7 +74,7 @@ def test_trained_missing_and_short_text_is_refused_by_name(sources, tmp_path, by
 
 
 def test_texts_need_a_window():
-    with pytest.raises(RecipeError, match="agreement_window of at least 2"):
+    with pytest.raises(RecipeError, match="agreement_window to be at least 2"):
         EvaluationConfig(texts={"code": "x.py"}, agreement_window=0)
 
 

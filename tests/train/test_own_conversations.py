@@ -121,7 +121,7 @@ def test_a_template_longer_than_the_window():
 
 
 def test_a_start_and_a_chat_are_two_things():
-    with pytest.raises(RecipeError, match="`self_start` to be absent with `self_chat`"):
+    with pytest.raises(RecipeError, match=r"data\.self_start to be absent beside self_chat"):
         DataConfig("self", self_start="a", self_chat=True)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from linearard.data.config import DataConfig, is_integer, require
+from linearard.data.config import DataConfig
 from linearard.data.repeated_passages import repeat_passages
 from linearard.data.source import Source
 from linearard.data.sources import open_split
 from linearard.data.streams import TokenStream, token_stream
 from linearard.data.tokens import Documents, beginning, check_fast
 from linearard.errors import DataError
+from linearard.fields import check_value, refuse, whole
 
 _SURPLUS = 4  # from a hub stream, shuffle among this many times the blocks that are asked for
 
@@ -115,12 +116,8 @@ def token_blocks(
         RecipeError: an argument is out of range.
         DataError: the text is missing, unreadable or too short, or gives too few blocks.
     """
-    fix = "Give a number of tokens such as 2048."
-    require(
-        is_integer(block_size, 2), "block_size", "a whole number of at least 2", block_size, fix
-    )
-    right = count is None or is_integer(count, 1)
-    require(right, "count", "a whole number of at least 1, or absent", count, "Ask for a block.")
+    check_value(block_size, whole(2), "block_size")
+    check_value(count, whole(1).or_null(), "count")
     source = open_split(config, split)
     check_fast(tokenizer)
     begin = beginning(tokenizer)
@@ -132,9 +129,9 @@ def token_blocks(
             fix="Set `pack: false`, or give the tokenizer an `eos_token`.",
         )
     room = block_size - len(begin)
-    fix = "Use longer windows."
-    least = f"more than the {len(begin)} tokens that stand before a text"
-    require(room > 0, "block_size", least, block_size, fix)
+    if room < 1:
+        least = f"more than the {len(begin)} tokens that stand before a text"
+        refuse("block_size", least, block_size, "Use longer windows.")
     stream = token_stream(
         source,
         tokenizer,

@@ -7,7 +7,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-from linearard.errors import DataError, shown
+from linearard.errors import DataError
 
 #: Keys under which records of conversations are kept.
 COLUMNS = ("messages", "conversations")
@@ -50,7 +50,7 @@ def read_chat(turns: Any, place: str) -> Chat:
             raise DataError(
                 expected='messages of {"role", "content"} or {"from", "value"}, both texts, at '
                 + place,
-                got=shown(turn),
+                value=turn,
                 fix="Correct the record, or set `text_column` to a key that holds text.",
             )
         messages.append({"role": _SPEAKERS.get(role, role), "content": content})

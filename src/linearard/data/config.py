@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from linearard.errors import RecipeError, shown
 from linearard.fields import (
     LARGEST_SEED,
+    Beside,
     Rule,
     check_fields,
     described,
@@ -26,17 +26,6 @@ _HELD_OUT = Rule(
     lambda v: text().right(v) and v != SELF,
     f"text that a model did not write (./{SELF} is a file or folder of that name)",
 )
-
-
-def require(right: bool, name: str, expected: str, got: object, fix: str) -> None:
-    """Raise RecipeError unless `right`."""
-    if not right:
-        raise RecipeError(expected=f"`{name}` to be {expected}", got=shown(got), fix=fix)
-
-
-def is_integer(value: object, least: int) -> bool:
-    """True for an int (never a bool) of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @dataclass
@@ -63,6 +52,11 @@ class DataConfig:
         "special token given here, if it is one that stands between documents; at the latest after 640 "
         "tokens.",
         text().or_null(),
+        Beside(
+            lambda data: not (data.self_chat and data.self_start),
+            "absent beside self_chat",
+            "A chat template begins conversations; leave self_start or self_chat out.",
+        ),
     )
     self_chat: bool = described(
         False,
@@ -140,9 +134,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
-        fix = "A chat template begins conversations; leave self_start or self_chat out."
-        right = not (self.self_chat and self.self_start)
-        require(right, "self_start", "absent with `self_chat`", self.self_start, fix)
 
     @property
     def cache_path(self) -> Path:

@@ -7,12 +7,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from linearard.data.config import SELF, DataConfig, require
+from linearard.data.config import SELF, DataConfig
 from linearard.data.documentation import documentation_identity, read_documentation
 from linearard.data.files import local_source
 from linearard.data.hub import hub_source
 from linearard.data.source import Source
 from linearard.errors import DataError
+from linearard.fields import check_value, one_of
 
 _HASHED = 1_000_000  # characters at a time
 
@@ -43,7 +44,7 @@ def open_split(config: DataConfig, split: str) -> Source:
 
     Raises DataError when a source names nothing, or when train and validation share a part.
     """
-    require(split in ("train", "validation"), "split", "train or validation", split, "Use one.")
+    check_value(split, one_of(("train", "validation")), "split")
     train = open_source(config.train, config, config.split)
     if config.validation is None:
         return _filtered(train, config, split)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from linearard.distill.output_terms import OUTPUT_TERMS, OutputTerm
-from linearard.errors import RecipeError, shown
+from linearard.errors import RecipeError
 from linearard.fields import (
+    Beside,
     Rule,
     a_list,
+    a_mapping,
     check_fields,
-    check_value,
     described,
     flag,
     number,
     one_of,
+    refuse,
     whole,
 )
 from linearard.ops.relation_kl import IMPLEMENTATIONS
@@ -35,12 +35,18 @@ class ObjectiveConfig:
         lambda: {"q": 1.0, "k": 1.0, "v": 1.0},
         "Weight of each relation: q, k, v (self-relations of the paper) and qk (the causal attention "
         "distribution). Empty: no relation loss.",
+        a_mapping(_WEIGHT, names=RELATIONS),
     )
     inputs: str = described(
         "own",
         "own: the student reads its own hidden states, gradients run through depth (the paper); "
         "teacher: each student layer reads the teacher's, for little more than the teacher's forward.",
         one_of(("own", "teacher")),
+        Beside(
+            lambda c: c.inputs == "own" or c._is_of_relations_alone,
+            "own where other terms than relations count, or positions are skipped",
+            "With the teacher's inputs, the student runs no further than its attention.",
+        ),
     )
     layers: list[int] | None = described(
         None, "Layers whose relations count, -1 the last; null: all.", _LAYERS
@@ -49,6 +55,14 @@ class ObjectiveConfig:
         None,
         "One weight per counted layer; null: equal. They are normalised to sum 1.",
         a_list(_WEIGHT, distinct=False).or_null(),
+        Beside(
+            lambda c: None in (c.layers, c.layer_weights) or len(c.layers) == len(c.layer_weights),
+            "as many weights as objective.layers has layers",
+        ),
+        Beside(
+            lambda c: c.layer_weights is None or sum(c.layer_weights) > 0,
+            "weights with a positive sum",
+        ),
     )
     normalisation: str = described(
         "own",
@@ -70,6 +84,11 @@ class ObjectiveConfig:
             lambda v: v is None or (whole(2, 1 << 27).right(v) and v % 2 == 0),
             "null or an even number of tokens",
         ),
+        Beside(
+            lambda c: c.teacher_window is None or c._is_of_outputs_alone,
+            "null where other terms than logit KL read the teacher",
+            "A teacher that reads in windows gives output distributions only.",
+        ),
     )
     hidden_weight: float = described(
         0.0,
@@ -84,6 +103,11 @@ class ObjectiveConfig:
         "The student reads each window with a random jump in its positions, up to the stretched "
         "window; the teacher reads it as it is.",
         flag(),
+        Beside(
+            lambda c: not c.skip_positions or c._compares_outputs_alone,
+            "false beside a language-model loss, or without a teacher",
+            "Put the language-model loss into another part or stage.",
+        ),
     )
     lm_weight: float = described(0.0, "Weight of the next-token cross-entropy.", _WEIGHT)
     repeated_weight: float = described(
@@ -100,62 +124,28 @@ class ObjectiveConfig:
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.relations or {}, dict):
-            _refuse("relations", "weights by name, such as {q: 1, k: 1, v: 1}", self.relations)
-        self.relations = dict(self.relations or {})
-        for name, weight in self.relations.items():
-            if name not in RELATIONS:
-                close = difflib.get_close_matches(str(name), RELATIONS, n=1)
-                _refuse(
-                    "relations",
-                    f"names among {', '.join(RELATIONS)}",
-                    name,
-                    f"Did you mean {close[0]!r}?" if close else "",
-                )
-            check_value(weight, _WEIGHT, f"objective.relations.{name}")
+        self.relations = self.relations or {}
         check_fields(self, "objective")
-        window = self.teacher_window
-        if window is not None and (
-            not self.needs_teacher_output or self.active_relations or self.hidden_weight
-        ):
-            _refuse(
-                "teacher_window",
-                "null where other terms than logit KL read the teacher",
-                window,
-                "A teacher that reads in windows gives output distributions only.",
-            )
-        own = [term for term in self.output_terms if not term.reads_teacher]
-        if self.skip_positions and (own or not self.needs_teacher):
-            _refuse(
-                "skip_positions",
-                "false beside a language-model loss, or without a teacher",
-                True,
-                "Put the language-model loss into another part or stage.",
-            )
-        layers, weights = self.layers, self.layer_weights
-        if weights is not None:
-            if layers is not None and len(weights) != len(layers):
-                _refuse("layer_weights", f"{len(layers)} weights, one a layer", weights)
-            if not sum(weights) > 0:
-                _refuse("layer_weights", "weights with a positive sum", weights)
-        if self.inputs == "teacher" and (
-            not self.active_relations
-            or self.needs_output
-            or self.hidden_weight
-            or self.skip_positions
-        ):
-            _refuse(
-                "inputs",
-                "own where other terms than relations count, or positions are skipped",
-                self.inputs,
-                "With the teacher's inputs, the student runs no further than its attention.",
-            )
+        self.relations = dict(self.relations)
         if not (self.needs_teacher or self.needs_output):
             raise RecipeError(
                 expected="an objective with at least one weight above 0",
                 got="none",
                 fix=f"Set one of relations, hidden_weight, {', '.join(t.field for t in OUTPUT_TERMS)}.",
             )
+
+    @property
+    def _is_of_relations_alone(self) -> bool:
+        others = self.needs_output or self.hidden_weight or self.skip_positions
+        return bool(self.active_relations) and not others
+
+    @property
+    def _is_of_outputs_alone(self) -> bool:
+        return self.needs_teacher_output and not (self.active_relations or self.hidden_weight)
+
+    @property
+    def _compares_outputs_alone(self) -> bool:
+        return self.needs_teacher and all(term.reads_teacher for term in self.output_terms)
 
     @property
     def active_relations(self) -> dict[str, float]:
@@ -213,10 +203,16 @@ class ObjectiveConfig:
         asked = list(attention) if self.layers is None else self.layers
         layers = _layers_of(num_layers, "layers", asked)
         if without := [layer for layer in layers if layer not in attention]:
-            _refuse("layers", f"layers with attention ({', '.join(map(str, attention))})", without)
+            refuse(
+                "objective.layers",
+                f"layers with attention ({', '.join(map(str, attention))})",
+                without,
+            )
         weights = self.layer_weights or [1.0] * len(layers)
         if len(weights) != len(layers):
-            _refuse("layer_weights", f"{len(layers)} weights, one a layer", f"{len(weights)}")
+            refuse(
+                "objective.layer_weights", f"{len(layers)} weights, one a layer", f"{len(weights)}"
+            )
         total = sum(weights)
         return {
             layer: weight / total for layer, weight in zip(layers, weights, strict=True) if weight
@@ -240,16 +236,8 @@ def _layers_of(num_layers: int, name: str, layers: list[int] | None) -> list[int
     layers = list(range(num_layers)) if layers is None else layers
     outside = [layer for layer in layers if not -num_layers <= layer < num_layers]
     if outside:
-        _refuse(name, f"indices from {-num_layers} to {num_layers - 1}", outside)
+        refuse(f"objective.{name}", f"indices from {-num_layers} to {num_layers - 1}", outside)
     counted = [layer % num_layers for layer in layers]
     if len(set(counted)) < len(counted):
-        _refuse(name, "a list of distinct layers", layers)
+        refuse(f"objective.{name}", "a list of distinct layers", layers)
     return counted
-
-
-def _refuse(name: str, expected: str, got: Any, fix: str = "") -> None:
-    raise RecipeError(
-        expected=f"objective.{name} to be {expected}",
-        got=shown(got),
-        fix=fix or f"Set objective.{name} of the stage.",
-    )

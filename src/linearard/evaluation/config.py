@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from linearard.errors import RecipeError
 from linearard.evaluation.generation import LOOP_TOKENS
 from linearard.evaluation.puzzles import PUZZLES
 from linearard.evaluation.task_files import SPLITS
 from linearard.fields import (
     LARGEST_SEED,
+    Beside,
     Rule,
     a_list,
     a_mapping,
@@ -69,6 +69,11 @@ class EvaluationConfig:
         2048,
         "Window in tokens for KL and top-1 agreement; 0: no agreement.",
         _COUNT,
+        Beside(
+            lambda c: not c.texts or c.agreement_window >= 2,
+            "at least 2 beside texts, which are cut into such windows",
+            "Set agreement_window, or leave texts out.",
+        ),
     )
     agreement_tokens: int = described(
         65_536,
@@ -226,9 +231,3 @@ class EvaluationConfig:
             self.tasks_dir = user_path(self.tasks_dir, "evaluation.tasks_dir")
         if self.lm_eval_dir is not None:
             self.lm_eval_dir = user_path(self.lm_eval_dir, "evaluation.lm_eval_dir")
-        if self.texts and self.agreement_window < 2:
-            raise RecipeError(
-                expected="an agreement_window of at least 2, for texts are cut into such windows",
-                got=repr(self.agreement_window),
-                fix="Set agreement_window, or leave texts out.",
-            )

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from linearard.errors import CheckpointError, RecipeError
-from linearard.fields import a_list, check_fields, described, number, one_of, text, whole
+from linearard.errors import CheckpointError
+from linearard.fields import Beside, a_list, check_fields, described, number, one_of, text, whole
 from linearard.model.load import forget_quantization
 from linearard.model.packed import has_packed, is_packed, unpacked
 from linearard.model.targets import as_peft_targets, find_targets
@@ -53,17 +53,14 @@ class AdapterConfig:
         "native window in the slot whose stretched frequency is nearest to the pair's native one, "
         "which suits linear scaling; kept: as it is.",
         one_of(("kept", "fast")),
+        Beside(
+            lambda c: c.kind == "direct" or c.rotary_pairs == "kept", "kept without kind direct"
+        ),
         formerly="pairs",
     )
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter")
-        if self.rotary_pairs == "fast" and self.kind != "direct":
-            raise RecipeError(
-                expected="adapter.kind direct for adapter.rotary_pairs fast",
-                got=repr(self.kind),
-                fix="Set adapter.kind.",
-            )
 
 
 class TwoViewLinear(nn.Linear):

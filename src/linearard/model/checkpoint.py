@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from linearard.errors import CheckpointError, shown
+from linearard.errors import CheckpointError
 from linearard.model import written
 from linearard.model.adapters import AdapterConfig
 from linearard.model.disk_space import room_for_checkpoint
@@ -105,7 +105,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if found != _FORMAT:
         raise CheckpointError(
             expected=f"checkpoint format {_FORMAT}",
-            got=shown(found),
+            value=found,
             fix="Use the version of linearard that wrote it.",
         )
     check_metadata(metadata, path)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from linearard.errors import DeviceError, ModelError, RecipeError, shown
-from linearard.fields import Rule, check_fields, described, flag, one_of, text
+from linearard.errors import DeviceError, ModelError
+from linearard.fields import Beside, Rule, check_fields, described, flag, one_of, text
 from linearard.model.foreign import (
     check_configuration,
     check_folder,
@@ -63,6 +63,11 @@ class ModelConfig:
         "Base weights in 4 bits (NF4, by the package bitsandbytes), the same for teacher and student: a "
         "quarter of their memory, for slower steps. For LoRA; not from a GGUF.",
         flag(),
+        Beside(
+            lambda c: not (c.load_in_4bit and (c.gguf_file or names_gguf(c.name))),
+            "false with a GGUF, whose weights were quantised in another way",
+            "Leave model.load_in_4bit out, or save the model as a folder first.",
+        ),
     )
     resize_embeddings: bool = described(
         False,
@@ -84,12 +89,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
-        if self.load_in_4bit and (self.gguf_file or names_gguf(self.name)):
-            raise RecipeError(
-                expected="a model folder or a hub id for model.load_in_4bit",
-                got=f"{self.name!r}, a GGUF, whose weights were quantised in another way",
-                fix="Leave model.load_in_4bit out, or save the model as a folder first.",
-            )
 
 
 def names_gguf(name: str) -> bool:
@@ -132,7 +131,7 @@ def resolve_device(name: str) -> torch.device:
     ):
         raise DeviceError(
             expected="a device such as cuda, cuda:1 or cpu",
-            got=shown(name),
+            value=name,
             fix="Set model.device.",
         )
     if device.type == "cuda":

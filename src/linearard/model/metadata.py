@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from linearard.errors import CheckpointError, shown
+from linearard.errors import CheckpointError
 
 _LARGEST_FILE = 64 << 20  # bytes; explicit frequency tables take a few hundred thousand
 
@@ -63,7 +63,7 @@ def check_metadata(metadata: dict[str, Any], path: Path) -> None:
         if not right(value):
             raise CheckpointError(
                 expected=f"{name} in {path} to be {expected}",
-                got=shown(value),
+                value=value,
                 fix="Use another checkpoint.",
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from linearard.errors import RecipeError, shown
+from linearard.errors import RecipeError
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{middle}B": base**power
@@ -28,7 +28,7 @@ def parse_bytes(text: str) -> float:
     if not known or not 0 < float(match[1]) * units[match[2].lower()] < _MOST:
         raise RecipeError(
             expected="a size of memory such as 24GiB or 80GB",
-            got=shown(text),
+            value=text,
             fix="Correct --gpu-memory.",
         )
     size = float(match[1]) * units[match[2].lower()]

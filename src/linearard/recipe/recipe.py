@@ -13,19 +13,19 @@ from linearard.data import DataConfig
 from linearard.data.config import SELF
 from linearard.errors import RecipeError, shown
 from linearard.evaluation import EvaluationConfig
-from linearard.fields import LARGEST_SEED, check_value, user_path, whole
+from linearard.fields import LARGEST_SEED, described, user_path, whole
 from linearard.model import AdapterConfig, ModelConfig, check_trainable
 from linearard.recipe.former_names import with_current_names
 from linearard.recipe.permissions import check_permissions
 from linearard.recipe.plain_data import plain_data
 from linearard.recipe.secrets import hide_secrets, refuse_secrets
-from linearard.recipe.sections import build_section, check_names, coerce, meant
+from linearard.recipe.sections import build_section, check_names, coerced, meant
 from linearard.recipe.stage_section import StageSection, build_stage, readable_stage
 from linearard.recipe.trackers import tracker_names
 from linearard.recipe.yaml_text import parse_yaml, read_yaml
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
-_SEED = whole(0, LARGEST_SEED)
+_ALONE = ("output_dir", "seed", "deterministic")
 #: Where a run writes to, which is no one else's to say.
 _WHERE_TO = ("output_dir", "report_to")
 
@@ -38,8 +38,7 @@ class Recipe:
         model, rope, adapter, data: what is stretched, how, what is trained, on which text.
         stages: what is asked of each stage, in order of training.
         evaluation: what is measured after training; None: nothing.
-        output_dir, seed: where the run writes, and what makes it repeatable.
-        deterministic: to the bit, on one GPU too.
+        output_dir, seed, deterministic: where the run writes, and what makes it repeatable.
         report_to: trackers that get losses, recipe and evaluation, by the names of `tracker_names`.
         source: the complete recipe as plain data, overrides included.
     """
@@ -50,9 +49,9 @@ class Recipe:
     adapter: AdapterConfig
     stages: dict[str, StageSection]
     evaluation: EvaluationConfig | None = None
-    output_dir: str = "runs/linearard"
-    seed: int = 0
-    deterministic: bool = False
+    output_dir: str = described("runs/linearard", "Where the run writes.")
+    seed: int = described(0, "What makes the run repeatable.", whole(0, LARGEST_SEED))
+    deterministic: bool = described(False, "Repeatable to the bit, on one GPU too.")
     report_to: list[str] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -146,7 +145,7 @@ def checkpoint_recipe(
     """
     if not isinstance(source, dict):
         raise RecipeError(
-            expected=f"a recipe in {where}", got=shown(source), fix="Use another checkpoint."
+            expected=f"a recipe in {where}", value=source, fix="Use another checkpoint."
         )
     source = with_current_names({k: v for k, v in source.items() if k not in _WHERE_TO})
     if isinstance(source.get("data"), dict):
@@ -181,7 +180,7 @@ def _merged(
         if not isinstance(source.get(name) or {}, dict):
             raise RecipeError(
                 expected=f"{name} to be a mapping",
-                got=shown(source[name]),
+                value=source[name],
                 fix=f"Correct the section {name}.",
             )
     return source, given
@@ -193,17 +192,13 @@ def _sections(source: dict[str, Any]) -> dict[str, Any]:
         name: build_section(kind, source.get(name) or {}, name) for name, kind in _SECTIONS.items()
     }
     check_trainable(sections["model"], sections["adapter"])
-    seed = coerce(source.get("seed", 0), int, "seed")
-    check_value(seed, _SEED, "seed")
-    deterministic = coerce(source.get("deterministic", False), bool, "deterministic")
-    output_dir = coerce(source.get("output_dir", Recipe.output_dir), str, "output_dir")
+    alone = coerced(Recipe, {name: source[name] for name in _ALONE if name in source}, "")
     measured = source.get("evaluation")
     return sections | {
         "rope": source["rope"],
         "evaluation": build_section(EvaluationConfig, measured, "evaluation") if measured else None,
-        "output_dir": user_path(output_dir, "output_dir"),
-        "seed": seed,
-        "deterministic": deterministic,
+        **alone,
+        "output_dir": user_path(alone.get("output_dir", Recipe.output_dir), "output_dir"),
         "report_to": tracker_names(source.get("report_to")),
     }
 
@@ -225,7 +220,7 @@ def _override(source: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise RecipeError(
                 expected=f"{'.'.join(parents[: depth + 1])} to be a section",
-                got=shown(node),
+                value=node,
                 fix=f"Check --{name}.",
             )
     if value is None and parents in (["stages"], ["stages", *parents[1:2], "parts"]):

@@ -37,23 +37,29 @@ def build_section(kind: type, values: Any, where: str) -> Any:
 
 
 def coerced(kind: type, values: Any, where: str) -> dict[str, Any]:
-    """The values as the fields of a dataclass want them; errors as in `build_section`."""
+    """The values as the fields of a dataclass want them; errors as in `build_section`.
+
+    Args:
+        kind: the dataclass.
+        values: plain data.
+        where: the section's name; empty at the top of the recipe.
+    """
     if not isinstance(values, dict):
         raise RecipeError(
             expected=f"{where} to be a mapping of fields",
-            got=shown(values),
+            value=values,
             fix=f"Correct the section {where}.",
         )
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind) if item.init]
     _check_not_former(kind, values, where)
     check_names(where, values, names)
-    rules = rules_of(kind)
+    rules, prefix = rules_of(kind), f"{where}." if where else ""
     fitted = {}
     for name, value in values.items():
-        fitted[name] = coerce(value, hints[name], f"{where}.{name}")
+        fitted[name] = _coerce(value, hints[name], f"{prefix}{name}")
         if name in rules:
-            check_value(fitted[name], rules[name], f"{where}.{name}", value)
+            check_value(fitted[name], rules[name], f"{prefix}{name}", value)
     return fitted
 
 
@@ -82,13 +88,13 @@ def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
             )
 
 
-def coerce(value: Any, hint: Any, where: str) -> Any:
+def _coerce(value: Any, hint: Any, where: str) -> Any:
     """Check a plain type; types this module does not know are left to the dataclass itself."""
     try:
         return _fit(value, hint)
     except TypeError:
         raise RecipeError(
-            expected=f"{where} to be {_described(hint)}", got=shown(value), fix=f"Correct {where}."
+            expected=f"{where} to be {_described(hint)}", value=value, fix=f"Correct {where}."
         ) from None
 
 

@@ -10,8 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from linearard.distill import ObjectiveConfig
-from linearard.errors import RecipeError, shown
-from linearard.fields import Rule, a_mapping, check_fields, described, number, one_of, whole
+from linearard.fields import Beside, Rule, a_mapping, check_fields, described, number, one_of, whole
 from linearard.recipe.held_out import HeldOutConfig
 from linearard.recipe.trainer_fields import SCHEDULES, TRAINER_RULES, kept_off
 
@@ -78,7 +77,12 @@ class RestorationConfig(TrainingArguments):
     )
     max_grad_norm: float = described(5.0, "Gradients are clipped to this norm.", number(0, 1e30))
     num_train_epochs: float = described(1.0, "Passes over the windows.", number(0, 1e6, above=True))
-    per_device_train_batch_size: int = described(1, "Windows in a batch, a device.", _BATCH)
+    per_device_train_batch_size: int = described(
+        1,
+        "Windows in a batch, a device.",
+        _BATCH,
+        Beside(lambda c: c.per_device_train_batch_size == 1 or not c.parts, "1 beside parts"),
+    )
     gradient_accumulation_steps: int = described(1, "Batches in an optimizer step.", _BATCH)
     gradient_checkpointing: bool = described(
         False, "Recompute layers in the backward pass: less memory, more time."
@@ -92,6 +96,8 @@ class RestorationConfig(TrainingArguments):
         False,
         "Muon instead of `optim`, for matrices: momentum whose singular values are made equal, in steps of "
         "AdamW's size; vectors (biases) are trained by AdamW. Measured with adapter.kind direct.",
+        None,
+        Beside(lambda c: not c.muon or c._has_default_optimizer, "false beside optim"),
     )
     weight_interpolation: float = described(
         1.0,
@@ -106,7 +112,13 @@ class RestorationConfig(TrainingArguments):
         "Held-out windows that the stage is watched by, and what they decide; see its own fields.",
     )
     offload_optimizer: bool = described(
-        False, "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU."
+        False,
+        "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU.",
+        None,
+        Beside(
+            lambda c: not c.offload_optimizer or c.optimizer_name.startswith("adamw_torch"),
+            "false with another optimizer than adamw_torch",
+        ),
     )
     offload_teacher: bool = described(
         False,
@@ -147,18 +159,7 @@ class RestorationConfig(TrainingArguments):
         }
         if self.parts:  # a batch is one item, and the items stand in their order
             self.train_sampling_strategy = "sequential"
-            _check(self.per_device_train_batch_size == 1, self, "per_device_train_batch_size", "1")
         check_fields(self)
-        (default,) = (field.default for field in fields(TrainingArguments) if field.name == "optim")
-        plain = getattr(self.optim, "value", self.optim) == default
-        _check(plain or not self.muon, self, "optim", "left out beside muon")
-        adamw = self.optimizer_name.startswith("adamw_torch")
-        _check(
-            adamw or not self.offload_optimizer,
-            self,
-            "offload_optimizer",
-            f"false with {self.optimizer_name}",
-        )
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.lr_floor}
         # Recomputation is switched on by the module that knows where a pass ends early, not by Trainer,
@@ -169,6 +170,11 @@ class RestorationConfig(TrainingArguments):
         if new_name:  # since transformers 5.24
             self.activation_checkpointing = TrainingArguments.activation_checkpointing
         super().__post_init__()
+
+    @property
+    def _has_default_optimizer(self) -> bool:
+        (default,) = (field.default for field in fields(TrainingArguments) if field.name == "optim")
+        return getattr(self.optim, "value", self.optim) == default
 
     @property
     def optimizer_name(self) -> str:
@@ -235,12 +241,3 @@ def own_fields() -> list[Any]:
     return [
         item for item in fields(RestorationConfig) if item.name in RestorationConfig.__annotations__
     ]
-
-
-def _check(good: bool, config: RestorationConfig, name: str, expected: str) -> None:
-    if not good:
-        raise RecipeError(
-            expected=f"{name} to be {expected}",
-            got=shown(getattr(config, name)),
-            fix=f"Set {name} of the stage.",
-        )

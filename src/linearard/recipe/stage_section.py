@@ -64,12 +64,12 @@ def build_stage(name: Any, values: Any, data: DataConfig) -> StageSection:
     """
     if not isinstance(values, dict):
         raise RecipeError(
-            expected=f"stages.{name} to be a mapping", got=shown(values), fix="Correct the stage."
+            expected=f"stages.{name} to be a mapping", value=values, fix="Correct the stage."
         )
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RecipeError(
             expected="stage names of letters, digits, - and _",
-            got=shown(name),
+            value=name,
             fix="Rename the stage; its folder is named after it.",
         )
     where = f"stages.{name}"
@@ -114,7 +114,7 @@ def _build_part(name: Any, values: Any, stage: str, data: DataConfig) -> PartCon
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RecipeError(
             expected="part names of letters, digits, - and _",
-            got=shown(name),
+            value=name,
             fix=f"Rename the part of {stage}.",
         )
     checked = coerced(PartConfig, values, f"{stage}.parts.{name}")

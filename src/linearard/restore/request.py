@@ -5,62 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from linearard.errors import RecipeError, shown
+from linearard.errors import RecipeError
+from linearard.fields import LARGEST_SEED, check_fields, described, one_of, required, whole
 
 SCALINGS = ("yarn", "linear")
 ADAPTERS = ("auto", "direct", "lora")
-#: Options in tokens: the least, the most, an example.
-_RANGES = {
-    "window": (32, 100_000_000, "131072"),
-    "native-window": (16, 100_000_000, "8192"),
-    "tokens": (2, 100_000_000_000, "4.2M"),
-}
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """A model, the window it shall have, and what may be used for that.
+    """A model, the window it shall have, and what may be used for that."""
 
-    Attributes:
-        model: hub id, folder, `.gguf` file or `package:NAME`.
-        window: tokens that the restored model shall read.
-        output: folder of the run.
-        data: text to train on, in the forms of `data.train`; None: the model's own.
-        validation: held-out text; None: a share of `data`, or the documentation of the installed Python.
-        tokens: training tokens in all; None: as many as suit the device.
-        native_window: tokens the model was trained to read, where its configuration promises more.
-        scaling: family of the RoPE scaling.
-        adapter: what is trained; auto: by the model's size.
-        seed: of the run.
-    """
-
-    model: str
-    window: int
-    output: Path
-    data: str | None = None
-    validation: str | None = None
-    tokens: int | None = None
-    native_window: int | None = None
-    scaling: str = "yarn"
-    adapter: str = "auto"
-    seed: int = 0
+    model: str = required("Hub id, folder, `.gguf` file or `package:NAME`.")
+    window: int = required("Tokens that the restored model shall read.", whole(32, 100_000_000))
+    output: Path = required("Folder of the run.")
+    data: str | None = described(
+        None, "Text to train on, in the forms of `data.train`; null: the model's own."
+    )
+    validation: str | None = described(
+        None,
+        "Held-out text; null: a share of `data`, or the documentation of the installed Python.",
+    )
+    tokens: int | None = described(
+        None,
+        "Training tokens in all; null: as many as suit the device.",
+        whole(2, 100_000_000_000).or_null(),
+    )
+    native_window: int | None = described(
+        None,
+        "Tokens the model was trained to read, where its configuration promises more.",
+        whole(16, 100_000_000).or_null(),
+    )
+    scaling: str = described("yarn", "Family of the RoPE scaling.", one_of(SCALINGS))
+    adapter: str = described(
+        "auto", "What is trained; auto: by the model's size.", one_of(ADAPTERS)
+    )
+    seed: int = described(0, "Of the run.", whole(0, LARGEST_SEED))
 
     def __post_init__(self) -> None:
-        for name, (least, most, example) in _RANGES.items():
-            value = getattr(self, name.replace("-", "_"))
-            if value is not None and not least <= value <= most:
-                raise RecipeError(
-                    expected=f"--{name} of {least:,} to {most:,} tokens",
-                    got=f"{value:,}",
-                    fix=f"Correct --{name}: {example}, for instance.",
-                )
-        for name, known in (("scaling", SCALINGS), ("adapter", ADAPTERS)):
-            if getattr(self, name) not in known:
-                raise RecipeError(
-                    expected=f"--{name} among {', '.join(known)}",
-                    got=shown(getattr(self, name)),
-                    fix=f"Correct --{name}.",
-                )
+        check_fields(self, "--")
 
 
 def parse_window(text: str, option: str = "--window") -> int:
@@ -95,7 +78,7 @@ def _parse(text: str, units: dict[str, float], option: str) -> int:
     except ValueError:
         raise RecipeError(
             expected=f"a number of tokens such as 131072, 64k or 4.2M for {option}",
-            got=shown(text),
+            value=text,
             fix=f"Correct {option}.",
         ) from None
     return round(count)

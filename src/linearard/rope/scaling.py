@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from linearard.errors import RopeError, shown
-from linearard.fields import flag, number, user_path
+from linearard.fields import check_value, flag, number, one_of, user_path
 from linearard.rope.judge import check_direction, check_slower
 from linearard.rope.native import (
     ORIGINAL,
@@ -164,12 +164,7 @@ def _kind(scaling: dict[str, Any]) -> str:
             got=f"rope_type {kind!r} and type {older!r} in one mapping",
             fix="Leave rope.type, the older name, out.",
         )
-    if kind not in tuple(_KEYS):
-        raise RopeError(
-            expected=f"rope_type to be one of {', '.join(_KEYS)}",
-            got=repr(kind),
-            fix="Set rope.rope_type in the recipe.",
-        )
+    check_value(kind, one_of(_KEYS), "rope.rope_type", error=RopeError)
     return kind
 
 
@@ -201,7 +196,7 @@ def _check_keys(scaling: dict[str, Any], kind: str, carried: dict[str, Any]) -> 
         large = _POSITIVE.right(factor) and factor > 1
         raise RopeError(
             expected="a stretch factor above 1" + (", at most 1e9" if large else ""),
-            got=shown(factor),
+            value=factor,
             fix="Set rope.factor to target window / native window, for instance 8.",
         )
 
@@ -209,12 +204,8 @@ def _check_keys(scaling: dict[str, Any], kind: str, carried: dict[str, Any]) -> 
 def _counts_from_model(scaling: dict[str, Any], kind: str, native_kind: str) -> bool:
     """Whether the formula applies to frequencies that are scaled already; takes its key out."""
     asked = scaling.pop(_COUNTED_FROM, None)
-    if asked not in (None, "model", "original"):
-        raise RopeError(
-            expected="counted_from to be model or original",
-            got=repr(asked),
-            fix="Set rope.counted_from, or leave it out.",
-        )
+    known = one_of(("model", "original")).or_null()
+    check_value(asked, known, f"rope.{_COUNTED_FROM}", error=RopeError)
     if native_kind == "default" or kind == "table":
         return False
     if kind != native_kind and asked == "original":
@@ -293,13 +284,7 @@ def _check_numbers(scaling: dict[str, Any]) -> None:
     for key, value in scaling.items():
         if key in ("rope_type", "inv_freq", "long_factor", "short_factor"):
             continue
-        rule = _RANGES.get(key, _POSITIVE)
-        if not rule.right(value):
-            raise RopeError(
-                expected=f"{key} to be {rule.expected}",
-                got=shown(value),
-                fix=f"Set rope.{key} in the recipe, or leave it out.",
-            )
+        check_value(value, _RANGES.get(key, _POSITIVE), f"rope.{key}", error=RopeError)
     low, high = (scaling.get(f"{end}_freq_factor", 0) for end in ("low", "high"))
     if low and not low < high:
         raise RopeError(

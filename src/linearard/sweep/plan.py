@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from linearard.data import DataConfig
-from linearard.errors import RecipeError, UserError, shown
+from linearard.errors import RecipeError, UserError
 from linearard.fields import LARGEST_SEED, a_list, described, text, user_path, whole
 from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 from linearard.recipe import Recipe, build_section, load_recipe
@@ -165,7 +165,7 @@ def _of_stages(source: dict[str, Any], changes: Changes) -> Changes:
 
 def _check(file: SweepFile, path: str | Path) -> None:
     def refuse(expected: str, got: Any, fix: str) -> None:
-        raise RecipeError(expected=f"{expected} in {path}", got=shown(got), fix=fix)
+        raise RecipeError(expected=f"{expected} in {path}", value=got, fix=fix)
 
     if not (file.arms or file.grid):
         refuse("arms or a grid", None, "Add arms: with a name for each.")
@@ -221,7 +221,7 @@ def _arms(file: SweepFile) -> dict[str, tuple[Any, Changes]]:
         if not base or not isinstance(base, str | dict):
             raise RecipeError(
                 expected=f"a base recipe for arm {name!r}",
-                got=shown(base),
+                value=base,
                 fix="Set base: a recipe's name, a path, or the recipe itself.",
             )
     return arms
@@ -233,7 +233,7 @@ def _combinations(grid: Changes) -> Iterator[tuple[str, Changes]]:
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise RecipeError(
-                expected=f"grid.{name} to be a list of values", got=shown(values), fix="Correct it."
+                expected=f"grid.{name} to be a list of values", value=values, fix="Correct it."
             )
     if (size := math.prod(map(len, grid.values()))) > _MOST_ARMS:
         raise RecipeError(
@@ -266,7 +266,7 @@ def _checked(name: str) -> str:
         raise RecipeError(
             expected="names of arms of at most 120 letters, digits and . _ = , + -, beginning with a "
             f"letter or digit, and none of {', '.join(_TAKEN)}",
-            got=shown(name),
+            value=name,
             fix="Rename the arm; its folder is named after it. A grid's can be given by name in arms.",
         )
     return name

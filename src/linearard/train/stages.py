@@ -11,7 +11,7 @@ import torch
 from linearard.capture import attention_layers
 from linearard.data import DataConfig
 from linearard.data.config import SELF
-from linearard.errors import RecipeError, RopeError, UserError, shown
+from linearard.errors import RecipeError, RopeError, UserError
 from linearard.recipe import Recipe
 from linearard.recipe.held_out import HeldOutConfig
 from linearard.recipe.stage import PartConfig, RestorationConfig
@@ -42,7 +42,7 @@ def stage_arguments(
     if target > _LARGEST_WINDOW:
         raise RopeError(
             expected=f"a stretched window of at most {_LARGEST_WINDOW} tokens",
-            got=shown(recipe.rope.get("factor")),
+            value=recipe.rope.get("factor"),
             fix="Set rope.factor to target window / native window, for instance 8.",
         )
     stages = {}
