@@ -1,5 +1,6 @@
 """The worked examples of docs/how-to/extending.md run, and do what the page says."""
 
+import math
 import re
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import torch
 from torch.testing import assert_close
 
 import tiny
+from linearard import architectures
+from linearard.capture import needs_no_mask
 from linearard.counting import ModelShape, Step, step_products
 from linearard.data import Documents, beginning
-from linearard.distill import RestorationModule, step_shares
+from linearard.distill import ObjectiveConfig, RestorationModule, step_shares
 from linearard.distill.output_terms import OUTPUT_TERMS
 from linearard.evaluation import evaluate, summarise
 from linearard.evaluation.measures import MEASURES
 from linearard.evaluation.windows import cut_windows
+from linearard.export.representation import exported_rope
 from linearard.planning.memory_traffic import step_traffic
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "extending.md"
@@ -91,3 +95,58 @@ def test_a_metric_is_prepared_measured_and_told(metric):
     assert row.values["original"] == pytest.approx(
         -(chances * chances.log()).sum(-1).mean().item(), rel=1e-5
     )
+
+
+def test_a_scaling_is_a_table_of_its_frequencies(tmp_path):
+    made = example("A scaling")
+    config = tiny.tiny_config()
+    scaling = made["scaling"](config, 8.0, tmp_path / "frequencies.json")
+    restorable = tiny.tiny_restorable(scaling=scaling)
+    width = config.hidden_size // config.num_attention_heads
+    expected = []
+    for pair in range(width // 2):
+        plain = config.rope_parameters["rope_theta"] ** (-2 * pair / width)
+        turns = plain * config.max_position_embeddings / (2 * math.pi)
+        expected.append(plain / 8 if turns < 1 else plain)
+    live = restorable.rope.tables("stretched")[""]
+    assert live.inv_freq.tolist() == pytest.approx(expected, rel=1e-6)
+    native = restorable.rope.tables("native")[""].inv_freq
+    assert 0 < int((live.inv_freq == native).sum()) < width // 2
+    assert restorable.rope.target_window == 8 * config.max_position_embeddings
+    exported = exported_rope(restorable.rope, "llama")
+    theta = exported["rope_theta"]
+    read = [theta ** (-2 * i / width) / f for i, f in enumerate(exported["long_factor"])]
+    assert read == pytest.approx(expected, rel=1e-6)
+
+
+def granite():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 40,
+        "intermediate_size": 56,
+        "num_hidden_layers": 3,
+        "vocab_size": tiny.VOCAB,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_multiplier": 0.3}
+    return GraniteForCausalLM(GraniteConfig(**sizes, **heads, max_position_embeddings=64))
+
+
+def test_an_architecture_is_fused_and_reads_whole_windows_without_masks(monkeypatch):
+    ids, losses = tiny.tokens(2, 41), {}
+    for known in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(architectures, "ARCHITECTURES", dict(architectures.ARCHITECTURES))
+            if known:
+                example("An architecture")
+            restorable = tiny.tiny_restorable(model=granite())
+            assert restorable.fused.counts == ({"norm": 7, "mlp": 3} if known else {})
+            assert needs_no_mask(restorable.model) is known
+            restorable.fused.everywhere = True
+            module = RestorationModule(restorable, {"": ObjectiveConfig(lm_weight=1.0)}).train()
+            losses[known] = module(ids)["loss"]
+            losses[known].backward()
+            gradient = restorable.adapter.parameters()[0].grad
+            losses[known] = torch.stack((losses[known].detach(), gradient.norm()))
+    assert_close(losses[True], losses[False], rtol=2e-5, atol=0)
