@@ -139,7 +139,7 @@ def test_a_plan_for_a_configuration_alone(name, memory, tmp_path, capsys):
             "expected --window to be a whole number from 32 to 100000000",
         ),
         (["--window", "256.5"], "for --window, got '256.5'"),
-        (["--window", "256", "--tokens", "1e14"], "Correct --tokens"),
+        (["--window", "256", "--tokens", "1e14"], "expected --tokens to be"),
         (["--window", "256", "--native-window", "0"], "for --native-window, got '0'"),
         (
             ["--window", "256", "--native-window", "2"],

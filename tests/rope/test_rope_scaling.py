@@ -298,7 +298,7 @@ REFUSED = {
     "two types": ({"type": "yarn", "rope_type": "linear", "factor": 8}, "and type 'yarn'"),
     "counted from nowhere": (
         {"rope_type": "linear", "factor": 8, "counted_from": "today"},
-        "counted_from to be model or original",
+        "rope.counted_from to be one of model, original",
     ),
     "no such file": (
         {"rope_type": "table", "factor": 2, "inv_freq": "no/such.json"},
