@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
-from linearard.errors import RecipeError, shown
+from linearard.errors import RecipeError
 from linearard.recipe.sections import meant
 
 #: Modules of which one has to be there, by the name that transformers gives the tracker.
@@ -41,7 +41,7 @@ def tracker_names(asked: Any) -> list[str]:
         if not isinstance(name, str) or name not in _MODULES:
             raise RecipeError(
                 expected=f"report_to to be none, or one or several of {', '.join(_MODULES)}",
-                got=shown(asked),
+                value=asked,
                 fix=meant(name, list(_MODULES)) or "Correct report_to.",
             )
     return list(dict.fromkeys(listed))
