@@ -90,7 +90,7 @@ def test_layers_with_a_state_go_alone(monkeypatch):
     model = tiny.tiny_model()
     lm = ChunkedCausalLM(model)
     want = continue_greedily(lm, prompts(), LIMITS)
-    monkeypatch.setattr(decoding, "_has_whole_cache", lambda model: False)
+    monkeypatch.setattr(decoding, "has_whole_cache", lambda model: False)
     assert continue_greedily(lm, prompts(), LIMITS) == want
 
 

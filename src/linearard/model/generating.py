@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from linearard.architectures import CACHED_WHOLE
+
 
 @contextmanager
 def plain_generation(model: Any) -> Iterator[Any]:
@@ -25,11 +27,7 @@ def plain_generation(model: Any) -> Iterator[Any]:
         model.generation_config = own
 
 
-#: Layers whose cache is keys and values of all tokens; others (Mamba, convolutions) have a state.
-_CACHED_WHOLE = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
 def has_whole_cache(model: Any) -> bool:
     """Whether every layer's cache is the keys and values of all tokens."""
     config = model.config.get_text_config()
-    return set(getattr(config, "layer_types", None) or ()) <= _CACHED_WHOLE
+    return set(getattr(config, "layer_types", None) or ()) <= CACHED_WHOLE
