@@ -19,6 +19,8 @@ BENCHMARKS = (
     "ruler",
     "same_bits",
     "same_training",
+    "scale",
+    "scale_model",
     "soak",
     "soak_plot",
     "stage1",

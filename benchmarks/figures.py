@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.fault_tables import same_bits_figures, soak_figures
 from benchmarks.ruler_table import ruler_figures
+from benchmarks.scale_tables import scale_figures
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -380,4 +381,5 @@ _READERS: dict[str, Callable[[str, dict[str, Any]], dict[str, float]]] = {
     "soak": soak_figures,
     "same_bits": same_bits_figures,
     "ruler": ruler_figures,
+    "scale": scale_figures,
 }

@@ -19,6 +19,7 @@ from benchmarks.fault_tables import fault_tables
 from benchmarks.figures import ARMS, RESULTS, RUNS, collect, reads_rightly
 from benchmarks.models import models_tables
 from benchmarks.ruler_table import ruler_table
+from benchmarks.scale_tables import scale_table
 from benchmarks.step_tables import step_tables
 from benchmarks.trained_tables import trained_tables
 
@@ -57,6 +58,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "gguf": _gguf_table(figures),
         "ruler": ruler_table(figures),
         **fault_tables(figures),
+        "scale": scale_table(figures),
     }
 
 

@@ -47,7 +47,12 @@ def check_command(line):
         )
         assert words[1] == "-m" and importlib.util.find_spec(name), line
         return
-    if words[0] == "torchrun":
+    if words[0] == "sbatch":
+        assert (ROOT / words[1]).is_file(), line
+        words = ["linearard", "train", *words[2:]]
+    if words[:2] == ["accelerate", "launch"]:
+        assert (ROOT / words[words.index("--config_file") + 1]).is_file(), line
+    if words[0] in ("torchrun", "accelerate"):
         words = words[words.index("-m") + 1 :]
     assert words[0] == "linearard", f"no test knows how to check: {line}"
     rest, overrides = _split(words[1:])

@@ -32,7 +32,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 import small_run
 import tiny
 
-_POLL_SECONDS = 0.0005
+_POLL_SECONDS, _NOTICED_SECONDS = 0.0005, 60
 _WORSE = 3  # the exit code of `restore` where its verdict is bad
 _EVALUATION = {
     "perplexity_windows": [48, 96],
@@ -61,12 +61,14 @@ class Work:
         result: what must be the same, by name.
         prepare: makes what the command needs, in a folder, with a base model.
         processes: how many work together.
+        one_of_them: whether one is killed, and the others have to end by themselves, within a minute.
     """
 
     arguments: Callable[[Path], list[str]]
     result: Callable[[Path], dict[str, Any]]
     prepare: Callable[[Path, Path], Any]
     processes: int = 1
+    one_of_them: bool = False
 
 
 @dataclass
@@ -94,6 +96,10 @@ def _recipe(place: Path, base: Path, **changes: Any) -> None:
 
 def _direct(place: Path, base: Path) -> None:
     _recipe(place, base, adapter={"kind": "direct"})
+
+
+def _shares(place: Path, base: Path) -> None:
+    _recipe(place, base, model__sharded=True)
 
 
 def _own_text(place: Path, base: Path) -> None:
@@ -191,6 +197,8 @@ WORKS = {
     "training, direct": Work(_train, _weights, _direct),
     "training, LoRA, two processes": Work(_train, _weights, _recipe, 2),
     "training, direct, two processes": Work(_train, _weights, _direct, 2),
+    "training, LoRA, one of two processes": Work(_train, _weights, _recipe, 2, True),
+    "training, LoRA, shares, one of two processes": Work(_train, _weights, _shares, 2, True),
     "own text": Work(_train, _weights, _own_text),
     "own text, two processes": Work(_train, _weights, _own_text, 2),
     "evaluation": Work(_evaluate, _views, _finished),
@@ -228,6 +236,17 @@ class Attempt:
             if child not in self.codes:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
+
+    def kill_one(self, source: random.Random) -> None:
+        """SIGKILL to one; the others have to notice."""
+        victim = source.choice([child for child in self.children if child not in self.codes])
+        os.kill(victim, signal.SIGKILL)
+        deadline = time.monotonic() + _NOTICED_SECONDS
+        while not self.poll():
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"the others were still there after {_NOTICED_SECONDS} s")
+            time.sleep(0.05)
 
     def finish(self) -> None:
         """Wait for all; each must have succeeded."""
@@ -287,7 +306,10 @@ def kill_once(
         running.check()
         trials.late += 1
     else:
-        running.kill()
+        if work.one_of_them:
+            running.kill_one(source)
+        else:
+            running.kill()
         trials.killed += 1
         trials.during.append(str(new[-1].relative_to(place)) if new else "start")
 
@@ -334,6 +356,8 @@ def _prepared() -> None:
     """Import what the commands import, once."""
     import matplotlib.pyplot  # noqa: F401
     import peft  # noqa: F401
+    import torch.distributed.fsdp
+    import torch.distributed.tensor  # noqa: F401
 
     import linearard.cli.main
     import linearard.export

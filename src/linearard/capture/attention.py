@@ -20,9 +20,11 @@ from torch.nn.attention import sdpa_kernel
 
 from linearard.architectures import WITHOUT_ATTENTION, architecture
 from linearard.capture.blocks import PLANLESS, Scores, attention_in_blocks
+from linearard.capture.contexts import Observing, Sharing, Step
 from linearard.capture.masks import UnwrittenMask, compact_mask
 from linearard.capture.sdpa import causal_attention, one_row
 from linearard.capture.selected import with_choice
+from linearard.capture.sequence import SharedSequence
 from linearard.errors import ModelError
 
 _PREFIX = "linearard_"
@@ -43,6 +45,7 @@ class LayerAttention:
         value: `[batch, kv_heads, tokens, head_dim]`.
         scaling: factor on the scores.
         sliding_window: how many tokens back a query sees, itself included; None: all.
+        repeats: how often each key head is there, where processes share a window (`SharedSequence`).
     """
 
     layer: int
@@ -51,13 +54,10 @@ class LayerAttention:
     value: Tensor
     scaling: float
     sliding_window: int | None = None
+    repeats: int = 1
 
 
 Observer = Callable[[LayerAttention], None]
-
-
-class StopForward(Exception):
-    """Raised by an observer that has seen the last layer it needs; ends the forward pass there."""
 
 
 class AttentionTap:
@@ -70,6 +70,9 @@ class AttentionTap:
     Attributes:
         modules: the attention module of each layer that has one; hybrid models have others (Qwen3-Next).
         num_layers: of the decoder, with attention or not.
+        ended_in: the layer in which the pass within `observing` ended early, where it could not be left by an
+            exception (`model.sharding`); None: it did not.
+        sequence: the processes that share each window, or None: every one reads its own.
 
     Raises:
         ModelError: the model's attention does not go through the `transformers` attention interface.
@@ -78,6 +81,9 @@ class AttentionTap:
     def __init__(self, model: nn.Module) -> None:
         self._observer: Observer | None = None
         self._in_step = False
+        self.ended_in: int | None = None
+        self.sequence: SharedSequence | None = None
+        self._repeats = 1
         base = _base_implementation(model)
         _register(base)
         model.set_attn_implementation(_PREFIX + base)
@@ -118,50 +124,34 @@ class AttentionTap:
         Raises:
             RuntimeError: `recomputed` outside of a `step`.
         """
+        self._check_step(recomputed)
+        return Observing(self, observer, recomputed)
+
+    def step(self) -> contextlib.AbstractContextManager[None]:
+        """Forward and backward pass of one batch; at the end of the block nothing observes any more."""
+        return Step(self)
+
+    def sharing(
+        self, sequence: SharedSequence | None, *, recomputed: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """Let processes share the windows of every pass within the block.
+
+        Args:
+            sequence: the processes; None: this one reads its own.
+            recomputed: as of `observing`.
+
+        Raises:
+            RuntimeError: `recomputed` outside of a `step`.
+        """
+        self._check_step(recomputed and sequence is not None)
+        return Sharing(self, sequence, recomputed)
+
+    def _check_step(self, recomputed: bool) -> None:
         if recomputed and not self._in_step:
             raise RuntimeError(
                 "layers are computed again in the backward pass and have to be observed there: put the "
                 "forward and the backward pass of a batch into one `with tap.step():`"
             )
-        return _Observing(self, observer, recomputed)
-
-    def step(self) -> contextlib.AbstractContextManager[None]:
-        """Forward and backward pass of one batch; at the end of the block nothing observes any more."""
-        return _Step(self)
-
-
-# Not generators: the frame of one keeps the exception that it has caught, which keeps the frames that it came
-# through, with all their tensors, until the garbage collector happens to come.
-
-
-class _Step(contextlib.AbstractContextManager[None]):
-    """See `AttentionTap.step`."""
-
-    def __init__(self, tap: AttentionTap) -> None:
-        self._tap = tap
-
-    def __enter__(self) -> None:
-        self._tap._observer, self._tap._in_step = None, True
-
-    def __exit__(self, *_: Any) -> None:
-        self._tap._observer, self._tap._in_step = None, False
-
-
-class _Observing(contextlib.AbstractContextManager[None]):
-    """See `AttentionTap.observing`."""
-
-    def __init__(self, tap: AttentionTap, observer: Observer | None, recomputed: bool) -> None:
-        self._tap, self._observer, self._recomputed = tap, observer, recomputed
-
-    def __enter__(self) -> None:
-        self._before, self._tap._observer = self._tap._observer, self._observer
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
-        stopped = kind is not None and issubclass(kind, StopForward)
-        good = kind is None or stopped
-        if not (good and self._recomputed):
-            self._tap._observer = self._before
-        return stopped
 
 
 def attention_layers(config: Any) -> list[int]:
@@ -221,10 +211,10 @@ def _register(base: str) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     if base == _KERNELS:
-        AttentionInterface.register(_PREFIX + base, _attention)
+        AttentionInterface.register(_PREFIX + base, _shared_attention)
         AttentionMaskInterface.register(_PREFIX + base, compact_mask)
         # under a name without a mask function, no mask is made
-        AttentionInterface.register(_UNMASKED, _attention)
+        AttentionInterface.register(_UNMASKED, _shared_attention)
         return
     AttentionInterface.register(_PREFIX + base, partial(_tapped_attention, base))
     AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
@@ -245,6 +235,26 @@ def _tapped_attention(
     mask = with_choice(module, query, key, attention_mask, kwargs)
     forward = _base_function(base, module)
     return forward(module, query, key, value, mask, *args, scaling=scaling, **kwargs)
+
+
+def _shared_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`_attention`, also of a window that processes share, of which this one has some tokens."""
+    tap: AttentionTap | None = getattr(module, _TAP, None)
+    shared = None if tap is None else tap.sequence
+    if tap is None or shared is None:
+        return _attention(module, query, key, value, *args, **kwargs)
+    if query.shape[1] % shared.size:
+        raise ModelError(
+            expected=f"query heads that {shared.size} processes can share",
+            got=f"{query.shape[1]} in layer {module.layer_idx}",
+            fix="Set sequence_parallel to a divisor of their number.",
+        )
+    tap._repeats = shared.repeats(key.shape[1])
+    operands = map(shared.to_heads, (query, key, value))
+    output, weights = _attention(module, *operands, *args, **kwargs)
+    return shared.to_tokens(output), weights
 
 
 def _attention(
@@ -308,7 +318,9 @@ def _show(
     tap: AttentionTap | None = getattr(module, _TAP, None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if tap is not None and tap._observer is not None:
-        tap._observer(LayerAttention(module.layer_idx, query, key, value, scale, window))
+        repeats = 1 if tap.sequence is None else tap._repeats
+        operands = (query, key, value)
+        tap._observer(LayerAttention(module.layer_idx, *operands, scale, window, repeats))
     return scale
 
 

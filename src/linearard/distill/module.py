@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linearard.capture import SharedSequence
 from linearard.distill.config import ObjectiveConfig
 from linearard.distill.objective import Objective
 from linearard.distill.output import check_frozen_head
+from linearard.errors import DataError
 from linearard.model import ChunkedCausalLM, RestorableModel
 from linearard.model.view_names import RESTORED
 
@@ -27,6 +29,8 @@ class RestorationModule(nn.Module):
         objective: the terms of the loss; or several objectives by name, for the parts of a stage.
         offload_teacher: keep the teacher's queries, keys and values in host memory until the student
             has come to their layer.
+        shared: the processes that share each window: all get the same batch, and the mean of their losses
+            is the batch's; None: each reads its own.
 
     Raises:
         RecipeError: an objective names layers the model does not have, or a trained head.
@@ -39,11 +43,13 @@ class RestorationModule(nn.Module):
         objective: ObjectiveConfig | Mapping[str, ObjectiveConfig],
         *,
         offload_teacher: bool = False,
+        shared: SharedSequence | None = None,
     ) -> None:
         super().__init__()
         self.restorable = restorable
         self.model = restorable.model
         self._recomputes, self._kept_layers = False, 0
+        self._shared = shared
         _switch_recomputation(self.model, False)  # a module of an earlier stage may have left it on
         language_model = ChunkedCausalLM(restorable.model)
         named = {"": objective} if isinstance(objective, ObjectiveConfig) else objective
@@ -79,13 +85,23 @@ class RestorationModule(nn.Module):
             them if there is one.
 
         Raises:
-            DataError: a recall term, and a batch that does not say which tokens repeat earlier ones.
+            DataError: a recall term, and a batch that does not say which tokens repeat earlier ones; or
+                padding, in a window that processes share.
             RuntimeError: layers are recomputed, outside of `restorable.tap.step()`.
         """
+        if self._shared is not None and attention_mask is not None:
+            raise DataError(
+                expected="windows without padding, for processes that share them",
+                got="an attention_mask",
+                fix="Cut the text into whole windows, or set sequence_parallel to 1.",
+            )
         objective = self._objectives[part]
         self._choose_recomputed_layers(objective)
         recomputed = self.training and self._recomputes and torch.is_grad_enabled()
-        loss, terms = objective(input_ids, attention_mask, repeated, shares, recomputed=recomputed)
+        with self.restorable.tap.sharing(self._shared, recomputed=recomputed):
+            loss, terms = objective(
+                input_ids, attention_mask, repeated, shares, recomputed=recomputed
+            )
         prefix = f"{part}/" if part else ""
         return {"loss": loss} | {f"{prefix}{name}": term for name, term in terms.items()}
 

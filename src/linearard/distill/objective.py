@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +91,7 @@ class Objective:
                 shares,
             )
         mask = None if attention_mask is None else attention_mask.bool()
+        shared = restorable.tap.sequence
         teacher_output, teacher_hidden, student = None, {}, None
         if config.needs_teacher:
             # Where no term reads its output, the teacher's pass ends early too.
@@ -110,11 +112,12 @@ class Objective:
             restorable.layers.collecting(self._compared) as student_hidden,
             restorable.tap.observing(watch, recomputed=recomputed and watch is not None),
         ):
-            output = self._language_model.hidden(input_ids, attention_mask)
+            output = self._language_model.hidden(input_ids, attention_mask, shared)
         terms: dict[str, Tensor] = {}
         if watch is not None:
             terms |= {f"relation_{name}": term for name, term in watch.terms.items()}
-        outputs = Outputs(self._language_model, output, teacher_output, input_ids, mask, repeated)
+        read = (output, teacher_output, input_ids, mask, repeated)
+        outputs = Outputs(self._language_model, *read, shared)
         if self._compared:
             terms["hidden"] = hidden_distance(teacher_hidden, student_hidden, mask)
         terms |= {term.name: term.loss(config, outputs) for term in config.output_terms}
@@ -126,6 +129,8 @@ class Objective:
         if self.emphasis != 1.0 and LogitKL.name in weights:
             weights = weights | {LogitKL.name: self.emphasis * weights[LogitKL.name]}
         loss = sum(weights[name] * term for name, term in terms.items())
+        if output is not None and self.last_layer is not None:
+            loss = _ReachedBy.apply(loss, output)
         detached = {name: term.detach() for name, term in terms.items()}
         return loss, detached
 
@@ -135,20 +140,40 @@ class Objective:
     ) -> tuple[Tensor | None, Mapping[int, Tensor]]:
         """Last hidden states `[batch, tokens, hidden]` (None: not reached), and those by layer."""
         restorable, model = self._restorable, self._restorable.model
-        training = model.training
+        training, tap = model.training, restorable.tap
         model.eval()  # the teacher is deterministic, whatever dropout the model has
         output = None
         try:
             with (
                 restorable.view(ORIGINAL),
                 restorable.layers.collecting(self._compared) as hidden,
-                restorable.tap.observing(observer if self.config.active_relations else None),
+                tap.observing(observer if self.config.active_relations else None),
             ):
                 if self.config.needs_native_window:
-                    output = self._language_model.hidden(input_ids, attention_mask)
+                    output = self._language_model.hidden(input_ids, attention_mask, tap.sequence)
                 else:  # padding stands behind the tokens and is seen by none of them
-                    window = self._teacher_window
-                    output = windowed_hidden(self._language_model, input_ids, window)
+                    window, shared = self._teacher_window, tap.sequence
+                    with tap.sharing(None):
+                        output = windowed_hidden(self._language_model, input_ids, window, shared)
             return output, hidden
         finally:
             model.train(training)
+
+
+class _ReachedBy(torch.autograd.Function):
+    """A loss that a gradient of nothing also comes from through the pass's output.
+
+    Where layers are divided among processes (`model.sharding`), a pass that ends early goes on to the end
+    without computing. The gradient that comes back into a layer's output is what its weights are gathered by:
+    so one has to come, though no term reads that output.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, output: Tensor) -> Tensor:
+        ctx.like = output.shape, output.dtype, output.device
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        shape, dtype, device = ctx.like
+        return upstream, torch.zeros(shape, dtype=dtype, device=device)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linearard.capture import SharedSequence
 from linearard.errors import RecipeError
 from linearard.model import ChunkedCausalLM
 from linearard.ops import pointwise
@@ -23,26 +24,34 @@ _ChunkLoss = Callable[[Tensor, slice], Tensor]
 
 
 def next_token_loss(
-    language_model: ChunkedCausalLM, hidden: Tensor, input_ids: Tensor, mask: Tensor | None
+    language_model: ChunkedCausalLM,
+    hidden: Tensor,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    shared: SharedSequence | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the next token, in nats.
 
     Args:
         language_model: gives logits of hidden states; its head is frozen.
-        hidden: `[batch, tokens, hidden]`.
+        hidden: `[batch, tokens, hidden]`, or this process's part of the tokens.
         input_ids: int64 `[batch, tokens]`.
         mask: bool `[batch, tokens]`, False for padding, or None.
+        shared: the processes that share the window, whose mean is the window's loss; None: there is one.
     """
-    targets = input_ids[:, 1:].flatten()
-    counted = None if mask is None else mask[:, 1:].flatten()
+    tokens = input_ids.shape[1]
+    own = slice(0, tokens) if shared is None else shared.part(tokens)
+    foretold = slice(own.start + 1, min(own.stop + 1, tokens))
+    targets = input_ids[:, foretold].flatten()
+    counted = None if mask is None else mask[:, foretold].flatten()
 
     def chunk_loss(logits: Tensor, part: slice) -> Tensor:
         some = None if counted is None else counted[part]
         return pointwise.cross_entropy_rows(logits, targets[part], some).sum()
 
-    rows = hidden[:, :-1].flatten(0, 1)
-    count = len(targets) if counted is None else counted.sum().clamp(min=1)
-    return _SumOverRows.apply(rows, anchor(rows), language_model, chunk_loss) / count
+    rows = hidden[:, : foretold.stop - foretold.start].flatten(0, 1)
+    total = _SumOverRows.apply(rows, anchor(rows), language_model, chunk_loss)
+    return _mean(total, input_ids[:, 1:], None if mask is None else mask[:, 1:], shared)
 
 
 def output_kl(
@@ -51,19 +60,24 @@ def output_kl(
     student_hidden: Tensor,
     positions: int | None,
     mask: Tensor | None,
+    shared: SharedSequence | None = None,
 ) -> Tensor:
     """Mean `KL(teacher || student)` of the output distributions on the last `positions` tokens, in nats.
 
     Args:
         language_model: gives logits of hidden states; the head is frozen, and the same for both.
-        teacher_hidden, student_hidden: `[batch, tokens, hidden]`.
-        positions: how many trailing tokens count; None: all.
-        mask: bool `[batch, tokens]`, False for padding, or None.
+        teacher_hidden, student_hidden: `[batch, tokens, hidden]`, or this process's part of the tokens.
+        positions: how many trailing tokens of the window count; None: all.
+        mask: bool `[batch, all tokens]`, False for padding, or None.
+        shared: the processes that share the window, whose mean is the window's term; None: there is one.
     """
-    last = slice(None if positions is None else -positions, None)
+    own = student_hidden.shape[1]
+    tokens, start = (own, 0) if shared is None else (own * shared.size, own * shared.rank)
+    first = 0 if positions is None else max(tokens - positions, 0)
+    last = slice(min(max(first - start, 0), own), own)
     teacher = teacher_hidden[:, last].flatten(0, 1)
     student = student_hidden[:, last].flatten(0, 1)
-    counted = None if mask is None else mask[:, last].flatten()
+    counted = None if mask is None else mask[:, start + last.start : start + own].flatten()
 
     def chunk_loss(logits: Tensor, part: slice) -> Tensor:
         linear = language_model.head_is_linear(teacher)
@@ -71,8 +85,24 @@ def output_kl(
         some = None if counted is None else counted[part]
         return pointwise.kl_rows(form(teacher[part]), logits, some).sum()
 
-    count = len(student) if counted is None else counted.sum().clamp(min=1)
-    return _SumOverRows.apply(student, anchor(student), language_model, chunk_loss) / count
+    total = _SumOverRows.apply(student, anchor(student), language_model, chunk_loss)
+    everywhere = total.new_empty(len(student_hidden), tokens - first, device="meta")
+    return _mean(total, everywhere, None if mask is None else mask[:, first:], shared)
+
+
+def _mean(
+    total: Tensor, everywhere: Tensor, mask: Tensor | None, shared: SharedSequence | None
+) -> Tensor:
+    """A sum over this process's positions, over its share of all the window's that count.
+
+    Args:
+        total: the sum.
+        everywhere: has as many elements as there are positions.
+        mask: bool, those that count; None: all.
+        shared: the processes that share the window, or None.
+    """
+    count = everywhere.numel() if mask is None else mask.sum().clamp(min=1)
+    return total / count if shared is None else total * shared.size / count
 
 
 def check_frozen_head(language_model: ChunkedCausalLM) -> None:

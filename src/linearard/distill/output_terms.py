@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 from torch.nn import functional
 
+from linearard.capture import SharedSequence
 from linearard.distill.output import next_token_loss, output_kl
 from linearard.errors import DataError
 from linearard.model import ChunkedCausalLM
@@ -27,11 +28,13 @@ class Outputs:
 
     Attributes:
         language_model: gives logits of hidden states.
-        student: last hidden states, `[batch, tokens, hidden]`.
+        student: last hidden states, `[batch, tokens, hidden]`; of this process's tokens where several share
+            the window.
         teacher: the original's, or None: no term reads them.
         input_ids: int64 `[batch, tokens]`.
         mask: bool `[batch, tokens]`, False for padding, or None.
         repeated: bool `[batch, tokens]`, tokens that repeat earlier ones, or None: no term reads them.
+        shared: the processes that share the window; each has all that does not depend on weights.
     """
 
     language_model: ChunkedCausalLM
@@ -40,6 +43,7 @@ class Outputs:
     input_ids: Tensor
     mask: Tensor | None
     repeated: Tensor | None
+    shared: SharedSequence | None = None
 
 
 class OutputTerm(ABC):
@@ -84,7 +88,10 @@ class OutputTerm(ABC):
 
     @abstractmethod
     def loss(self, config: ObjectiveConfig, outputs: Outputs) -> Tensor:
-        """The term itself, a scalar with gradient, in nats."""
+        """The term itself, a scalar with gradient, in nats.
+
+        Where processes share the window, the mean over them is the window's term.
+        """
 
 
 class LogitKL(OutputTerm):
@@ -108,8 +115,9 @@ class LogitKL(OutputTerm):
     def loss(self, config: ObjectiveConfig, outputs: Outputs) -> Tensor:
         """See `OutputTerm`."""
         told = told_positions(outputs.mask, outputs.repeated)
+        hidden = (outputs.teacher, outputs.student)
         return output_kl(
-            outputs.language_model, outputs.teacher, outputs.student, config.logit_positions, told
+            outputs.language_model, *hidden, config.logit_positions, told, outputs.shared
         )
 
 
@@ -128,7 +136,11 @@ class NextToken(OutputTerm):
     def loss(self, config: ObjectiveConfig, outputs: Outputs) -> Tensor:
         """See `OutputTerm`."""
         return next_token_loss(
-            outputs.language_model, outputs.student, outputs.input_ids, outputs.mask
+            outputs.language_model,
+            outputs.student,
+            outputs.input_ids,
+            outputs.mask,
+            outputs.shared,
         )
 
 
@@ -148,7 +160,9 @@ class RepeatedTokens(OutputTerm):
         """See `OutputTerm`."""
         repeated, mask = outputs.repeated, outputs.mask
         wanted = repeated if mask is None else repeated & mask
-        return next_token_loss(outputs.language_model, outputs.student, outputs.input_ids, wanted)
+        return next_token_loss(
+            outputs.language_model, outputs.student, outputs.input_ids, wanted, outputs.shared
+        )
 
 
 #: In the order in which they are added up.

@@ -140,5 +140,6 @@ def relation_terms(
         if config.normalisation == "paper":
             for name in terms.keys() - {"qk"}:
                 own = operands[name][1]
-                terms[name] = terms[name] * (own.shape[1] / student.query.shape[1])
+                heads = own.shape[1] / (1 if name == "q" else student.repeats)
+                terms[name] = terms[name] * (heads / student.query.shape[1])
     return terms

@@ -18,6 +18,7 @@ from linearard.distill.config import ObjectiveConfig
 from linearard.distill.relations import TeacherRelations, relation_terms
 from linearard.errors import ModelError
 from linearard.model import ChunkedCausalLM, RestorableModel, sharing_projections
+from linearard.model.shares import local, mean_gradient
 from linearard.model.view_names import ORIGINAL
 from linearard.ops import pointwise
 from linearard.ops.derivatives import first_derivatives_only
@@ -63,7 +64,7 @@ def teacher_input_terms(
         model.eval()  # the teacher is deterministic, whatever dropout the model has
         try:
             with torch.no_grad(), restorable.view(ORIGINAL), tap.observing(beside.teacher):
-                language_model.hidden(input_ids, attention_mask)
+                language_model.hidden(input_ids, attention_mask, tap.sequence)
         finally:
             for handle in handles:
                 handle.remove()
@@ -111,16 +112,14 @@ class _BesideTeacher:
             self.by_layer[name][layer] = term.detach()
         if self.parameters:
             # As in any backward pass: the operations keep the precision of the forward pass.
+            own = self._restorable.adapter.trained_in(module)
             with torch.autocast(loss.device.type, enabled=False):
-                found = torch.autograd.grad(loss, self._own(module), allow_unused=True)
-            for parameter, gradient in zip(self._own(module), found, strict=True):
+                found = torch.autograd.grad(loss, [now for now, _ in own], allow_unused=True)
+            for (_, parameter), gradient in zip(own, found, strict=True):
                 if gradient is not None:
-                    self.gradients[id(parameter)] = gradient
+                    self.gradients[id(parameter)] = mean_gradient(gradient, parameter)
         if layer == max(self._layers):
             raise StopForward
-
-    def _own(self, module: nn.Module) -> list[nn.Parameter]:
-        return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def _student(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> LayerAttention:
         """The student's operands of this layer, for the input that the teacher's layer had."""
@@ -167,5 +166,6 @@ class _WithKnownGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         found = [gradient for gradient in gradients if gradient is not None]
-        pointwise.scale_(found, upstream)  # they are nobody else's, and used once; mostly by 1
+        # They are nobody else's, and used once; mostly by 1.
+        pointwise.scale_([local(gradient) for gradient in found], upstream)
         return None, None, *gradients

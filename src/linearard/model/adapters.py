@@ -7,20 +7,21 @@ low-rank product, direct training by a frozen copy of the trained matrices alone
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from linearard.errors import CheckpointError
 from linearard.fields import Beside, a_list, check_fields, described, number, one_of, text, whole
 from linearard.model.load import forget_quantization
 from linearard.model.packed import has_packed, is_packed, unpacked
+from linearard.model.shares import gathered, local, share_like
 from linearard.model.targets import as_peft_targets, find_targets
+from linearard.model.two_view_linear import TwoViewLinear
 
 _DIRECT_FILE = "direct_weights.safetensors"
 #: Name, trained value in float32, the base model's value -> the value to keep.
@@ -63,36 +64,6 @@ class AdapterConfig:
         check_fields(self, "adapter")
 
 
-class TwoViewLinear(nn.Linear):
-    """A linear layer trained in float32 that can also answer with its frozen original.
-
-    The original is kept in the precision it was loaded in; the trained weight is a float32 master, cast
-    to the input's precision for the product.
-    """
-
-    def __init__(self, base: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.register_buffer("original_weight", base.weight.detach().clone(), persistent=False)
-        self.weight = nn.Parameter(base.weight.detach().float().clone())
-        self.original_weight: Tensor
-        self.original_bias: Tensor | None
-        if base.bias is None:
-            self.original_bias = None
-            self.register_parameter("bias", None)
-        else:
-            self.register_buffer("original_bias", base.bias.detach().clone(), persistent=False)
-            self.bias = nn.Parameter(base.bias.detach().float().clone())
-        self.use_original = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: `[..., in_features]` -> `[..., out_features]` in x's dtype."""
-        if self.use_original:
-            return functional.linear(x, self.original_weight, self.original_bias)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, self.weight.to(x.dtype), bias)
-
-
 class Adapter:
     """The trainable part of a model, and the switch that takes it out.
 
@@ -123,6 +94,7 @@ class Adapter:
             self.model = model
             _replace_linears(model, targets)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._by_place: dict[tuple[int, str], nn.Parameter] = {}
         if not trainable:
             self.model.requires_grad_(False)
         # peft's public `enable_adapters` also flips requires_grad of every adapter weight, which a
@@ -160,20 +132,68 @@ class Adapter:
         """The trained weights, float32, always in the same order."""
         return self._parameters
 
-    def save(self, folder: Path) -> None:
-        """Write the trained weights as safetensors into an existing folder."""
+    def names(self) -> list[str]:
+        """Of `parameters`, as the model's `named_parameters` has them."""
+        found = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [found[id(parameter)] for parameter in self._parameters]
+
+    def rebind(self, names: Sequence[str]) -> None:
+        """Know the trained weights by name again, once others stand in their places.
+
+        Args:
+            names: in the order of `parameters`, as the model's `named_parameters` has them.
+        """
+        found = dict(self.model.named_parameters())
+        self._parameters = [found[name] for name in names]
+        self._by_place = {
+            (id(module), name): parameter
+            for module in self.model.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad
+        }
+
+    def trained_in(self, module: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """The trained weights below a module: each as it is now, and as `parameters` has it.
+
+        They differ while a layer that is divided among processes runs: its weights are whole then.
+        """
+        return [
+            (parameter, self._by_place.get((id(part), name), parameter))
+            for part in module.modules()
+            for name, parameter in part.named_parameters(recurse=False)
+            if parameter.requires_grad
+        ]
+
+    def gathered(self) -> dict[str, Tensor]:
+        """The trained weights by name, whole.
+
+        Of a model that is divided among processes every process must ask at once; the first has them
+        afterwards, in host memory, the others nothing.
+        """
+        trained = {id(parameter) for parameter in self._parameters}
+        named = self.model.named_parameters()
+        return gathered((name, p) for name, p in named if id(p) in trained)
+
+    def save(self, folder: Path, stored: dict[str, Tensor] | None = None) -> None:
+        """Write the trained weights as safetensors into an existing folder.
+
+        Args:
+            folder: an existing one.
+            stored: what `gathered` gave; None: gathers them.
+        """
+        stored = self.gathered() if stored is None else stored
         if self.config.kind == "lora":
             # peft writes a model card template, all blanks, or changes one that a user wrote
             card = folder / "README.md"
             before = card.read_bytes() if card.exists() else None
-            self.model.save_pretrained(folder, save_embedding_layers=False)
+            self.model.save_pretrained(folder, save_embedding_layers=False, state_dict=stored)
             card.unlink(missing_ok=True)
             if before is not None:
                 card.write_bytes(before)
         else:
             from safetensors.torch import save_file
 
-            tensors = {name: p.detach().cpu().contiguous() for name, p in self._direct()}
+            tensors = {name: p.cpu().contiguous() for name, p in stored.items()}
             save_file(tensors, folder / self.weights_file, metadata={"format": "pt"})
 
     @property
@@ -226,14 +246,9 @@ class Adapter:
 
     def take(self, stored: dict[str, torch.Tensor]) -> None:
         """Have the weights that `read` gave."""
-        if self.config.kind == "lora":
-            from peft import set_peft_model_state_dict
-
-            set_peft_model_state_dict(self.model, stored)
-        else:
-            with torch.no_grad():
-                for key, parameter in self._live().items():
-                    parameter.copy_(stored[key])
+        with torch.no_grad():
+            for key, parameter in self._live().items():
+                local(parameter).copy_(share_like(stored[key], parameter))
 
     def _live(self) -> dict[str, torch.Tensor]:
         return self._lora_state() if self.config.kind == "lora" else dict(self._direct())

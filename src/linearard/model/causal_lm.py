@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from linearard.capture import padded_length, unpadded
+from linearard.capture import SharedSequence, padded_length, unpadded
 from linearard.errors import ModelError
 
 Views = Mapping[str, Callable[[], AbstractContextManager[Any]]]
@@ -48,13 +48,22 @@ class ChunkedCausalLM:
         """Where the weights live now; a trainer moves a model after it was taken apart."""
         return self.model.device
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        shared: SharedSequence | None = None,
+    ) -> Tensor:
         """Hidden states [batch, tokens, hidden] after the last norm, in the model's dtype.
 
         Args:
             input_ids: int64 [batch, tokens], on any device.
             attention_mask: int64 [batch, tokens], 1 for tokens and 0 for padding on the right.
+            shared: the processes that share the window; the hidden states are those of this one's part
+                of the tokens then, and there is no padding.
         """
+        if shared is not None:
+            return self._shared_hidden(input_ids, shared)
         whole = contextlib.nullcontext()
         if attention_mask is None:
             whole = unpadded(self.model)
@@ -63,6 +72,15 @@ class ChunkedCausalLM:
         with whole:
             outputs = self._decoder(
                 input_ids=input_ids.to(self.device), attention_mask=attention_mask, use_cache=False
+            )
+        return outputs.last_hidden_state
+
+    def _shared_hidden(self, input_ids: Tensor, shared: SharedSequence) -> Tensor:
+        own = shared.part(input_ids.shape[1])
+        positions = torch.arange(own.start, own.stop, device=self.device)[None]
+        with unpadded(self.model):
+            outputs = self._decoder(
+                input_ids=input_ids[:, own].to(self.device), position_ids=positions, use_cache=False
             )
         return outputs.last_hidden_state
 

@@ -31,6 +31,8 @@ _FORMAT = 1
 def save_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> None:
     """Write adapter, tokenizer and metadata into `folder` (made if missing): whole, or not a checkpoint.
 
+    Of a model that is divided among processes all must call it at once, and the first one writes.
+
     Args:
         restorable: the model; its trained weights are written as safetensors.
         folder: of an earlier checkpoint all files are removed first; others stay, unless they have the
@@ -43,21 +45,33 @@ def save_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> 
     """
     folder = Path(folder)
     check_weights(restorable.adapter, "the trained weights")
+    trained = restorable.adapter.gathered()
+    if restorable.sharded and torch.distributed.get_rank():
+        return
     staged = folder / UNFINISHED
     with room_for_checkpoint(folder):
         try:
             written.clear(staged)
-            write_checkpoint(restorable, staged, **extra)
+            write_checkpoint(restorable, staged, trained, **extra)
             written.complete(staged)
             written.install(staged, folder)
         finally:
             written.clear(staged)
 
 
-def write_checkpoint(restorable: RestorableModel, folder: Path, **extra: Any) -> None:
-    """The files of `save_checkpoint`, without its checks and the word that they are whole."""
+def write_checkpoint(
+    restorable: RestorableModel, folder: Path, trained: dict[str, torch.Tensor], **extra: Any
+) -> None:
+    """The files of `save_checkpoint`, without its checks and the word that they are whole.
+
+    Args:
+        restorable: the model.
+        folder: made if missing.
+        trained: its trained weights, as `Adapter.gathered` gives them.
+        extra: see `save_checkpoint`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    restorable.adapter.save(folder)
+    restorable.adapter.save(folder, trained)
     if restorable.tokenizer is not None:
         restorable.tokenizer.save_pretrained(folder)
     rope = restorable.rope

@@ -81,6 +81,12 @@ class ModelConfig:
         "code: on the command line alone.",
         text().or_null(),
     )
+    sharded: bool = described(
+        False,
+        "Divide the layers among the processes of a launcher (FSDP2): each holds its share of weights, "
+        "gradients and optimizer, and gathers a layer when it runs. One process holds all.",
+        flag(),
+    )
     trust_remote_code: bool = described(
         False,
         "Run model code from the hub repository or folder; on the command line alone, no file allows it.",
@@ -205,7 +211,7 @@ def load_model(config: ModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
     if config.load_in_4bit:
         check_packing()
         kwargs |= packing(dtype, device)
-    whole = _whole_config(config)  # which refuses what was packed by others
+    whole = whole_config(config)  # which refuses what was packed by others
     if is_gguf:
         kwargs["config"] = whole  # with the RoPE of the file
     if tokenizer is None:
@@ -248,10 +254,11 @@ def load_config(config: ModelConfig) -> Any:
     Raises:
         ModelError: it cannot be found or read, is of packed weights, or asks for code from elsewhere.
     """
-    return _whole_config(config).get_text_config()
+    return whole_config(config).get_text_config()
 
 
-def _whole_config(config: ModelConfig) -> Any:
+def whole_config(config: ModelConfig) -> Any:
+    """The configuration of all of a model, as `load_config`."""
     from transformers import AutoConfig
 
     whole = _from_pretrained(AutoConfig, config)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from linearard.errors import NonFiniteLossError
 from linearard.model.adapters import Adapter
+from linearard.model.shares import is_sharded, local
 
 #: Weights of language models stay below some hundreds; float16 ends at 65,504.
 LARGEST_WEIGHT = 1e6
@@ -17,8 +18,19 @@ LARGEST_WEIGHT = 1e6
 def out_of_range(named: Iterable[tuple[str, Tensor]], largest: float) -> str:
     """The first tensor with a value that is not finite or whose size is above `largest`, in words.
 
-    Empty where there is none. Tensors of whole numbers are passed over. Waits for a device once.
+    Empty where there is none. Tensors of whole numbers are passed over. Waits for a device once. Of tensors
+    that are divided among processes each looks at its share, and all get the first one's answer that has one.
     """
+    named = list(named)
+    found = _out_of_range([(name, local(tensor)) for name, tensor in named], largest)
+    if any(is_sharded(tensor) for _, tensor in named):
+        answers: list[str] = [""] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(answers, found)
+        found = next(filter(None, answers), "")
+    return found
+
+
+def _out_of_range(named: Iterable[tuple[str, Tensor]], largest: float) -> str:
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, tensor in named:
         if tensor.is_floating_point() and tensor.numel():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -21,10 +21,20 @@ from linearard.capture import AttentionTap, LayerTap
 from linearard.errors import ModelError, RecipeError
 from linearard.model.adapters import Adapter, AdapterConfig
 from linearard.model.fused import fuse_layers
-from linearard.model.load import ModelConfig, load_model
+from linearard.model.load import (
+    ModelConfig,
+    check_tokenizer,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
+from linearard.model.loading_shares import empty_model, read_shares, samples
 from linearard.model.packed import has_packed, is_packed
 from linearard.model.rotary_pairs import move_pairs
 from linearard.model.rows import has_added_rows
+from linearard.model.sharding import check_shardable, shard
+from linearard.model.shares import is_sharded, local, several_processes
 from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED, UNTRAINED
 from linearard.rope import RopeViews
 
@@ -66,6 +76,7 @@ class RestorableModel:
         *,
         name: str = "",
         trainable: bool = True,
+        fingerprint: str | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
@@ -74,7 +85,8 @@ class RestorableModel:
             getattr(self.config, "head_dim", 0) is None
         ):  # which half of transformers' formulas multiply
             self.config.head_dim = self.config.hidden_size // self.config.num_attention_heads
-        self.fingerprint, self.packed = _fingerprint(model), has_packed(model)
+        self.packed = has_packed(model)
+        self.fingerprint = fingerprint or fingerprint_of(self.config, _samples(model))
         self.resized = has_added_rows(model)
         self.rope = RopeViews(model, scaling)
         self.tap, self.layers = AttentionTap(model), LayerTap(model)
@@ -99,8 +111,30 @@ class RestorableModel:
     ) -> RestorableModel:
         """Load the base model a recipe names and make its views."""
         check_trainable(config, adapter)
+        options: dict[str, Any] = {"name": config.name, "trainable": trainable}
+        divided = config.sharded and several_processes()
+        empty = empty_model(config, adapter) if divided else None
+        if empty is not None:
+            model, files = empty
+            tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
+            check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, config.name)
+            known = fingerprint_of(model.config.get_text_config(), samples(model, files))
+            drawing = torch.get_rng_state()
+            made = cls(model, tokenizer, scaling, adapter, fingerprint=known, **options)
+            check_shardable(made)
+            device = resolve_device(config.device)
+            read_shares(made, files, device, resolve_dtype(config.dtype, device), drawing)
+            return made
         model, tokenizer = load_model(config, tokenizer)
-        return cls(model, tokenizer, scaling, adapter, name=config.name, trainable=trainable)
+        loaded = cls(model, tokenizer, scaling, adapter, **options)
+        if divided:
+            shard(loaded)
+        return loaded
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its layers are divided among processes, which must all call it at once."""
+        return any(map(is_sharded, self.adapter.parameters()))
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +165,7 @@ class RestorableModel:
 
     def remember(self, name: str) -> None:
         """Keep a copy of the trained weights as one more view, for instance those after a stage."""
-        self._kept[name] = [p.detach().clone() for p in self.adapter.parameters()]
+        self._kept[name] = [local(p.detach()).clone() for p in self.adapter.parameters()]
 
     def _become(self, name: str) -> None:
         if name not in _VIEWS and name not in self._kept:
@@ -150,9 +184,16 @@ class RestorableModel:
         self._current = name
 
     def _exchange(self, name: str) -> None:
-        """Swap the storage of kept and live weights; doing it twice undoes it."""
+        """Swap kept and live weights; doing it twice undoes it."""
         live = self.adapter.parameters()
         kept = self._kept[name]
+        if any(map(is_sharded, live)):  # whose memory FSDP gathers from
+            for parameter, data in zip(live, kept, strict=True):
+                share = local(parameter.detach())
+                before = share.clone()
+                share.copy_(data)
+                data.copy_(before)
+            return
         self._kept[name] = [parameter.data for parameter in live]
         for parameter, data in zip(live, kept, strict=True):
             parameter.data = data
@@ -172,13 +213,16 @@ def check_trainable(config: ModelConfig, adapter: AdapterConfig) -> None:
         )
 
 
-def _fingerprint(model: Any) -> str:
+def fingerprint_of(config: Any, samples: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Hash of the architecture and a sample of the weights, the same in every precision.
 
     Every weight is rounded to bfloat16 first: loading in float32 or bfloat16 gives one fingerprint. Of those
     in 4 bits the scales are taken, which are the same wherever they were packed.
+
+    Args:
+        config: the text configuration.
+        samples: the first 64 numbers of every weight, by name, in the model's order.
     """
-    config = model.config.get_text_config()
     digest = hashlib.sha256()
     for key in (
         "model_type",
@@ -188,9 +232,13 @@ def _fingerprint(model: Any) -> str:
         "vocab_size",
     ):
         digest.update(f"{key}={getattr(config, key, None)};".encode())
+    for name, sample in samples:
+        numbers = sample.to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        digest.update(name.encode() + numbers.tobytes())
+    return digest.hexdigest()
+
+
+def _samples(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     packed = {id(m.weight): m.weight.quant_state.absmax for m in model.modules() if is_packed(m)}
     for name, parameter in model.named_parameters():
-        weights = packed.get(id(parameter), parameter.detach())
-        sample = weights.flatten()[:64].to(torch.bfloat16).view(torch.int16).cpu()
-        digest.update(name.encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
+        yield name, packed.get(id(parameter), parameter.detach()).flatten()[:64]

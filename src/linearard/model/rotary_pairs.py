@@ -18,7 +18,7 @@ from torch import Tensor
 
 from linearard.capture import AttentionTap, LayerAttention
 from linearard.errors import ModelError
-from linearard.model.adapters import TwoViewLinear
+from linearard.model.two_view_linear import TwoViewLinear
 from linearard.rope import RopeViews
 
 

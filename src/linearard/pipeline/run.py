@@ -58,7 +58,8 @@ def train_and_report(
     evaluation = with_ruler_lengths(recipe, config).evaluation
     with run.claim:
         documents, inputs = None, None
-        if evaluation is not None and is_main_process():
+        # A model that is divided among processes is measured by all of them at once.
+        if evaluation is not None and (recipe.model.sharded or is_main_process()):
             # Read before training, so that missing text is not found out after it.
             documents = held_out_documents(recipe.data, run.tokenizer, evaluation)
             texts = read_texts(evaluation, recipe.data, run.tokenizer, progress=progress)
@@ -87,10 +88,11 @@ def train_and_report(
                     training=result.histories,
                     summaries=result.summaries,
                     inputs=inputs,
-                    progress=progress,
+                    progress=progress and is_main_process(),
                 )
-                trackers.evaluated(measured)
-        return Outcome(result.restorable, measured)
+                if is_main_process():
+                    trackers.evaluated(measured)
+        return Outcome(result.restorable, measured if is_main_process() else None)
 
 
 def measure(
@@ -120,8 +122,9 @@ def measure(
     )
     result |= inner_profile(restorable, documents, config.agreement_window or 512)
     result |= {"stretch": stretch_of(restorable), "stages": summaries or {}}
-    write_results(result, folder, recipe)
-    say(f"report: {folder / REPORT_FILE}")
+    if is_main_process():
+        write_results(result, folder, recipe)
+        say(f"report: {folder / REPORT_FILE}")
     return result
 
 

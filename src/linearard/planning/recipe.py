@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from linearard.model import check_supported, load_config, resolve_device, resolv
 from linearard.planning.advice import Advice, Overrides, advise
 from linearard.planning.rates import Rates, shipped_rates, stored_rates
 from linearard.planning.run_plan import RunPlan, plan_run
+from linearard.planning.several import Layout, SeveralPlan, choose_layout, plan_several
 from linearard.rope import check_scaling, native_window
 
 if TYPE_CHECKING:
@@ -37,6 +38,24 @@ class PlannedRecipe:
     rates: Rates | None
     limit: float | None
     advice: Advice | None
+    stages: Mapping[str, RestorationConfig] = field(default_factory=dict, repr=False)
+    native_window: int = 0
+
+    def on_several(self, gpus: int, nodes: int) -> list[SeveralPlan]:
+        """The same run on several GPUs: by copies of the model, by shares of it, and of windows where needed.
+
+        Args:
+            gpus: of a node.
+            nodes: of as many GPUs each.
+        """
+        options = {"native_window": self.native_window}
+        layouts = [Layout(gpus * nodes, nodes, sharded) for sharded in (False, True)]
+        found = [plan_several(self.plan, self.stages, layout, **options) for layout in layouts]
+        if self.limit is not None and all(plan.memory > self.limit for plan in found):
+            several = (self.plan, self.stages, gpus * nodes, nodes, self.limit)
+            if (fitting := choose_layout(*several, **options)) is not None:
+                found.append(fitting)
+        return found
 
     @property
     def fits(self) -> bool | None:
@@ -117,7 +136,8 @@ def planned_recipe(
     plan, advice = build({}), None
     if limit is not None and plan.needed > limit:
         advice = advise(plan, checked({})[1], recipe, limit, build)
-    return PlannedRecipe(plan, rates, limit, advice)
+    native = native_window(config, check_scaling(recipe.rope, config))
+    return PlannedRecipe(plan, rates, limit, advice, checked({})[1], native)
 
 
 def _dtype(recipe: Recipe, on_cpu: bool, here: bool) -> torch.dtype:

@@ -111,6 +111,13 @@ class RestorationConfig(TrainingArguments):
         lambda: HeldOutConfig(sequences=0),
         "Held-out windows that the stage is watched by, and what they decide; see its own fields.",
     )
+    sequence_parallel: int = described(
+        1,
+        "As many processes share each window, for windows whose activations do not fit one GPU: every one "
+        "has some of the tokens, and in attention some of the heads of all tokens (Ulysses). Of other "
+        "numbers of processes, the greatest common divisor.",
+        whole(1, 1 << 16),
+    )
     offload_optimizer: bool = described(
         False,
         "Keep AdamW's moments in host memory: 8 bytes a trained weight less on the GPU.",

@@ -54,7 +54,10 @@ STAGE_FIELDS = (
 _AT_THE_TOP = "Set it at the top of the recipe."
 _UNDER_MODEL = "Set model.dtype and model.device."
 _AFTERWARDS = "The section evaluation measures the restored model after training."
-_ONE_COPY = "Each process holds the whole model: use torchrun for several GPUs."
+_SEVERAL_GPUS = (
+    "Start several processes with torchrun; model.sharded divides the model among them, and "
+    "sequence_parallel each window."
+)
 _NOT_OURS = "The losses of a stage are those of its objective."
 _WHOLE = "Remove it: a checkpoint holds all that a resumed run needs."
 #: The way to what others are wanted for.
@@ -76,10 +79,10 @@ _INSTEAD = {
     "metric_for_best_model": _AFTERWARDS,
     "label_smoothing_factor": _NOT_OURS,
     "neftune_noise_alpha": _NOT_OURS,
-    "fsdp": _ONE_COPY,
-    "fsdp_config": _ONE_COPY,
-    "deepspeed": _ONE_COPY,
-    "parallelism_config": _ONE_COPY,
+    "fsdp": _SEVERAL_GPUS,
+    "fsdp_config": _SEVERAL_GPUS,
+    "deepspeed": _SEVERAL_GPUS,
+    "parallelism_config": _SEVERAL_GPUS,
     "auto_find_batch_size": "Set per_device_train_batch_size.",
     "gradient_checkpointing_kwargs": "Set gradient_checkpointing alone.",
     "activation_checkpointing": "Set gradient_checkpointing.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.evaluation.task_files import read_tasks
 from linearard.export import check_output
-from linearard.model import ModelConfig, resolve_device, written
+from linearard.model import ModelConfig, load_restored, resolve_device, written
 from linearard.model.view_names import RESTORED, STRETCHED
 from linearard.pipeline import Outcome, export_run, say, told, train_and_report
-from linearard.planning import PlannedRecipe, planned_recipe
+from linearard.planning import PlannedRecipe, SeveralPlan, choose_layout, planned_recipe
 from linearard.recipe import Recipe, recipe_from_dict
 from linearard.recipe.trackers import check_trackers, tracker_names
 from linearard.recipe.yaml_text import parse_yaml
@@ -25,6 +26,7 @@ from linearard.restore.request import RestoreRequest
 from linearard.restore.verdict import Verdict, judge
 from linearard.storage import write_json
 from linearard.train import RECIPE_FILE
+from linearard.train.folder import FINAL
 from linearard.train.stages import stage_arguments
 
 EXPORT_FOLDER, VERDICT_FILE = "exported", "verdict.json"
@@ -43,6 +45,7 @@ class RestorePlan:
         target: tokens that the restored model shall read.
         config, tokenizer: of the model, which need not be read again.
         started: when planning began, by `time.perf_counter`.
+        several: how GPUs share a run that does not fit one; None: each has a copy of the model.
     """
 
     recipe: Recipe
@@ -52,6 +55,7 @@ class RestorePlan:
     config: Any
     tokenizer: Any
     started: float
+    several: SeveralPlan | None = None
 
 
 def plan_restoration(
@@ -98,7 +102,15 @@ def plan_restoration(
     limit = None if gpu_memory is None else _MARGIN * gpu_memory
     planned = planned_recipe(load, stage_arguments, limit, facts.config)
     choices, changes = list(composed.choices), {}
-    if planned.fits is False:
+    several = _shared_out(planned) if planned.fits is False else None
+    if several is not None:
+        changes = {"model.sharded": "true"}
+        if several.layout.sharing > 1:
+            sharing = str(several.layout.sharing)
+            changes |= {f"stages.{name}.sequence_parallel": sharing for name in planned.stages}
+        reason = f"one GPU would need {planned.plan.needed / 2**30:.1f} GiB"
+        choices.append(Choice("GPUs", f"{several.layout.gpus}, {several.layout}", reason))
+    elif planned.fits is False:
         if planned.advice is None or planned.advice.together is None:
             assert planned.limit is not None
             least = planned.plan.needed if planned.advice is None else planned.advice.least
@@ -119,8 +131,18 @@ def plan_restoration(
     recipe = load(changes)
     _check_evaluation(recipe)
     return RestorePlan(
-        recipe, choices, planned, facts.target, facts.config, facts.tokenizer, started
+        recipe, choices, planned, facts.target, facts.config, facts.tokenizer, started, several
     )
+
+
+def _shared_out(planned: PlannedRecipe) -> SeveralPlan | None:
+    """How the processes of a launcher share what does not fit one GPU; None: one process, or too few."""
+    gpus = int(os.environ.get("WORLD_SIZE", "1"))
+    nodes = max(1, gpus // int(os.environ.get("LOCAL_WORLD_SIZE", gpus)))
+    if gpus == 1 or planned.limit is None:
+        return None
+    several = (planned.plan, planned.stages, gpus, nodes, planned.limit)
+    return choose_layout(*several, native_window=planned.native_window)
 
 
 def _check_evaluation(recipe: Recipe) -> None:
@@ -207,8 +229,12 @@ def restore(
                 "seconds": round(time.perf_counter() - plan.started, 1),
             },
         )
+        restorable = outcome.restorable
+        if restorable.sharded:  # the other processes are done, and hold most of it
+            base = dataclasses.replace(plan.recipe.model, sharded=False, device="cpu")
+            restorable = load_restored(folder / FINAL, base)
         summary = export_run(
-            outcome.restorable,
+            restorable,
             plan.recipe,
             exported,
             story=told(plan.recipe, outcome.result),
@@ -243,7 +269,10 @@ def describe(plan: RestorePlan) -> list[str]:
     lines = [str(choice) for choice in plan.choices]
     planned = plan.planned.plan
     where = "memory" if plan.recipe.model.device == "cpu" else "the GPU"
-    memory = f"{planned.needed / 2**30:.1f} GiB of {where}"
+    if plan.several is not None:
+        memory = f"{plan.several.memory / 2**30:.1f} GiB of each of {plan.several.layout.gpus} GPUs"
+    else:
+        memory = f"{planned.needed / 2**30:.1f} GiB of {where}"
     if plan.planned.limit is not None:
         memory += f" (of {plan.planned.limit / 2**30:.1f} GiB that it may take)"
     time, rates = "", plan.planned.rates

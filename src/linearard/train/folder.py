@@ -24,7 +24,7 @@ RESULT_FILE, REPORT_FILE = "evaluation.json", "report.html"
 TENSORBOARD_FOLDER = "runs"
 _LOCK = ".lock"
 #: Parts of a recipe that do not decide what is trained.
-_FREE_TO_CHANGE = ("output_dir", "report_to", "evaluation", "data.cache_dir")
+_FREE_TO_CHANGE = ("output_dir", "report_to", "evaluation", "data.cache_dir", "model.sharded")
 
 
 class Claim(contextlib.ExitStack):

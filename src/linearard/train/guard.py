@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from linearard.model import Adapter
+from linearard.model.shares import gathered, joined, local, share_like
 from linearard.model.view_names import STRETCHED
 from linearard.recipe.held_out import HeldOutConfig
 from linearard.train.held_out import HeldOut, Look
@@ -116,13 +117,19 @@ class Guard(TrainerCallback):
             "stopped": self._stopped,
         }
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write the last good weights into a checkpoint that holds others."""
-        from safetensors.torch import save_file
+    def gathered(self, step: int) -> dict[str, Tensor]:
+        """The last good weights, whole, for `save_good`; nothing where a checkpoint of `step` has them.
 
-        if self._good_step != step:
-            tensors = {str(index): weights for index, weights in enumerate(self._good)}
-            save_file(tensors, folder / _GOOD_FILE)
+        Every process must ask at once where the weights are divided among them.
+        """
+        if self._good_step == step:
+            return {}
+        parameters = self._adapter.parameters()
+        good = (
+            (str(i), joined(*pair))
+            for i, pair in enumerate(zip(self._good, parameters, strict=True))
+        )
+        return gathered(good)
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, whose weights the adapter has."""
@@ -135,7 +142,10 @@ class Guard(TrainerCallback):
         self._good = self._copy()
         if path.is_file():
             stored = load_file(path)
-            self._good = [stored[str(index)] for index in range(len(self._good))]
+            self._good = [
+                share_like(stored[str(index)], parameter).cpu()
+                for index, parameter in enumerate(self._adapter.parameters())
+            ]
 
     def _diverged(self, look: Look) -> bool:
         if not look.finite:
@@ -162,7 +172,15 @@ class Guard(TrainerCallback):
     @torch.no_grad()
     def _restore(self) -> None:
         for parameter, good in zip(self._adapter.parameters(), self._good, strict=True):
-            parameter.copy_(good)
+            local(parameter).copy_(good)
 
     def _copy(self) -> list[Tensor]:
-        return [p.detach().to("cpu", copy=True) for p in self._adapter.parameters()]
+        return [local(p.detach()).to("cpu", copy=True) for p in self._adapter.parameters()]
+
+
+def save_good(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write the last good weights, as `Guard.gathered` gave them, into a checkpoint that holds others."""
+    from safetensors.torch import save_file
+
+    if weights:
+        save_file(weights, folder / _GOOD_FILE)

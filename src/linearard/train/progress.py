@@ -29,6 +29,7 @@ class Speed:
         restorable: the model.
         objectives: by part.
         dtype: of the matrix products; None: utilisation is not measured.
+        sharing: how many processes share a batch.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class Speed:
         restorable: RestorableModel,
         objectives: Mapping[str, ObjectiveConfig],
         dtype: torch.dtype | None,
+        sharing: int = 1,
     ) -> None:
+        self._sharing = sharing
         self._restorable, self._objectives, self._dtype = restorable, objectives, dtype
         self._count_once = functools.cache(self._count)
         self._peak = 0.0
@@ -47,16 +50,16 @@ class Speed:
         device = self._restorable.device
         if self._dtype is not None and device.type == "cuda" and not self._peak:
             self._peak = peak_flops(device, self._dtype)
-        self._tokens = self._sequences = self._flops = 0
+        self._tokens = self._sequences = self._flops = 0.0
         self._since = time.perf_counter()
 
     def add(self, inputs: Mapping[str, Any]) -> None:
         """Count a batch, `input_ids` `[batch, tokens]` and, if it has one, its `part`."""
         batch, tokens = inputs["input_ids"].shape
-        self._tokens += batch * tokens
-        self._sequences += batch
+        self._tokens += batch * tokens / self._sharing
+        self._sequences += batch / self._sharing
         if self._peak:
-            self._flops += self.flops_of(inputs)
+            self._flops += self.flops_of(inputs) / self._sharing
 
     def flops_of(self, inputs: Mapping[str, Any]) -> int:
         """Operations that a batch, as `add` takes it, needs (`counting.step_flops`); 0: not known."""

@@ -34,6 +34,7 @@ from linearard.rope import native_window
 from linearard.train import checkpoints
 from linearard.train.determinism import deterministic_algorithms
 from linearard.train.folder import FINAL, Claim, claim_folder
+from linearard.train.processes import check_launcher, keep_steps, started_with
 from linearard.train.stage_text import StageText
 from linearard.train.stages import stage_arguments
 from linearard.train.trackers import Trackers
@@ -138,7 +139,7 @@ class PreparedRun:
                     restorable, name, stage, self.texts[name], recipe.source, trackers
                 )
         final = Path(recipe.output_dir) / FINAL
-        if is_main_process():
+        if restorable.sharded or is_main_process():
             save_checkpoint(restorable, final, recipe=recipe.source)
         return RunResult(restorable, final, histories, summaries)
 
@@ -189,6 +190,7 @@ def prepare_run(
     config = load_config(recipe.model) if config is None else config
     if recipe.model.load_in_4bit:
         check_packing()
+    check_launcher()
     stages = stage_arguments(recipe, config, device, dtype, progress)
     check_supported(config, recipe.rope, recipe.adapter)
     tokenizer = load_tokenizer(recipe.model) if tokenizer is None else tokenizer
@@ -204,7 +206,10 @@ def prepare_run(
     with claim:  # closed by whatever is refused here, handed on otherwise
         texts: dict[str, StageText] = {}
         native, before = native_window(config, recipe.rope), 0
+        started = started_with(stages) if resume else next(iter(stages.values())).world_size
+        notes += keep_steps(stages, started)
         options: dict[str, Any] = {"native": native, "progress": progress and is_main_process()}
+        options["processes"] = started
         for name, stage in stages.items():
             text = texts[name] = StageText(recipe, stage, tokenizer, before=before, **options)
             before += len(stage.all_parts)

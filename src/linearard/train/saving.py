@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import Trainer
 
 from linearard.errors import NonFiniteLossError
@@ -22,7 +24,10 @@ from linearard.model import (
     written,
 )
 from linearard.train import checkpoints
+from linearard.train.whole_states import load_whole_state, whole_state
 
+#: Names that `Trainer` has for these files.
+_OPTIMIZER_FILE, _SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 #: Moments of AdamW are squares: beyond this, the next one is infinite.
 _LARGEST_STATE = 1e30
 
@@ -41,6 +46,7 @@ class SavingTrainer(Trainer):
     _keep: int | None  # complete checkpoints that stay
     _seconds_before: float = 0.0
     _is_saving: bool = False
+    _gathered: dict[str, Tensor]  # the trained weights, of a model divided among processes too
 
     @property
     def seconds(self) -> float:
@@ -109,7 +115,7 @@ class SavingTrainer(Trainer):
     def _bad_optimizer_state(self) -> str:
         if self.optimizer is None:
             return ""
-        states = self.optimizer.state_dict()["state"]
+        states = self.optimizer.state_dict()["state"]  # of shares, where weights are divided
         named = (
             (f"{name} of weight {number}", tensor)
             for number, state in states.items()
@@ -121,6 +127,17 @@ class SavingTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return str(Path(folder) / UNFINISHED) if self._is_saving else folder
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See `Trainer.save_model`; all processes must call it at once."""
+        self._gather()
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self._gathered = {}
+
+    def _gather(self) -> None:
+        self._gathered = self.restorable.adapter.gathered()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:  # since transformers 5.24 every process comes here
@@ -134,7 +151,25 @@ class SavingTrainer(Trainer):
         )
 
     def _write_checkpoint(self, folder: Path, **extra: Any) -> None:
-        write_checkpoint(self.restorable, folder, **extra)
+        write_checkpoint(self.restorable, folder, self._gathered, **extra)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.restorable.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self.optimizer)
+        if state is not None:
+            torch.save(state, Path(output_dir) / _OPTIMIZER_FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.restorable.sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        options = {"map_location": "cpu", "weights_only": True}
+        state = torch.load(Path(checkpoint) / _OPTIMIZER_FILE, mmap=True, **options)
+        load_whole_state(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER_FILE, **options))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from linearard.data.rows import whole_characters
 from linearard.data.tokens import beginning, tokenizer_hash
 from linearard.errors import DataError
 from linearard.model import RestorableModel, is_packed
+from linearard.model.shares import whole
 from linearard.train.chat_template import chat_frame
 from linearard.train.text_generation import Assignment, write_documents
 
@@ -110,10 +112,11 @@ class SelfGeneratedBlocks(Dataset):
             assignment.length(restorable),
         ]
         digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        folder, key = self._data.cache_path, f"self-{digest[:32]}"
+        if restorable.sharded:
+            return _written_together(folder, key, restorable, assignment, progress)
         return cached_documents(
-            self._data.cache_path,
-            f"self-{digest[:32]}",
-            lambda: write_documents(restorable, assignment, progress=progress),
+            folder, key, lambda: write_documents(restorable, assignment, progress=progress)
         )
 
     def __len__(self) -> int:
@@ -133,6 +136,31 @@ class SelfGeneratedBlocks(Dataset):
         return self._count * self._window
 
 
+def _written_together(
+    folder: Path, key: str, restorable: RestorableModel, assignment: Assignment, progress: bool
+) -> Path:
+    """The file of a model that is divided among processes: the first writes what all of them compute."""
+    told: list[Any] = [False]
+
+    def documents() -> Iterator[str]:
+        told[0] = True
+        torch.distributed.broadcast_object_list(told, 0)
+        yield from write_documents(restorable, assignment, progress=progress)
+
+    path = None
+    if torch.distributed.get_rank() == 0:
+        path = cached_documents(folder, key, documents)
+        if not told[0]:
+            torch.distributed.broadcast_object_list(told, 0)
+    else:
+        torch.distributed.broadcast_object_list(told, 0)
+        for _ in write_documents(restorable, assignment, progress=False) if told[0] else ():
+            pass
+    found = [path]
+    torch.distributed.broadcast_object_list(found, 0)
+    return Path(str(found[0]))
+
+
 def _decisive(assignment: Assignment) -> list[Any]:
     """What decides the text, as JSON holds it; without a frame it is what it was before there were any."""
     decides = [assignment.start, assignment.end, assignment.tokens, assignment.seed]
@@ -146,18 +174,22 @@ def _original_hash(restorable: RestorableModel) -> str:
     """Hash of all that decides what the original says, its rotations and its tokenizer apart.
 
     The model's own fingerprint is of a sample of the weights, which retrained embeddings can leave as it was.
-    A pass over all of them takes a second for two billion.
+    A pass over all of them takes a second for two billion. Where they are divided among processes, all must
+    ask at once, and each weight is whole for a moment.
     """
     config = restorable.config.to_dict()
     settings = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    frozen = ((n, p) for n, p in restorable.model.named_parameters() if not p.requires_grad)
-    # Buffers too: in direct training they hold the original's q, k and v. Those of the rotary modules
-    # rotate the student now.
-    for name, tensor in itertools.chain(frozen, restorable.model.named_buffers()):
+    frozen = [(n, p) for n, p in restorable.model.named_parameters() if not p.requires_grad]
+    # Buffers too: in direct training they hold the original's q, k and v, which are parameters where they are
+    # divided among processes. Those of the rotary modules rotate the student now.
+    originals = [(n, p) for n, p in frozen if ".original_" in n]
+    frozen = [(n, p) for n, p in frozen if ".original_" not in n]
+    for name, tensor in itertools.chain(frozen, restorable.model.named_buffers(), originals):
         if not name.endswith("inv_freq"):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+            numbers = whole(tensor).contiguous().flatten().view(torch.uint8)
+            digest.update(numbers.cpu().numpy())
     for module in filter(is_packed, restorable.model.modules()):
         digest.update(module.weight.quant_state.absmax.cpu().numpy())
     return digest.hexdigest()

@@ -9,11 +9,11 @@ from typing import Any
 
 from linearard.data import BlockDataset, token_blocks
 from linearard.data.config import SELF
-from linearard.errors import CheckpointError
 from linearard.model import RestorableModel, read_metadata
 from linearard.recipe import PartConfig, Recipe, RestorationConfig
 from linearard.train import checkpoints
 from linearard.train.held_out import held_out_text
+from linearard.train.processes import PROCESSES, readers
 from linearard.train.self_generated_text import SelfGeneratedBlocks
 from linearard.train.windows import InterleavedParts, StageWindows
 
@@ -30,6 +30,7 @@ class StageText:
         native: the original's window.
         before: parts of the stages before it; each part of a run draws windows of its own.
         progress: show bars.
+        processes: that the run was started with.
 
     Attributes:
         windows: what the trainer reads.
@@ -45,8 +46,9 @@ class StageText:
         native: int,
         before: int,
         progress: bool,
+        processes: int,
     ) -> None:
-        self._stage = stage
+        self._stage, self._processes = stage, processes
         self._parts = {
             name: _part_blocks(recipe, part, number, tokenizer, native, progress)
             for number, (name, part) in enumerate(stage.all_parts.items(), before)
@@ -58,7 +60,7 @@ class StageText:
         if not self._stage.parts:
             return StageWindows(self._parts[""])
         sized = {n: (found, self._stage.parts[n].batch_size) for n, found in self._parts.items()}
-        return InterleavedParts(sized, self._stage.world_size)
+        return InterleavedParts(sized, readers(self._stage, self._processes))
 
     @property
     def unwritten(self) -> list[SelfGeneratedBlocks]:
@@ -81,11 +83,11 @@ class StageText:
         """What decides the training beside the recipe; kept in every checkpoint."""
         return {
             "data": {"fingerprint": self.windows.fingerprint},
-            "processes": self._stage.world_size,
+            PROCESSES: self._processes,
         }
 
     def check_resumable(self) -> None:
-        """Refuse to go on from a checkpoint of the same recipe but other text or other processes.
+        """Refuse to go on from a checkpoint of the same recipe but other text.
 
         Raises:
             CheckpointError: the newest checkpoint of the stage is of such a run.
@@ -93,20 +95,13 @@ class StageText:
         latest = checkpoints.latest_complete(Path(self._stage.output_dir))
         if latest is None:
             return
-        stored, now = read_metadata(latest), self.circumstances
-        checkpoints.check_same_text(stored, now["data"], latest)
-        if stored.get("processes") != now["processes"]:
-            raise CheckpointError(
-                expected=f"{stored.get('processes')} processes, as the run was started with",
-                got=str(now["processes"]),
-                fix="Launch as many as before: the batch of a step would change otherwise.",
-            )
+        checkpoints.check_same_text(read_metadata(latest), self.circumstances["data"], latest)
 
     def tokens_read(self, steps: int) -> int:
         """Tokens of the first so many optimizer steps, by all processes."""
         stage, available = self._stage, len(self.windows)
         a_step = (
-            stage.per_device_train_batch_size * stage.gradient_accumulation_steps * stage.world_size
+            stage.per_device_train_batch_size * stage.gradient_accumulation_steps * readers(stage)
         )
         # an epoch's last step may be short
         epochs, rest = divmod(steps, math.ceil(available / a_step))

@@ -11,7 +11,7 @@ import torch
 from linearard.capture import attention_layers
 from linearard.data import DataConfig
 from linearard.data.config import SELF
-from linearard.errors import RecipeError, RopeError, UserError
+from linearard.errors import RecipeError, RopeError, UserError, shown
 from linearard.recipe import Recipe
 from linearard.recipe.held_out import HeldOutConfig
 from linearard.recipe.stage import PartConfig, RestorationConfig
@@ -19,8 +19,11 @@ from linearard.recipe.stage_section import naming_stage
 from linearard.rope import check_scaling, native_window, target_window
 from linearard.train.dry_run import try_stage
 from linearard.train.folder import stage_folder
+from linearard.train.processes import check_sharing
 
 _LARGEST_WINDOW = 1 << 27
+#: Whose states have the shape of a weight, or are numbers.
+_OPTIMIZERS_OF_SHARES = ("adamw_torch", "adamw_torch_fused", "sgd", "muon")
 
 
 def stage_arguments(
@@ -57,6 +60,9 @@ def stage_arguments(
             "disable_tqdm": not progress or section.fields.get("disable_tqdm"),
         }
         stages[name] = _stage_arguments(name, section.fields | decided)
+        if recipe.model.sharded:
+            _check_sharded(name, stages[name])
+        check_sharing(name, stages[name], config)
         with naming_stage(name):
             _check_held_out(f"stages.{name}", stages[name].held_out, native, target)
             for part, config_of_part in stages[name].all_parts.items():
@@ -70,6 +76,20 @@ def stage_arguments(
                         fix="Set model.dtype to bfloat16 or float32, or inputs to own.",
                     )
     return stages
+
+
+def _check_sharded(name: str, stage: RestorationConfig) -> None:
+    """Whether the optimizer can step on shares of weights."""
+    able = stage.optimizer_name in _OPTIMIZERS_OF_SHARES and not stage.offload_optimizer
+    if able:
+        return
+    field = "offload_optimizer" if stage.offload_optimizer else "optim"
+    raise RecipeError(
+        expected=f"stages.{name}.{field} that trains weights of which a process has a share, for "
+        f"model.sharded: muon, or one of {', '.join(_OPTIMIZERS_OF_SHARES[:-1])}",
+        got="true" if stage.offload_optimizer else shown(stage.optimizer_name),
+        fix="Set another, or leave model.sharded out.",
+    )
 
 
 def _check_held_out(where: str, held_out: HeldOutConfig, native: int, target: int) -> None:

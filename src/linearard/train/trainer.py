@@ -25,15 +25,16 @@ from linearard.errors import NonFiniteLossError
 from linearard.model import RestorableModel, load_weights, read_metadata, written
 from linearard.recipe.stage import RestorationConfig
 from linearard.train import checkpoints
-from linearard.train.clipping import clip_gradients
+from linearard.train.among_others import TrainerAmongOthers
+from linearard.train.clipping import clip_gradients, total_norm
 from linearard.train.cuda_graphs import CapturedSteps, find_gradients
+from linearard.train.guard import save_good
 from linearard.train.held_out import HeldOutText
 from linearard.train.history import thin_out
 from linearard.train.optimizers import own_optimizer
-from linearard.train.peers import watching_peers
+from linearard.train.processes import shared_sequence, sharing
 from linearard.train.progress import LiveProgress, Speed
 from linearard.train.random_state import RandomState
-from linearard.train.saving import SavingTrainer
 from linearard.train.shares import add_shares
 from linearard.train.step_events import StepEvents
 from linearard.train.watched import WatchedStage
@@ -41,7 +42,7 @@ from linearard.train.weight_interpolation import InitialWeights
 from linearard.train.windows import check_datasets, check_window, numbered, the_only_item
 
 
-class RestorationTrainer(SavingTrainer):
+class RestorationTrainer(TrainerAmongOthers):
     """Trains the adapter of a restorable model with one stage's objective.
 
     Args:
@@ -84,7 +85,12 @@ class RestorationTrainer(SavingTrainer):
             check_window(args.window, train_dataset)
         parts = {name: part.objective for name, part in args.all_parts.items()}
         self._beginning: InitialWeights | None = None
-        module = RestorationModule(restorable, parts, offload_teacher=args.offload_teacher)
+        self._is_sharded = restorable.sharded
+        self._good: dict[str, Tensor] = {}
+        self._shared = shared_sequence(args, restorable)
+        module = RestorationModule(
+            restorable, parts, offload_teacher=args.offload_teacher, shared=self._shared
+        )
         if args.recompute:
             module.gradient_checkpointing_enable(args.kept_layers)
         if args.ddp_broadcast_buffers is None:
@@ -117,7 +123,7 @@ class RestorationTrainer(SavingTrainer):
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, int] = {}
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        self._speed = Speed(restorable, parts, dtype)
+        self._speed = Speed(restorable, parts, dtype, sharing=sharing(args))
         self._captured: CapturedSteps | None = None
         steady = needs_no_mask(restorable.model) and not restorable.rope.depends_on_length
         if steady and _can_be_captured(self.args):
@@ -135,7 +141,7 @@ class RestorationTrainer(SavingTrainer):
         self._speed.start()
         self._asked = 0
         try:
-            with watching_peers(self.accelerator), interruption.deferred():
+            with self._watching_peers(), interruption.deferred():
                 result = super().train(*args, **kwargs)
                 if self._asked:
                     raise interruption.Ended(self._asked, self._kept())
@@ -233,7 +239,7 @@ class RestorationTrainer(SavingTrainer):
         return worth_recording(self._speed.flops_of(inputs), layers, kinds)
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
-        if self._captured is None:
+        if self._captured is None and not self.restorable.sharded:
             norm = super()._clip_grad_norm(model)
         else:
             norm = clip_gradients(self.restorable.adapter.parameters(), self.args.max_grad_norm)
@@ -296,7 +302,7 @@ class RestorationTrainer(SavingTrainer):
         norm, self._norm = self._norm, None
         if norm is None:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = total_norm(gradients)
         good = torch.isfinite(losses).all()
         if self.accelerator.scaler is None:  # float16's scaler mends infinite gradients itself
             good &= torch.isfinite(norm)
@@ -349,21 +355,6 @@ class RestorationTrainer(SavingTrainer):
             parameter.grad = None  # the optimizer leaves weights without a gradient alone
         return True
 
-    def _name_blocks(self, losses: Tensor, blocks: list[Tensor]) -> str:
-        """The blocks of this step, of all processes, whose loss is not finite; all if every one is."""
-        flags = [
-            (~torch.isfinite(loss)).expand(len(some))
-            for loss, some in zip(losses, blocks, strict=True)
-        ]
-        flags = self.accelerator.gather(torch.cat(flags).to(losses.device).float()).bool()
-        numbers = self.accelerator.gather(torch.cat(blocks).to(losses.device))
-        named = sorted(numbers[flags].tolist() or numbers.tolist())
-        shown = f"blocks {', '.join(map(str, named[:16]))}{', …' if len(named) > 16 else ''}"
-        if self.restorable.tokenizer is None:
-            return shown
-        first = self.train_dataset.window(named[0])[:32]
-        return f"{shown} (the first begins {self.restorable.tokenizer.decode(first)!r})"
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the mean of every term since the last log, and the speed."""
         if "loss" in logs and self._term_sums:
@@ -379,8 +370,12 @@ class RestorationTrainer(SavingTrainer):
     def _write_checkpoint(self, folder: Path, **extra: Any) -> None:
         guard = None if self._watched is None else self._watched.guard
         super()._write_checkpoint(folder, **extra, **({"guard": guard.state()} if guard else {}))
-        if guard:
-            guard.save(folder, self.state.global_step)
+        save_good(folder, self._good)
+
+    def _gather(self) -> None:
+        super()._gather()
+        guard = None if self._watched is None else self._watched.guard
+        self._good = guard.gathered(self.state.global_step) if guard else {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -66,6 +66,7 @@ class TrialSteps:
                     with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
                         outputs = trainer.model(**inputs)
                     (outputs["loss"] / len(numbers)).backward()
+        trainer.average_shared_gradients()
 
     def _numbers(self, step: int) -> range:
         size = self._trainer.args.gradient_accumulation_steps

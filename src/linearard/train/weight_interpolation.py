@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from linearard.model import Adapter
+from linearard.model.shares import is_sharded, local
 from linearard.train.held_out import Look
 
 _NEARER = 0.8  # of the untrained model's KL
@@ -30,7 +31,7 @@ class InitialWeights:
     def __init__(self, adapter: Adapter, needed: bool = True) -> None:
         self._parameters = adapter.parameters() if needed else []
         self._begun = _on_host(self._parameters)
-        new = [not weights.any() for weights in self._begun]
+        new = _all_zero(self._parameters, self._begun)
         scaled = adapter.config.kind == "lora" and any(new)
         self._moved = new if scaled else [True] * len(new)
 
@@ -38,7 +39,7 @@ class InitialWeights:
     def restore(self) -> None:
         """Put every weight back."""
         for parameter, begun in zip(self._parameters, self._begun, strict=True):
-            parameter.copy_(begun)
+            local(parameter).copy_(begun)
 
     def blend(self, share: float) -> None:
         """Leave of the change since then this share."""
@@ -50,7 +51,7 @@ class InitialWeights:
         for parameter, begun, end, moved in zip(
             self._parameters, self._begun, reached, self._moved, strict=True
         ):
-            parameter.copy_(torch.lerp(begun, end, share) if moved else end)
+            local(parameter).copy_(torch.lerp(begun, end, share) if moved else end)
 
     def best_share(
         self, shares: list[float], look: Callable[[], Look], untrained: Look
@@ -89,4 +90,13 @@ class InitialWeights:
 
 
 def _on_host(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
-    return [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+    return [local(parameter.detach()).to("cpu", copy=True) for parameter in parameters]
+
+
+def _all_zero(parameters: list[torch.nn.Parameter], shares: list[Tensor]) -> list[bool]:
+    """Whether each weight is zero everywhere, in other processes' shares of it too."""
+    zero = torch.tensor([not share.any() for share in shares], dtype=torch.int32)
+    if any(map(is_sharded, parameters)):
+        zero = zero.to(parameters[0].device)
+        torch.distributed.all_reduce(zero, torch.distributed.ReduceOp.MIN)
+    return [bool(flag) for flag in zero.tolist()]

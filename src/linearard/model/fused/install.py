@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from linearard.architectures import architecture_of_package
-from linearard.model.adapters import TwoViewLinear
 from linearard.model.fused.layers import gated_mlp, norm
 from linearard.model.fused.projections import LowRank, Projection, base_outputs, project
 from linearard.model.packed import has_packed
+from linearard.model.two_view_linear import TwoViewLinear
 from linearard.ops import pointwise
 
 _LOGGER = logging.getLogger(__name__)
