@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from linearard.counting.passes import teacher_reads
 from linearard.counting.shapes import ModelShape
+from linearard.counting.step import Step
 from linearard.planning.run_plan import CONTEXT_BYTES, FRAGMENTS, PartPlan, RunPlan, StagePlan
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _step(
     for part in stage.parts:
         weight = (part.batches or 1) / sum(p.batches or 1 for p in stage.parts) * batches
         objective = config.all_parts[part.name].objective
-        reads = teacher_reads(objective, part.window, native_window)[0]
+        reads = Step(shape, objective, part.window, part.batch, native_window).teacher_reads[0]
         student = 0 if objective.inputs == "teacher" else 2  # forward and backward
         if layout.sharded:
             everything = _layer_bytes(shape, _element(part, shape)) + trained
