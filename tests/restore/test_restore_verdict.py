@@ -35,7 +35,7 @@ def test_rows_that_are_worse(restored, worse):
     verdict = judge(result(view(0.1, 24.0, 0.6, top1=0.8), restored))
     assert verdict.worse == worse
     assert verdict.good == (not worse)
-    assert ("NOT BETTER" in verdict.lines[-1]) == bool(worse)
+    assert ("WORSE" in verdict.lines[-1]) == bool(worse)
 
 
 @pytest.mark.parametrize("number", ["kl", "ppl", "top1"])

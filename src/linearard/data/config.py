@@ -22,6 +22,8 @@ from linearard.storage import cache_folder
 
 #: The source that is written by the model itself.
 SELF = "self"
+#: The documentation of the installed Python, a source that needs no network.
+PYDOC = "pydoc"
 _HELD_OUT = Rule(
     lambda v: text().right(v) and v != SELF,
     f"text that a model did not write (./{SELF} is a file or folder of that name)",

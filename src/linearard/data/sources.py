@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from linearard.data.config import SELF, DataConfig
+from linearard.data.config import PYDOC, SELF, DataConfig
 from linearard.data.documentation import documentation_identity, read_documentation
 from linearard.data.files import local_source
 from linearard.data.hub import hub_source
@@ -20,9 +20,9 @@ _HASHED = 1_000_000  # characters at a time
 
 def open_source(spec: str, config: DataConfig, hub_split: str) -> Source:
     """The source that `spec` names. Raises DataError when it names nothing."""
-    if spec == "pydoc":
-        identity = ["pydoc", *documentation_identity()]
-        parts = frozenset({"pydoc"})
+    if spec == PYDOC:
+        identity = [PYDOC, *documentation_identity()]
+        parts = frozenset({PYDOC})
         return Source(spec, lambda: iter(read_documentation()), parts, identity, plain=True)
     if spec == SELF:
         return Source(spec, _not_written, frozenset({SELF}), [SELF])

@@ -27,6 +27,7 @@ class Story:
             value with its interval.
         measured: a line on what the scores were measured with.
         longest: tokens of the longest window that was trained; 0: not known.
+        verdict: a line on whether it is better than the stretched model.
     """
 
     stages: list[str] = field(default_factory=list)
@@ -34,6 +35,7 @@ class Story:
     scores: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     measured: str = ""
     longest: int = 0
+    verdict: str = ""
 
 
 def write_card(
@@ -112,7 +114,7 @@ def _front(about: dict[str, Any], licence: str | None) -> str:
 def _summary(about: dict[str, Any], native: int) -> str:
     return (
         f"`{_short(about['base_model'])}` reads {native:,} tokens; this model was stretched to read "
-        f"{about['window']:,}, and trained to behave on short text as the original does."
+        f"{about['window']:,}, and trained to stay near the original on short text: see the scores."
     )
 
 
@@ -142,12 +144,13 @@ def _scores(story: Story) -> str:
     rows = [[label, *(values.get(view, "") for view in views)] for label, values in story.scores]
     headers = ["", *("stretched, untrained" if view == STRETCHED else view for view in views)]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-    return f"{story.measured} 95 % intervals in brackets.\n\n{table}".lstrip()
+    verdict = f"\n\nVerdict: {story.verdict}" if story.verdict else ""
+    return f"{story.measured} 95 % intervals in brackets.\n\n{table}{verdict}".lstrip()
 
 
 def _limits(folder: Path, about: dict[str, Any], story: Story) -> str:
     lines = [
-        f"- Beyond {about['window']:,} tokens the model was not trained; nothing is promised there.",
+        f"- It is not meant for more than {about['window']:,} tokens; nothing is promised beyond.",
         "- It can do no more than the original: errors, biases and refusals of the base are kept.",
     ]
     if 0 < story.longest < about["window"]:

@@ -309,7 +309,7 @@ def _locate(config: ModelConfig) -> tuple[str, str | None]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(
-                expected="a GGUF file", got=f"no file at {name}", fix="Check model.name."
+                expected="a GGUF file", got=f"no file at {name}", fix="Check the path."
             )
         return str(path.parent), path.name
     looks_like_path = name.startswith(("/", "./", "../", "~"))
@@ -317,12 +317,28 @@ def _locate(config: ModelConfig) -> tuple[str, str | None]:
         raise ModelError(
             expected="a model folder with config.json",
             got=f"{'a file' if path.is_file() else 'no folder'} at {name}",
-            fix="Check model.name, or give a hub id.",
+            fix="Check the path, or give a hub id.",
         )
     if path.is_dir():
         check_folder(path)
         return str(path), config.gguf_file
+    if name.count("/") != 1 and not _is_cached(name):
+        raise ModelError(
+            expected="a folder, a GGUF file, package:NAME, or a hub id such as OWNER/NAME",
+            got=f"{name!r}, and no folder of that name in {Path.cwd()}",
+            fix="Check the name.",
+        )
     return name, config.gguf_file
+
+
+def _is_cached(name: str) -> bool:
+    """Whether a hub repository of an old kind, without an owner, has been fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # a name that no repository can have
+        return False
 
 
 def _unpacked_gguf() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linearard.data.config import SELF
+from linearard.data.config import PYDOC, SELF
 from linearard.evaluation import summarise
 from linearard.export import Story
 from linearard.recipe import Recipe, StageSection
@@ -32,8 +32,8 @@ def story_of(recipe: Recipe, checkpoint: Path | None = None) -> Story:
     return told(recipe, result)
 
 
-def told(recipe: Recipe, result: Mapping[str, Any] | None) -> Story:
-    """The same from an evaluation in memory, or none."""
+def told(recipe: Recipe, result: Mapping[str, Any] | None, verdict: str = "") -> Story:
+    """The same from an evaluation in memory, or none, with what was made of it in a line."""
     done = (result or {}).get("stages", {})
     stages = [_stage(name, stage, done.get(name)) for name, stage in recipe.stages.items()]
     parts = [part for stage in recipe.stages.values() for part in stage.parts.values()]
@@ -43,13 +43,21 @@ def told(recipe: Recipe, result: Mapping[str, Any] | None) -> Story:
     meta = result.get("meta", {})
     documents = meta.get("documents", {})
     measured = (
-        f"On held-out text ({documents.get('count', '?')} documents), {meta.get('device', 'unknown')}, "
-        f"{meta.get('dtype', 'unknown')}, {str(meta.get('date', ''))[:10]}."
+        f"On held-out text ({documents.get('count', '?')} documents{_of(recipe)}), "
+        f"{meta.get('device', 'unknown')}, {meta.get('dtype', 'unknown')}, {str(meta.get('date', ''))[:10]}."
     )
     scores = [
         (row.label, {view: _value(row, view) for view in row.values}) for row in summarise(result)
     ]
-    return Story(stages, _text(recipe), scores, measured, longest)
+    return Story(stages, _text(recipe), scores, measured, longest, verdict)
+
+
+def _of(recipe: Recipe) -> str:
+    """Whose documents are held out, where it is not a part of the training text."""
+    source = recipe.data.validation
+    if source is None:
+        return ""
+    return " of the installed Python's documentation" if source == PYDOC else f" of `{source}`"
 
 
 def _stage(name: str, stage: StageSection, done: Mapping[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from linearard.data.config import SELF
+from linearard.data.config import PYDOC, SELF
 from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts
 from linearard.restore.measures import choose_measures
@@ -14,7 +14,6 @@ from linearard.restore.scaling import choose_scaling
 from linearard.restore.stages import build_stages, choose_sizes
 from linearard.restore.training import alignment_rate, choose_adapter, choose_optimizer
 
-PYDOC = "pydoc"
 #: A rate that has to be halved often costs trials beyond those planned: all together stay below 4.25 million.
 _TOKENS_ON_GPU, _TOKENS_ON_CPU = 4_000_000, 49_152
 
@@ -66,7 +65,15 @@ def compose(
         "output_dir": str(request.output),
         "seed": request.seed,
     }
-    return Composed(source, [scaling, trained, rate, *windows, _held_out(facts), *measured])
+    text = [] if request.data is None else [_text(request.data)]
+    return Composed(source, [scaling, trained, rate, *text, *windows, _held_out(facts), *measured])
+
+
+def _text(data: str) -> Choice:
+    if data == PYDOC:
+        reason = "as given, or because none was: on a CPU a model would write for hours"
+        return Choice("training text", "the documentation of the installed Python", reason)
+    return Choice("training text", data, "--data")
 
 
 def _held_out(facts: Facts) -> Choice:

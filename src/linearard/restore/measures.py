@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from linearard.data.config import PYDOC
 from linearard.model.view_names import ORIGINAL, RESTORED, STRETCHED
 from linearard.restore.choice import Choice
 from linearard.restore.facts import Facts
@@ -56,7 +57,7 @@ def choose_measures(facts: Facts, tasks: str | None = None) -> tuple[dict[str, A
         grown = {short, facts.native, 4 * facts.native, windows[-1]}
         evaluation["context_lengths"] = [n for n in sorted(grown) if n <= windows[-1]]
     if facts.held_out is not None:
-        evaluation["texts"] = {"documentation": "pydoc"}
+        evaluation["texts"] = {"documentation": PYDOC}
     if tasks is not None:
         evaluation |= {"tasks_dir": tasks}
     return evaluation, told

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from linearard.data.config import PYDOC
 from linearard.errors import CheckpointError, DeviceError, RecipeError
 from linearard.evaluation.task_files import read_tasks
 from linearard.export import check_output
@@ -20,9 +21,10 @@ from linearard.recipe import Recipe, recipe_from_dict
 from linearard.recipe.trackers import check_trackers, tracker_names
 from linearard.recipe.yaml_text import parse_yaml
 from linearard.restore.choice import Choice
-from linearard.restore.compose import PYDOC, Composed, compose
+from linearard.restore.compose import Composed, compose
 from linearard.restore.facts import gather_facts
 from linearard.restore.request import RestoreRequest
+from linearard.restore.stages import MORE_OWN_TEXT
 from linearard.restore.verdict import Verdict, judge
 from linearard.storage import write_json
 from linearard.train import RECIPE_FILE
@@ -46,6 +48,7 @@ class RestorePlan:
         config, tokenizer: of the model, which need not be read again.
         started: when planning began, by `time.perf_counter`.
         several: how GPUs share a run that does not fit one; None: each has a copy of the model.
+        lacks_text: whether the text to train on has too few tokens for all windows.
     """
 
     recipe: Recipe
@@ -56,6 +59,7 @@ class RestorePlan:
     tokenizer: Any
     started: float
     several: SeveralPlan | None = None
+    lacks_text: bool = False
 
 
 def plan_restoration(
@@ -131,7 +135,15 @@ def plan_restoration(
     recipe = load(changes)
     _check_evaluation(recipe)
     return RestorePlan(
-        recipe, choices, planned, facts.target, facts.config, facts.tokenizer, started, several
+        recipe,
+        choices,
+        planned,
+        facts.target,
+        facts.config,
+        facts.tokenizer,
+        started,
+        several,
+        lacks_text=any(choice.what == MORE_OWN_TEXT for choice in choices),
     )
 
 
@@ -237,7 +249,8 @@ def restore(
             restorable,
             plan.recipe,
             exported,
-            story=told(plan.recipe, outcome.result),
+            story=told(plan.recipe, outcome.result, verdict.lines[-1]),
+            window=plan.target,
             overwrite=resume or overwrite,
         )
         say(summary)
@@ -277,12 +290,18 @@ def describe(plan: RestorePlan) -> list[str]:
         memory += f" (of {plan.planned.limit / 2**30:.1f} GiB that it may take)"
     time, rates = "", plan.planned.rates
     if planned.seconds is not None and rates is not None:
-        time = f", {planned.seconds / 60:.1f} minutes of training steps on an {rates.device}"
+        time = f", {planned.seconds / 60:.1f} minutes of training steps on an {rates.device} (another GPU "
+        time += "takes its own time; what the model writes, trials and measuring are not counted)"
     lines.append(f"planned: {memory}{time}, {planned.tokens:,} tokens without trials")
     longest = max(part.window for stage in planned.stages for part in stage.parts)
     if longest < plan.target and plan.recipe.model.device != "cpu":
+        mended = "More GPU memory, a smaller model or a smaller --window trains them."
+        if plan.lacks_text:
+            mended = (
+                "--data has too few tokens for longer ones: give more text, books for instance."
+            )
         lines.append(
             f"warning: no window above {longest:,} tokens is trained; how {plan.target:,} are read is "
-            "measured at the end. More GPU memory, a smaller model or a smaller --window trains them."
+            f"measured at the end. {mended}"
         )
     return lines

@@ -27,6 +27,7 @@ _OWN, _CHAT = 512, 1024
 _REFERENCE_KL = 0.1
 _LOOKS = 6
 _LEAST_WATCHED = 8  # short held-out windows
+MORE_OWN_TEXT = "more text of the model's own"  # a choice where the text is too short
 _LONGEST_WATCHED = 65_536  # tokens: a look at more takes as long as a step
 
 
@@ -179,8 +180,9 @@ def _by_supply(sizes: Sizes, supply: TextSupply) -> tuple[Sizes, list[Choice]]:
             reason = (
                 "how long the documents of a hub data set are is not known before they are read"
             )
-        kinds = ", ".join(k for k in ("short", "read", "long") if k in packed)
-        told.append(Choice("joined documents", f"in {kinds} windows", reason))
+        kinds = {"short": sizes.short, "read": sizes.read, "long": sizes.long}
+        shown = " and ".join(f"{kinds[kind]:,}" for kind in kinds if kind in packed)
+        told.append(Choice("joined documents", f"in windows of {shown} tokens", reason))
     room = 0.95 * supply.tokens
     changed = replace(
         sizes,
@@ -195,7 +197,7 @@ def _by_supply(sizes: Sizes, supply: TextSupply) -> tuple[Sizes, list[Choice]]:
         more = _whole(missing / sizes.own, sizes.windows(sizes.own))
         changed = replace(changed, owns=changed.owns + more)
         reason = f"--data has about {supply.tokens:,.0f} tokens, too few for all windows"
-        told.append(Choice("more text of the model's own", f"{missing:,} tokens", reason))
+        told.append(Choice(MORE_OWN_TEXT, f"{missing:,} tokens", reason))
     return changed, told
 
 

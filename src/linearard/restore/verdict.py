@@ -79,11 +79,15 @@ def _lines(rows: list[Row], worse: list[str], better: list[str]) -> list[str]:
     unlike = [row for row in rows if _ALIKE in row.label]
     lines += [f"for comparison: {_shown(row)}" for row in unlike]
     if worse:
-        lines.append(f"NOT BETTER than the stretched model in: {', '.join(worse)}.")
+        lines.append(f"WORSE than the stretched model in: {', '.join(worse)}.")
     elif better:
         lines.append(f"Better than the stretched model in {len(better)} rows, worse in none.")
     else:
-        lines.append("NOT BETTER than the stretched model in any row.")
+        lines.append(
+            "NOT BETTER than the stretched model in any row (differences below "
+            f"{_KL_NATS:g} nats of KL, {_LOSS:g} nats of a loss or {_AGREEMENT:g} of agreement count as "
+            "none). Where stretching does little damage, little can be given back; --tokens trains longer."
+        )
     return lines
 
 

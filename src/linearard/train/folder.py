@@ -160,8 +160,9 @@ def _has_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     if content and not ours:
         raise CheckpointError(
             expected="an empty or new output folder, or one of an earlier run",
-            got=f"{folder} holding {shown}, which linearard train has not written there",
-            fix="Choose another output_dir: files that linearard did not write are left alone.",
+            got=f"{folder} holding {shown}, which linearard has not written there",
+            fix="Choose another output folder (--output, output_dir): files that linearard did not write "
+            "are left alone.",
         )
     if ours and content != [RECIPE_FILE] and not (resume or overwrite):
         raise CheckpointError(
