@@ -30,7 +30,7 @@ def models_tables(path: Path = ZOO) -> dict[str, str]:
     """Tables by marker name, in Markdown; each says so where nothing was run yet."""
     if not path.exists():
         return dict.fromkeys((f"models-{name}" for name in _TABLES), "Not run yet.")
-    result = json.loads(path.read_text())
+    result = read_zoo(path)
     tried = {kind: e["trials"] for kind, e in sorted(result["classes"].items()) if e["trials"]}
     refused = {kind: trials for kind, trials in tried.items() if _verdicts(trials) == {"refused"}}
     restored = {kind: trials for kind, trials in tried.items() if _verdicts(trials) == {"same"}}
@@ -56,6 +56,18 @@ def models_tables(path: Path = ZOO) -> dict[str, str]:
         "left-out": _markdown(["why", "classes", "model types"], left),
     }
     return {f"models-{name}": table for name, table in tables.items()}
+
+
+def read_zoo(path: Path) -> dict[str, Any]:
+    """The verdicts of `tests/zoo/run.py`, each with its words, which the file holds once."""
+    result = json.loads(path.read_text())
+    words = result.pop("words", [])
+    for entry in result["classes"].values():
+        for trial in entry.get("trials", {}).values():
+            for name in ("words", "older_words"):
+                if isinstance(trial.get(name), int):
+                    trial[name] = words[trial[name]]
+    return result
 
 
 def _markdown(headers: list[str], rows: list[list[Any]]) -> str:

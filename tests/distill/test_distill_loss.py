@@ -186,15 +186,15 @@ def test_the_teacher_has_no_dropout_and_no_gradient():
     restorable.model.train()
     module = RestorationModule(restorable, ObjectiveConfig(relations={"v": 1.0}))
     seen = {}
-    original = type(restorable.tap).observe
+    original = type(restorable.tap).observing
 
-    def observe(tap, observer):
+    def observing(tap, observer, **options):
         if observer is not None:
             seen.setdefault(type(observer).__name__, observer)
-        original(tap, observer)
+        return original(tap, observer, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(restorable.tap), "observe", observe)
+        patch.setattr(type(restorable.tap), "observing", observing)
         module(tiny.tokens())
     assert restorable.model.training and all(m.training for m in restorable.model.modules())
     teacher = seen["TeacherRelations"]

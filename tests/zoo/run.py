@@ -24,13 +24,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # tests, and beside
 
 from classes import LEFT_OUT, Decoder, decoders, has_rotary
 from trial import TRIALS, Trials
 
+from benchmarks.models import read_zoo
 from linearard.export import ReaderProcess
-from linearard.storage import write_json
+from linearard.storage import write_text
 
 _LIST_TYPES = (
     "from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as names;"
@@ -50,9 +51,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes at once (default: 2)")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all models are made here
-    result = json.loads(args.out.read_text()) if args.out.exists() else {}
+    result = read_zoo(args.out) if args.out.exists() else {}
     _start(result, args)
-    write_json(args.out, result)
+    _write(args.out, result)
     gc.freeze()  # what is imported here is not looked through again at every collection of a worker
     with ProcessPoolExecutor(
         args.workers,
@@ -71,9 +72,31 @@ def main() -> int:
             entry, found = tasks[task], task.result()
             entry["trials"].update(found.pop("trials", {}))
             entry.update(found)
-            write_json(args.out, result)
+            _write(args.out, result)
             print(f"{done} of {len(tasks)} classes: {entry['name']}", flush=True)
     return _summary(result)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    """One class a line, and what is said many times once (`benchmarks.models.read_zoo` reads it)."""
+    words: dict[str, int] = {}
+    lines = []
+    for kind, entry in result["classes"].items():
+        trials = {}
+        for name, trial in entry.get("trials", {}).items():
+            kept = dict(trial)
+            if "error" in kept:
+                kept["error"] = float(f"{kept['error']:.2g}")
+            for said in ("words", "older_words"):
+                if kept.get(said):
+                    kept[said] = words.setdefault(kept[said], len(words))
+            trials[name] = kept
+        shown = entry | ({"trials": trials} if trials else {})
+        lines.append(f"{json.dumps(kind)}: {json.dumps(shown)}")
+    classes = ",\n".join(lines)
+    rest = {name: value for name, value in result.items() if name != "classes"}
+    rest["words"] = list(words)
+    write_text(path, f'{json.dumps(rest)[:-1]}, "classes": {{\n{classes}\n}}}}\n')
 
 
 def _open_readers(older: str | None, older_types: set[str]) -> None:
