@@ -36,7 +36,7 @@ def test_a_folder_of_anything_else(flag, recipe, tmp_path, refusal, no_model):
         (folder / name).write_text(content)
     before = files(folder)
     line = refusal("train", str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml")), flag)
-    assert "which linearard train has not written there" in line
+    assert "which linearard has not written there" in line
     assert files(folder) == before
 
 

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         restore,
         write_recipe,
     )
+    from linearard.train.folder import check_folder
 
     model, overrides = _model(args)
     window = parse_window(args.window)
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         adapter=args.adapter,
         seed=args.seed,
     )
+    check_folder(request.output, resume=args.resume, overwrite=args.overwrite)
     plan = plan_restoration(
         request,
         model,

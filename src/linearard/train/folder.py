@@ -88,6 +88,16 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool)
             return claim.pop_all()
 
 
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what `claim_folder` would refuse whatever the recipe, long before there is one.
+
+    Raises:
+        CheckpointError: the folder holds something else, or a run that is neither resumed nor replaced.
+    """
+    with _writable(folder):
+        _has_run(folder, resume=resume, overwrite=overwrite)
+
+
 def _begin_run(folder: Path, recipe: Recipe, *, replacing: bool) -> None:
     stages = [stage_folder(index, name) for index, name in enumerate(recipe.stages)]
     with _writable(folder):
