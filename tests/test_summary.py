@@ -67,7 +67,7 @@ def test_figures_of_a_gpu_are_named_after_its_folder(tmp_path, monkeypatch):
     assert found["peaks.h100.gemma3.long.64k.muon.peak_gib"] == 30
     assert found["attention.h100.gemma3_270m_window.ratio"] == pytest.approx(0.8)
     tables = summary.tables(found)
-    assert "h100.gemma3.long.64k.muon" in tables["peaks"]
+    assert "h100.gemma3.long.64k.muon" in tables["peaks-long"]
     assert "300" in tables["attention"].splitlines()[-1]
 
 

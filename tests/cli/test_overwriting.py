@@ -44,7 +44,7 @@ def test_a_recipe_kept_in_its_own_output_folder(recipe, refusal, no_model):
     path = small_run.write_recipe(recipe, Path(recipe["output_dir"]) / "recipe.yaml")
     before = files(path.parent)
     for flags in ([], ["--overwrite"]):
-        assert "recipe.yaml, which linearard train has not" in refusal("train", str(path), *flags)
+        assert "recipe.yaml, which linearard has not" in refusal("train", str(path), *flags)
     assert files(path.parent) == before
 
 

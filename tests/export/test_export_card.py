@@ -74,7 +74,7 @@ def test_everything_that_a_stranger_needs_is_there(folder, monkeypatch):
         "vllm serve .\n",
         "sglang.launch_server",
         "--format gguf",
-        "Beyond 65,536 tokens",
+        "not meant for more than 65,536 tokens",
         "No window longer than 4,096 tokens was trained",
         "llama.cpp's converter drops",
         "Of the base model: apache-2.0",
