@@ -199,15 +199,6 @@ class TestCheckpoints:
         assert "the training text that" in line and "other text or another tokenizer" in line
         assert "Restore the text, or start again with --overwrite" in line
 
-    def test_another_number_of_processes(self, trained, tmp_path, refusal, no_model):
-        copy = tmp_path / "run"
-        shutil.copytree(trained, copy)
-        for path in copy.glob("stage*/checkpoint-*/linearard.json"):
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
-            written.complete(path.parent)
-        line = refusal("train", str(copy / "recipe.yaml"), "--resume", "--output-dir", str(copy))
-        assert "expected 2 processes, as the run was started with, got 1" in line
-
     @pytest.mark.parametrize(
         ("flags", "word"),
         [(["--format", "onnx"], "a format among merged, adapter"), ([], "an empty or new")],
