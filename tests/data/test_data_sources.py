@@ -84,7 +84,7 @@ def test_validation_source(books, texts, tmp_path):
     settings = {"validation": str(tmp_path / "held.txt"), "validation_fraction": 0.5}
     assert documents(books, **settings) == texts
     assert documents(books, "validation", **settings) == ["held out"]
-    with pytest.raises(RecipeError, match="train or validation"):
+    with pytest.raises(RecipeError, match="one of train, validation"):
         documents(books, "test")
 
 
