@@ -98,7 +98,7 @@ def test_where_rows_are_not_pairs_of_a_head():
         restorable("phi3")
     with pytest.raises(ModelError, match="several RoPE tables"):
         restorable("gemma3")
-    with pytest.raises(RecipeError, match="direct for adapter"):
+    with pytest.raises(RecipeError, match="without kind direct"):
         AdapterConfig(kind="lora", rotary_pairs="fast")
     with pytest.raises(RecipeError, match="kept, fast"):
         AdapterConfig(kind="direct", rotary_pairs="close")
