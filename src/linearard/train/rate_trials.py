@@ -90,7 +90,8 @@ def choose_rate(begun: Look, attempt: Callable[[float], Look], trials: int) -> R
 
 def _as_high_as_kl_allows(tried: RateTrials, run: Callable[[float], float], trials: int) -> None:
     if tried.keeps_near(1.0):
-        while len(tried.found) < trials and math.isfinite(run(2 * tried.factor)):
+        while len(tried.found) < trials:
+            run(2 * tried.factor)
             if not tried.keeps_near(2 * tried.factor):
                 return
             tried.factor *= 2
