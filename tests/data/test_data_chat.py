@@ -25,7 +25,7 @@ def read(tmp_path, make_tokenizer):
         tokenizer.chat_template = template
         options = {"validation_fraction": 0.0, "cache_dir": str(tmp_path / "cache")} | settings
         config = DataConfig(str(tmp_path / name), **options)
-        found = token_documents(config, tokenizer, split="train", limit_tokens=None, min_tokens=0)
+        found = token_documents(config, tokenizer, split="train", min_tokens=0)
         return [tokenizer.decode(ids) for ids in found]
 
     return make

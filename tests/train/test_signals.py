@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -147,6 +148,7 @@ def test_the_message_has_a_line_of_its_own(tmp_path, base_folder, monkeypatch, c
     path = str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
     poison = Poison(RestorationModule.forward, 2, send("SIGTERM"))
     monkeypatch.setattr(RestorationModule, "forward", poison)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # where a bar is drawn
     assert main(["train", path]) == 143
     error = capfd.readouterr().err
     assert "only: " in error  # the bar

@@ -190,7 +190,6 @@ def token_documents(
     tokenizer: Any,
     *,
     split: str,
-    limit_tokens: int | None,
     min_tokens: int,
     progress: bool = False,
 ) -> Documents:
@@ -202,7 +201,6 @@ def token_documents(
         config: the text.
         tokenizer: a fast tokenizer of `transformers`.
         split: "train" or "validation".
-        limit_tokens: stop after the document that brings the sum to this; None for all.
         min_tokens: leave shorter documents out.
         progress: show a bar while tokenising.
 
@@ -217,20 +215,17 @@ def token_documents(
         tokenizer,
         config.cache_path,
         room=max(min_tokens, 1),
-        needed=None if limit_tokens is None else -(-limit_tokens // max(min_tokens, 1)),
+        needed=None,
         progress=progress,
     )
     if stream is None:
         raise _no_documents(source, split)
-    kept, total = Documents([], start), 0
+    kept = Documents([], start)
     for first, length in zip(*stream.bounds, strict=True):
         if length + len(start) < min_tokens:
             continue
         ids = stream.ids[first : first + length].astype(np.int64)
         kept.append(torch.from_numpy(np.concatenate((np.array(start, np.int64), ids))))
-        total += len(kept[-1])
-        if limit_tokens is not None and total >= limit_tokens:
-            break
     if not kept:
         raise DataError(
             expected=f"documents of at least {min_tokens} tokens",

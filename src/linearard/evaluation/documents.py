@@ -21,6 +21,5 @@ def held_out_documents(data: DataConfig, tokenizer: Any, config: EvaluationConfi
         data,
         tokenizer,
         split="validation",
-        limit_tokens=None,
         min_tokens=min((w for w in windows if w), default=1),
     )
