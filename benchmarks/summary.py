@@ -18,6 +18,7 @@ from benchmarks.cells import cell, filled, markdown
 from benchmarks.fault_tables import fault_tables
 from benchmarks.figures import ARMS, RESULTS, RUNS, collect, reads_rightly
 from benchmarks.models import models_tables
+from benchmarks.restore_tables import restore_tables
 from benchmarks.ruler_table import ruler_table
 from benchmarks.scale_tables import scale_table
 from benchmarks.step_tables import step_tables
@@ -51,7 +52,7 @@ def tables(figures: dict[str, float]) -> dict[str, str]:
         "width": _width_table(figures),
         "peaks-long": _peaks_table(figures, "long"),
         "peaks-short": _peaks_table(figures, "short"),
-        "restore": _restore_table(figures),
+        **restore_tables(figures),
         "attention": _attention_table(figures),
         **models_tables(),
         "readers": _readers_table(),
@@ -143,35 +144,6 @@ def _stage_tables(figures: dict[str, float]) -> dict[str, str]:
         table = markdown(["shape, GPU, options", *columns], rows)
         made[stage] = table if rows else "Not measured yet."
     return made
-
-
-def _restore_table(figures: dict[str, float]) -> str:
-    """Original, stretched and restored of every run of `linearard restore`."""
-    columns = {
-        "KL to original, 2k (nats)": ("kl", ".4f"),
-        "top-1 agreement": ("top1", ".3f"),
-        "short tasks kept": ("tasks_kept", ".3f"),
-        "same answers": ("same_answers", ".3f"),
-        "pass key, worst length": ("passkey_min", ".2f"),
-        "retrieval, worst length": ("retrieval_min", ".2f"),
-        "perplexity at the target": ("ppl", ".1f"),
-    }
-    names = sorted({key.split(".")[1] for key in figures if key.startswith("restore.")})
-    rows = []
-    for name in names:
-        start = f"restore.{name}."
-        lengths = [int(k.rpartition("_")[2]) for k in figures if k.startswith(f"{start}ppl_")]
-        for view, prefix in (
-            ("original", "original."),
-            ("stretched", "stretched."),
-            ("restored", ""),
-        ):
-            cells = []
-            for key, form in columns.values():
-                key = f"{key}_{max(lengths)}" if key == "ppl" and lengths else key
-                cells.append(cell(figures.get(f"{start}{prefix}{key}"), form))
-            rows.append([f"{name.replace('_', ' ')}: {view}", *cells])
-    return markdown(["model, view", *columns], rows)
 
 
 def _peaks_table(figures: dict[str, float], batch: str) -> str:

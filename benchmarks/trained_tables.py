@@ -32,7 +32,7 @@ _EARLIER = {
 #: Rows of the README's table, and the columns that fit a page: what is won, and what is lost.
 _SHORT = {
     "original": "the original, not stretched",
-    "start": "stretched, not trained",
+    "yarn_untrained": "stretched by YaRN, not trained",
     "best": "**linearard**, `smollm2-135m-64k`",
     "cpt": "continued pre-training (CPT)",
     "longred_muon": "LongReD (CPT with distillation)",

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from linearard.counting import step_flops
-from linearard.counting.products import step_products, visible_pairs
+from linearard.counting.products import alike_products, step_products, visible_pairs
 from linearard.counting.shapes import ModelShape
 from linearard.counting.step import Step
 from linearard.distill import ObjectiveConfig, RestorationModule
@@ -159,3 +159,22 @@ def test_nothing_computed_twice_counts():
     assert total == sum(p.flops for p in products if p.counted)
     assert total < sum(p.flops for p in products)
     assert step_flops(config, objective, TOKENS, 2 * BATCH, adapter=adapter) == 2 * total
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3", "gemma3"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_another_rank_is_the_shape_that_is_read_off_with_it(architecture, dropout):
+    config = tiny.tiny_config(architecture)
+    shape = ModelShape.of(config, AdapterConfig(r=12, dropout=0.05))
+    found = ModelShape.of(config, AdapterConfig(r=3, dropout=dropout))
+    assert shape.with_lora(3, dropout) == found
+
+
+def test_products_that_differ_in_their_layer_alone_are_counted_together():
+    shape = ModelShape.of(tiny.tiny_config("gemma3"), AdapterConfig(r=4))
+    step = Step(shape, ObjectiveConfig(logit_weight=1.0), TOKENS, BATCH, tiny.WINDOW)
+    products, alike = step_products(step), alike_products(step)
+    assert sum(alike.values()) == len(products) > len(alike)
+    for kind in {product.kind for product in products}:
+        whole = sum(p.flops for p in products if p.kind == kind)
+        assert whole == sum(p.flops * count for p, count in alike.items() if p.kind == kind)

@@ -119,6 +119,10 @@ def test_a_plan_for_a_configuration_alone(name, memory, tmp_path, capsys):
     (line,) = [line for line in said.splitlines() if line.startswith("planned:")]
     needed, limit = float(line.split()[1]), float(line.split("(of ")[1].split()[0])
     assert needed <= limit <= 0.91 * float(memory[:2]) * 1e9 / 2**30
+    (windows,) = [line for line in said.splitlines() if line.startswith("windows:")]
+    longest = max(part["window"] for part in recipe["stages"]["restoration"]["parts"].values())
+    assert f" of {longest:,} tokens (" in windows
+    assert ("instead of" in windows) == ("warning: no window above" in said)
     for line in said.splitlines()[:6]:
         assert line.endswith(")") and " (" in line  # a choice with its reason
 

@@ -38,7 +38,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="text to train on: file, folder, glob, hub data set (default: the model's own)",
     )
     parser.add_argument(
-        "--validation", help="held-out text (default: a twentieth of --data, or pydoc without it)"
+        "--validation",
+        help="held-out text (default: at least a twentieth of --data; without it, pydoc)",
     )
     parser.add_argument(
         "--tokens", help="training tokens in all, such as 4.2M (the default on a GPU)"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from linearard.counting.shapes import LayerShape, Projection
 from linearard.counting.step import FEEDS, NOTHING, WHOLE, Step
@@ -35,13 +37,20 @@ class Product:
     windowed: bool = False
 
 
-def step_products(step: Step) -> list[Product]:
+@lru_cache(maxsize=64)  # plans of one recipe ask for the same steps again and again
+def step_products(step: Step) -> tuple[Product, ...]:
     """All products of one batch, forward and backward.
 
     Raises:
         RecipeError: the objective names layers the model does not have.
     """
-    return list(_Products(step).all())
+    return tuple(_Products(step).all())
+
+
+@lru_cache(maxsize=64)
+def alike_products(step: Step) -> Counter[Product]:
+    """How many products of one batch are the same but for their layer, which is left at 0."""
+    return Counter(replace(product, layer=0) for product in step_products(step))
 
 
 def visible_pairs(tokens: int, window: int | None) -> int:

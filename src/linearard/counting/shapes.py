@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -129,6 +129,14 @@ class ModelShape:
         """Base weights that `model.load_in_4bit` packs: of the decoder's linear layers."""
         every = (projection for layer in self.layers for projection in layer.projections)
         return sum(p.inputs * p.outputs for p in every if p.packs)
+
+    def with_lora(self, rank: int, dropout: float) -> ModelShape:
+        """The same model and trained projections under LoRA of another rank.
+
+        Both factors of a projection grow with the rank: r (inputs + outputs) weights.
+        """
+        trained = self.trained_parameters // self.rank * rank
+        return replace(self, rank=rank, trained_parameters=trained, dropout=dropout)
 
     @classmethod
     def of(cls, config: Any, adapter: AdapterConfig) -> ModelShape:

@@ -54,6 +54,10 @@ class Step:
     recompute: bool = False
     kept_layers: int = 0
 
+    def __hash__(self) -> int:
+        """Of what differs between steps of one plan: an objective has no hash, and a shape's takes long."""
+        return hash((self.tokens, self.batch, self.native_window, self.recompute, self.kept_layers))
+
     @property
     def rows(self) -> int:
         """Tokens of all sequences."""

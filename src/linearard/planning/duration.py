@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from linearard.counting.flops import counted_flops
-from linearard.counting.products import step_products
+from linearard.counting.products import alike_products, step_products
 from linearard.counting.shapes import ModelShape
 from linearard.counting.step import NOTHING, Step
 from linearard.planning.memory_traffic import optimizer_traffic, step_traffic
@@ -43,8 +43,8 @@ def batch_duration(step: Step, rates: Rates, *, graphs: bool = False) -> Duratio
     """
     products = step_products(step)
     parts: Counter[str] = Counter()
-    for product in products:
-        parts[product.kind] += rates.seconds(product)
+    for product, count in alike_products(step).items():
+        parts[product.kind] += count * rates.seconds(product)
     parts["elementwise"] = sum(step_traffic(step).values()) / rates.bandwidth
     busy = sum(parts.values())
     waiting = 0.0 if graphs else max(0.0, host_seconds(step, rates) - busy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,11 +119,14 @@ def planned_recipe(
 
     def build(overrides: Overrides) -> RunPlan:
         changed, stages, dtype = checked(overrides)
-        key = repr(changed.adapter)
+        adapter = changed.adapter
+        of_lora = {"r": recipe.adapter.r, "dropout": 0.0} if adapter.kind == "lora" else {}
+        key = repr(replace(adapter, **of_lora, alpha=1.0))
         if key not in shapes:
-            shapes[key] = ModelShape.of(config, changed.adapter)
+            shapes[key] = ModelShape.of(config, adapter)
+        shape = shapes[key]
         return plan_run(
-            shapes[key],
+            shape.with_lora(adapter.r, adapter.dropout) if of_lora else shape,
             stages,
             native_window=native_window(config, check_scaling(changed.rope, config)),
             mixed=dtype != torch.float32,

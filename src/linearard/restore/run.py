@@ -22,9 +22,10 @@ from linearard.recipe.trackers import check_trackers, tracker_names
 from linearard.recipe.yaml_text import parse_yaml
 from linearard.restore.choice import Choice
 from linearard.restore.compose import Composed, compose
+from linearard.restore.description import fitted_windows
 from linearard.restore.facts import gather_facts
 from linearard.restore.request import RestoreRequest
-from linearard.restore.stages import MORE_OWN_TEXT
+from linearard.restore.stages import MORE_OWN_TEXT, WINDOWS
 from linearard.restore.verdict import Verdict, judge
 from linearard.storage import write_json
 from linearard.train import RECIPE_FILE
@@ -132,6 +133,9 @@ def plan_restoration(
         planned = planned_recipe(
             lambda more: load(changes | more), stage_arguments, limit, facts.config
         )
+        if any(name.endswith(".window") for name in changes):
+            fitted = fitted_windows(planned.plan, facts.target)
+            choices = [fitted if choice.what == WINDOWS else choice for choice in choices]
     recipe = load(changes)
     _check_evaluation(recipe)
     return RestorePlan(
@@ -275,33 +279,3 @@ def _peak(result: dict[str, Any]) -> int | None:
     return (
         max((stage.get("peak_bytes", 0) for stage in result["stages"].values()), default=0) or None
     )
-
-
-def describe(plan: RestorePlan) -> list[str]:
-    """The plan in lines: what, and why."""
-    lines = [str(choice) for choice in plan.choices]
-    planned = plan.planned.plan
-    where = "memory" if plan.recipe.model.device == "cpu" else "the GPU"
-    if plan.several is not None:
-        memory = f"{plan.several.memory / 2**30:.1f} GiB of each of {plan.several.layout.gpus} GPUs"
-    else:
-        memory = f"{planned.needed / 2**30:.1f} GiB of {where}"
-    if plan.planned.limit is not None:
-        memory += f" (of {plan.planned.limit / 2**30:.1f} GiB that it may take)"
-    time, rates = "", plan.planned.rates
-    if planned.seconds is not None and rates is not None:
-        time = f", {planned.seconds / 60:.1f} minutes of training steps on an {rates.device} (another GPU "
-        time += "takes its own time; what the model writes, trials and measuring are not counted)"
-    lines.append(f"planned: {memory}{time}, {planned.tokens:,} tokens without trials")
-    longest = max(part.window for stage in planned.stages for part in stage.parts)
-    if longest < plan.target and plan.recipe.model.device != "cpu":
-        mended = "More GPU memory, a smaller model or a smaller --window trains them."
-        if plan.lacks_text:
-            mended = (
-                "--data has too few tokens for longer ones: give more text, books for instance."
-            )
-        lines.append(
-            f"warning: no window above {longest:,} tokens is trained; how {plan.target:,} are read is "
-            f"measured at the end. {mended}"
-        )
-    return lines

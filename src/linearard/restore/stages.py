@@ -28,6 +28,7 @@ _REFERENCE_KL = 0.1
 _LOOKS = 6
 _LEAST_WATCHED = 8  # short held-out windows
 MORE_OWN_TEXT = "more text of the model's own"  # a choice where the text is too short
+WINDOWS = "windows"  # the choice that names them all
 _LONGEST_WATCHED = 65_536  # tokens: a look at more takes as long as a step
 
 
@@ -107,7 +108,7 @@ def _on_cpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
         packed = frozenset({"short"})
     value = f"{sizes.aligned} of {short:,} tokens, each layer alone"
     reason = "what a CPU reads in minutes; a GPU goes on with long windows"
-    return replace(sizes, packed=packed), [Choice("windows", value, reason)]
+    return replace(sizes, packed=packed), [Choice(WINDOWS, value, reason)]
 
 
 def _on_gpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
@@ -139,7 +140,7 @@ def _on_gpu(facts: Facts, tokens: int) -> tuple[Sizes, list[Choice]]:
         f"{sizes.reads} of {sizes.read:,} and {sizes.longs} of {sizes.long:,} tokens"
     )
     reason = f"{sizes.trained + sizes.tried:,} tokens, at most {sizes.tried:,} of them for trials"
-    return sizes, [*choices, Choice("windows", value, reason)]
+    return sizes, [*choices, Choice(WINDOWS, value, reason)]
 
 
 def _shared_out(sizes: Sizes, tokens: int, chat: bool) -> Sizes:
