@@ -32,11 +32,11 @@ SUMMARY = RESULTS / "summary.json"
 _TITLES = {
     "original": "original, native RoPE",
     "untrained": "linear, untrained",
-    "stage1": "stage 1 (restoration)",
-    "stage2": "stage 2 (CPT), after stage 1",
+    "stage1": "the paper's stage 1",
+    "stage2": "then its stage 2 (CPT)",
     "paper_relations": "linear: stage 1, the paper's relations alone",
-    "aligned": "stage 1 (each layer alone)",
-    "restored": "stage 2 (all together), after stage 1",
+    "aligned": "alignment (each layer alone)",
+    "restored": "restoration, after the alignment",
 }
 
 

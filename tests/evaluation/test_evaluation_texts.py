@@ -5,7 +5,7 @@ import torch
 
 from linearard.data import DataConfig
 from linearard.errors import DataError, RecipeError
-from linearard.evaluation import EvaluationConfig, evaluate, read_texts
+from linearard.evaluation import EvaluationConfig, evaluate, read_texts, summarise
 
 WINDOW = 48
 
@@ -38,7 +38,7 @@ def settings(tmp_path, **options):
 
 
 def test_short_files_are_joined_into_windows(sources, tmp_path, byte_tokenizer):
-    texts = read_texts(settings(tmp_path), sources, byte_tokenizer)
+    texts = read_texts(settings(tmp_path), sources, byte_tokenizer).short
     assert {name: tuple(windows.shape) for name, windows in texts.items()} == {
         "code": (5, WINDOW),
         "notes": (5, WINDOW),
@@ -49,14 +49,14 @@ def test_short_files_are_joined_into_windows(sources, tmp_path, byte_tokenizer):
         files = byte_tokenizer.decode(window[1:]).split("</s>")
         assert all(line.startswith("x") and line.endswith("\n") for line in files[1:-1])
     assert len({tuple(window.tolist()) for window in texts["code"]}) == 5
-    again = read_texts(settings(tmp_path), sources, byte_tokenizer)
+    again = read_texts(settings(tmp_path), sources, byte_tokenizer).short
     assert all(torch.equal(again[name], texts[name]) for name in texts)
 
 
 def test_what_training_adds_is_not_read(sources, tmp_path, byte_tokenizer):
-    plain = read_texts(settings(tmp_path), sources, byte_tokenizer)
+    plain = read_texts(settings(tmp_path), sources, byte_tokenizer).short
     changed = replace(sources, repeated_passages=0.3, max_documents=1, pack=True)
-    again = read_texts(settings(tmp_path), changed, byte_tokenizer)
+    again = read_texts(settings(tmp_path), changed, byte_tokenizer).short
     assert all(torch.equal(again[name], plain[name]) for name in plain)
 
 
@@ -99,7 +99,7 @@ def test_every_view_is_measured_on_every_text(
     texts = read_texts(config, sources, byte_tokenizer)
     views = make_views(model)
     result = evaluate(model, byte_tokenizer, views, documents, config, texts=texts, progress=False)
-    for text, windows in texts.items():
+    for text, windows in texts.short.items():
         nll, kl = reference(model, views, windows)
         for name, part in result["views"].items():
             measured = part["texts"][text]
@@ -120,3 +120,50 @@ def test_a_named_text_must_be_given(model, tokenizer, make_views, documents, tmp
     model.forward = model.model.forward = None
     with pytest.raises(DataError, match="read_texts"):
         evaluate(model, tokenizer, make_views(model), documents, settings(tmp_path))
+
+
+def test_texts_are_read_with_growing_context(
+    model, byte_tokenizer, make_views, documents, sources, tmp_path
+):
+    """The same last tokens after 24 and 96 tokens, of windows that begin as a text does."""
+    code = {"code": str(tmp_path / "code")}
+    options = {"context_lengths": [96, 24], "context_windows": 3, "context_texts": code}
+    config = settings(tmp_path, texts={}, agreement_window=0, **options)
+    texts = read_texts(config, sources, byte_tokenizer)
+    assert not texts.short and tuple(texts.long["code"].shape) == (3, 96)
+    views = make_views(model)
+    options = {"texts": texts, "progress": False, "native_window": 48}
+    result = evaluate(model, byte_tokenizer, views, documents, config, **options)
+    start = texts.long["code"][:, :1]
+    assert (start == byte_tokenizer.bos_token_id).all()
+    nll = {}
+    for name, view in views.items():
+        for length in (24, 96):
+            read = torch.cat([start, texts.long["code"][:, 96 - length + 1 :]], 1)
+            with view(), torch.no_grad():
+                log_p = model(read).logits.double().log_softmax(-1)
+            picked = log_p[:, :-1].gather(2, read[:, 1:, None])[..., 0]
+            nll[name, length] = -picked[:, -12:].mean().item()
+    for name, part in result["views"].items():
+        found = part["context_texts"]["code"]
+        read = [24] if name == "original" else [24, 96]
+        assert [int(length) for length in found["by_length"]] == read and found["scored"] == 12
+        for length in read:
+            got = found["by_length"][str(length)]["nll"]
+            assert got == pytest.approx(nll[name, length], rel=1e-4)
+        if name != "original":
+            gain = nll["original", 24] - nll[name, 96]
+            assert found["gain_over_original"] == pytest.approx(gain, abs=1e-4)
+    rows = {row.label: row for row in summarise(result)}
+    assert rows["code: loss of the same tokens, 96 read (nats)"].kind == "loss"
+    assert rows["code: context gain, 24 to 96 tokens (nats)"].values.keys() == views.keys() - {
+        "original"
+    }
+
+
+def test_long_texts_need_lengths_and_are_refused_by_name(sources, tmp_path, byte_tokenizer):
+    with pytest.raises(RecipeError, match="context_texts to be empty without context_lengths"):
+        EvaluationConfig(context_texts={"code": "x.py"})
+    options = {"context_lengths": [90_000], "context_texts": {"code": str(tmp_path / "code")}}
+    with pytest.raises(DataError, match=r"evaluation\.context_texts\.code.*context_windows"):
+        read_texts(settings(tmp_path, texts={}, **options), sources, byte_tokenizer)

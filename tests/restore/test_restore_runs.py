@@ -58,9 +58,17 @@ def test_every_architecture_ends_in_a_proven_export_and_a_verdict(
 def test_biases_and_lora(tmp_path, text):
     """Qwen2 has biases on q, k, v; LoRA leaves them and is chosen by a flag."""
     base = tiny.save_tiny_base(tmp_path / "base", "qwen2", vocab_size=ROOM)
-    assert restore(base, tmp_path / "run", text, "--adapter", "lora") in (0, 3)
-    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    parts = [f"--stages.restoration.parts.{part}.window" for part in ("long", "read")]
+    short = [word for part in parts for word in (part, "64")]
+    run, again = tmp_path / "run", tmp_path / "again"
+    assert restore(base, run, text, "--adapter", "lora", *short) in (0, 3)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert recipe["adapter"]["kind"] == "lora"
+    # Whatever windows memory allowed, every export says the one that was asked for.
+    assert main(["export", str(run), str(again), "--quiet"]) == 0
+    for folder in (run / "exported", again):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["max_position_embeddings"] == 256
 
 
 def test_a_dry_run_leaves_a_recipe_that_trains_to_the_same(tmp_path, text):

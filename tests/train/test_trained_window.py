@@ -1,9 +1,12 @@
 """The window that an export says is the one that was trained for, and RULER is asked up to it."""
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
+from linearard.errors import RecipeError
 from linearard.recipe import load_recipe, recipe_from_dict, trained_window, with_ruler_lengths
+from linearard.train.stages import stage_arguments
 
 
 def recipe(stages):
@@ -38,6 +41,20 @@ def test_a_factor_above_the_longest_window_is_not_said():
 )
 def test_longest_window_beyond_the_native_one(stages, expected):
     assert trained_window(recipe(stages), 8192, 81920) == expected
+
+
+def test_a_window_that_the_recipe_names_is_said():
+    lm = {"relations": {}, "lm_weight": 1}
+    stages = {"a": {"window": 512}, "b": {"window": 20000, "objective": lm}}
+    source = recipe(stages).source
+    named = recipe_from_dict(source | {"target_window": 40_000})
+    assert trained_window(named, 8192, 81920) == 40_000
+    config = LlamaConfig(max_position_embeddings=8192, rope_theta=1e4)
+    options = (config, torch.device("cpu"), torch.float32, False)
+    assert stage_arguments(named, *options).keys() == {"a", "b"}
+    beyond = recipe_from_dict(source | {"target_window": 81_921})
+    with pytest.raises(RecipeError, match="target_window of at most 81920 tokens, factor times"):
+        stage_arguments(beyond, *options)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ def fields_text() -> str:
     lines = [
         "recipe fields (in the YAML file, or on the command line as --section.field VALUE):",
         "  output_dir, seed",
+        "  target_window = None: tokens that the trained model shall read, which its exports say; None: the",
+        "          longest window trained beyond the native one, else factor times native window",
         "  deterministic = False: same seed, same bits on one GPU (a CPU's are the same anyway); slower",
         "  report_to = none: trackers that get losses, recipe and evaluation: tensorboard; wandb and others",
         "          that send the run elsewhere, on the command line alone",

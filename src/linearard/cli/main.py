@@ -44,6 +44,7 @@ _WHOLE = (
     "seed",
     "deterministic",
     "report_to",
+    "target_window",
 )
 #: These have options of their own under such names.
 _OWN_OPTIONS = {"restore": ("data", "adapter", "seed")}

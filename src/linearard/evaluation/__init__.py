@@ -8,12 +8,13 @@ from linearard.evaluation.inputs import EvaluationInputs
 from linearard.evaluation.report import render_report, render_runs, write_report, write_runs
 from linearard.evaluation.summary import Row, summarise
 from linearard.evaluation.table import comparison_table
-from linearard.evaluation.texts import read_texts
+from linearard.evaluation.texts import TextWindows, read_texts
 
 __all__ = [
     "EvaluationConfig",
     "EvaluationInputs",
     "Row",
+    "TextWindows",
     "check_gates",
     "comparison_table",
     "evaluate",

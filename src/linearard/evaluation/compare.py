@@ -20,11 +20,11 @@ from linearard.evaluation.config import EvaluationConfig
 from linearard.evaluation.context import compare_with_original
 from linearard.evaluation.harness import HarnessScore, ask, harness_results
 from linearard.evaluation.inputs import EvaluationInputs
-from linearard.evaluation.measures import MEASURES, Measuring
+from linearard.evaluation.measures import MEASURES, Measuring, context_part
 from linearard.evaluation.meta import collect_meta
 from linearard.evaluation.retention import task_results
 from linearard.evaluation.tasks import TaskScore, score_task
-from linearard.evaluation.texts import text_agreement, text_perplexity
+from linearard.evaluation.texts import TextWindows, text_agreement, text_perplexity
 from linearard.model import ChunkedCausalLM, Views, display_name
 from linearard.model.view_names import ORIGINAL
 
@@ -40,7 +40,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     inputs: EvaluationInputs | None = None,
-    texts: Mapping[str, Tensor] | None = None,
+    texts: TextWindows | None = None,
     progress: bool = True,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     native_window: int | None = None,
@@ -60,7 +60,7 @@ def evaluate(
         config: what to measure.
         inputs: what `prepare_inputs` gave for the same documents, texts and configuration, which
             then need not be given again.
-        texts: windows of the configuration's `texts`, as `read_texts` gives them.
+        texts: windows of the configuration's texts, as `read_texts` gives them.
         progress: show progress: bars where standard error is a terminal, else a line now and then.
         training: log history per stage, stage -> entries; passed through.
         native_window: tokens that the original reads; None: as the model's configuration says.
@@ -69,8 +69,9 @@ def evaluate(
     Returns:
         What `json.dump` accepts (numbers that are not finite are None):
         `{"views": {name: {"perplexity": {window: ...}, "agreement": ..., "context": ...,
-        "texts": {name: ...}, "tasks": {name: ...}, "task_average": ..., "passkey": ...,
-        "retrieval": ..., "generation": ..., "lm_eval": ..., "ruler": ...}}, "meta": ...}`, and
+        "texts": {name: ...}, "context_texts": {name: ...}, "tasks": {name: ...},
+        "task_average": ..., "passkey": ..., "retrieval": ..., "generation": ..., "lm_eval": ...,
+        "ruler": ...}}, "meta": ...}`, and
         `training` where given. The parts are described at `window_perplexity`,
         `window_agreement`, `context_losses`, `text_perplexity`, `task_results`,
         `prompts.shares`, `score_retrieval`, `repetition` and `harness_results`; a text's
@@ -119,7 +120,7 @@ def evaluate(
                 results[name]["agreement"] = measured
         if compared:
             options |= {"track": everyone}
-            agreement = text_agreement(lm, views, compared, inputs.texts, **options)
+            agreement = text_agreement(lm, views, compared, inputs.texts.short, **options)
             for name, measured in agreement.items():
                 for text, part in measured.items():
                     results[name]["texts"][text]["agreement"] = part
@@ -142,7 +143,7 @@ def prepare_inputs(
     views: Iterable[str],
     documents: Sequence[Tensor],
     config: EvaluationConfig,
-    texts: Mapping[str, Tensor] | None = None,
+    texts: TextWindows | None = None,
 ) -> EvaluationInputs:
     """Read, cut and encode all that `evaluate` will need: for use before hours of training.
 
@@ -165,9 +166,12 @@ def _measure(inputs: EvaluationInputs, measuring: Measuring) -> dict[str, Any]:
         prepared = inputs.prepared[measure.name]
         if prepared is not None and len(prepared):
             measured[measure.name] = measure.score(prepared, measuring)
-    for name, windows in inputs.texts.items():
+    for name, windows in inputs.texts.short.items():
         text = text_perplexity(measuring.lm, windows, **measuring.options(name))
         measured.setdefault("texts", {})[name] = text
+    for name, by_length in inputs.long_texts.items():
+        text = context_part(by_length, measuring, f"{name}, growing context")
+        measured.setdefault("context_texts", {})[name] = text
     return measured
 
 

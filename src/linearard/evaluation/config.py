@@ -91,6 +91,17 @@ class EvaluationConfig:
         "Such windows, of the longest of context_lengths each.",
         _BUDGET,
     )
+    context_texts: dict[str, str] = described(
+        dict,
+        "Further held-out texts by name, each in the forms of data.train, whose joined documents are "
+        "read with growing context, too. Empty: none.",
+        a_mapping(text()),
+        Beside(
+            lambda c: not c.context_texts or c.context_lengths,
+            "empty without context_lengths",
+            "Set context_lengths, or leave context_texts out.",
+        ),
+    )
     passkey_lengths: list[int] = described(
         lambda: [2048],
         "Prompt lengths in tokens for pass-key retrieval; empty: none.",

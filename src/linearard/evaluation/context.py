@@ -43,6 +43,21 @@ def context_windows(
     longest = max(lengths)
     windows = cut_windows(documents, longest, count * longest)
     begin = len(documents.beginning) if isinstance(documents, Documents) else 0
+    return growing_windows(windows, lengths, begin)
+
+
+def growing_windows(windows: Tensor, lengths: Sequence[int], begin: int) -> dict[int, Tensor]:
+    """The ends of windows, as they are read with each length.
+
+    Args:
+        windows: int64 [windows, longest].
+        lengths: tokens read, at most the longest.
+        begin: tokens that every text begins with, such as a BOS token.
+
+    Returns:
+        int64 [windows, length] by ascending length.
+    """
+    longest = windows.shape[1]
     return {
         length: torch.cat([windows[:, :begin], windows[:, longest - length + begin :]], 1)
         for length in sorted(set(lengths))
@@ -118,16 +133,22 @@ def compare_with_original(views: Mapping[str, Mapping[str, Any]], seed: int) -> 
         views: results by view, changed in place.
         seed: of the bootstrap over windows.
     """
-    before = views.get(ORIGINAL, {}).get("context")
-    if before is None or before["native"] is None:
-        return
-    native = before["by_length"][str(before["native"])]["window_nll"]
-    for part in views.values():
-        if "gain" in part.get("context", {}):
-            found = part["context"]
-            longest = max(found["by_length"], key=int)
-            after = found["by_length"][longest]["window_nll"]
-            found |= _gain("gain_over_original", native, after, seed)
+    by_view = {name: _contexts(part) for name, part in views.items()}
+    for text, before in by_view.get(ORIGINAL, {}).items():
+        if before["native"] is None:
+            continue
+        native = before["by_length"][str(before["native"])]["window_nll"]
+        for parts in by_view.values():
+            if "gain" in (found := parts.get(text, {})):
+                longest = max(found["by_length"], key=int)
+                after = found["by_length"][longest]["window_nll"]
+                found |= _gain("gain_over_original", native, after, seed)
+
+
+def _contexts(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a view has of the held-out documents, under no name, and of texts by name."""
+    held_out = {"": part["context"]} if "context" in part else {}
+    return held_out | part.get("context_texts", {})
 
 
 def _gain(name: str, short: list[float], long: list[float], seed: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,11 +10,13 @@ from torch import Tensor
 from linearard.data import Documents, beginning
 from linearard.errors import DataError
 from linearard.evaluation.config import EvaluationConfig
+from linearard.evaluation.context import growing_windows
 from linearard.evaluation.continuations import Encoder
 from linearard.evaluation.harness import harness_tasks
 from linearard.evaluation.measures import MEASURES
 from linearard.evaluation.task_files import read_tasks
 from linearard.evaluation.tasks import Task, encode_task
+from linearard.evaluation.texts import TextWindows
 from linearard.evaluation.windows import cut_windows
 
 
@@ -38,16 +40,23 @@ class EvaluationInputs:
         tokenizer: Any,
         documents: Sequence[Tensor],
         config: EvaluationConfig,
-        texts: Mapping[str, Tensor] | None = None,
+        texts: TextWindows | None = None,
     ) -> None:
         self.harness = harness_tasks(tokenizer, config)
-        self.texts = dict(texts or {})
-        if missing := config.texts.keys() - self.texts.keys():
+        self.texts = TextWindows() if texts is None else texts
+        missing = config.texts.keys() - self.texts.short.keys()
+        missing |= config.context_texts.keys() - self.texts.long.keys()
+        if missing:
             raise DataError(
-                expected=f"windows of the texts {', '.join(config.texts)}",
+                expected=f"windows of the texts {', '.join([*config.texts, *config.context_texts])}",
                 got=f"none of {', '.join(sorted(missing))}",
                 fix="Give what `read_texts` returns, or leave texts out.",
             )
+        #: Of each text, what is read with growing context, by length.
+        self.long_texts = {
+            name: growing_windows(windows, config.context_lengths, len(beginning(tokenizer)))
+            for name, windows in self.texts.long.items()
+        }
         documents = Documents(documents, beginning(tokenizer))
         #: By metric, what it reads; None or empty: it is off.
         self.prepared: dict[str, Any] = {

@@ -205,31 +205,39 @@ class Context(Measure):
 
     def score(self, prepared: Mapping[int, Tensor], measuring: Measuring) -> dict[str, Any]:
         """See `Measure`."""
-        return context_losses(
-            measuring.lm,
-            prepared,
-            native_window=measuring.native_window,
-            beyond=measuring.view != ORIGINAL,
-            **measuring.options("growing context"),
-        )
+        return context_part(prepared, measuring, "growing context")
 
     def rows(self, rows: Rows, views: Views) -> None:
         """The loss with all the context that a view reads, and the gain beyond the native window."""
-        context = parts_of(views, self.name)
-        if not context:
-            return
-        longest = {v: max(map(int, part["by_length"]), default=0) for v, part in context.items()}
-        read = {v: part["by_length"][str(longest[v])] for v, part in context.items() if longest[v]}
-        most = max(longest.values())
-        rows.add(f"loss of the same tokens, {most:,} read (nats)", "loss", read, "nll")
-        if gains := {v: part for v, part in context.items() if "gain" in part}:
-            native = next(iter(gains.values()))["native"]
-            label = f"context gain, {native:,} to {most:,} tokens (nats)"
-            rows.add(label, "gain", gains, "gain")
+        if context := parts_of(views, self.name):
+            context_rows(rows, context)
 
 
 #: In the order in which a view is measured; rows stand by their groups.
 MEASURES: list[Measure] = [Perplexity(), PassKey(), Retrieval(), Generation(), Context()]
+
+
+def context_part(windows: Any, measuring: Measuring, what: str) -> dict[str, Any]:
+    """`context_losses` of a view; the original reads no further than its native window."""
+    return context_losses(
+        measuring.lm,
+        windows,
+        native_window=measuring.native_window,
+        beyond=measuring.view != ORIGINAL,
+        **measuring.options(what),
+    )
+
+
+def context_rows(rows: Rows, context: Mapping[str, Any], text: str = "") -> None:
+    """The loss with all the context that each view reads, and the gain beyond the native window."""
+    longest = {v: max(map(int, part["by_length"]), default=0) for v, part in context.items()}
+    read = {v: part["by_length"][str(longest[v])] for v, part in context.items() if longest[v]}
+    most, of = max(longest.values()), f"{text}: " if text else ""
+    rows.add(f"{of}loss of the same tokens, {most:,} read (nats)", "loss", read, "nll")
+    if gains := {v: part for v, part in context.items() if "gain" in part}:
+        native = next(iter(gains.values()))["native"]
+        label = f"{of}context gain, {native:,} to {most:,} tokens (nats)"
+        rows.add(label, "gain", gains, "gain")
 
 
 def parts_of(views: Views, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from linearard.evaluation.measures import (
     MEASURES,
     RETRIEVAL,
     common_keys,
+    context_rows,
     parts_of,
     rows_by_length,
 )
@@ -100,6 +101,8 @@ def summarise(result: Mapping[str, Any]) -> list[Row]:
         if agreement := _agreement(views, lambda part, text=text: part["texts"][text]):
             rows.add(f"{text}: KL to original (nats)", "kl", agreement, "kl")
         rows.add(f"{text}: perplexity", "perplexity", parts, "ppl")
+    for text in common_keys(views, "context_texts"):
+        context_rows(rows, {v: part["context_texts"][text] for v, part in views.items()}, text)
 
     rows.group = "tasks"
     for task in common_keys(views, "tasks"):

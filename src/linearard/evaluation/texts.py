@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,59 +19,81 @@ from linearard.evaluation.perplexity import window_perplexity
 from linearard.model import ChunkedCausalLM, Views
 
 
+@dataclass(frozen=True)
+class TextWindows:
+    """Windows of texts, each name to int64 `[windows, tokens]`.
+
+    Attributes:
+        short: of `texts`, in windows of `agreement_window` tokens.
+        long: of `context_texts`, in windows of the longest of `context_lengths`.
+    """
+
+    short: dict[str, Tensor] = field(default_factory=dict)
+    long: dict[str, Tensor] = field(default_factory=dict)
+
+
 def read_texts(
     config: EvaluationConfig, data: DataConfig, tokenizer: Any, *, progress: bool = False
-) -> dict[str, Tensor]:
+) -> TextWindows:
     """Windows of every text that the configuration names; none without texts.
 
     The documents of a text are joined, with the end-of-text token between them, and cut into
-    windows of `agreement_window` tokens: source files and manual pages are short, and every one
-    of them counts as much as it is long. Windows are drawn from all of the text with `data.seed`.
+    windows: source files and manual pages are short, and every one of them counts as much as it
+    is long. Windows are drawn from all of the text with `data.seed`.
 
     Args:
-        config: `texts`, `texts_tokens` and `agreement_window` are read.
+        config: what to measure.
         data: what the model is trained on; its cache and ways of reading are used, but no limit
             or change that is meant for training.
         tokenizer: a fast tokenizer of `transformers`.
         progress: show a bar while tokenising.
 
-    Returns:
-        Name to int64 [windows, agreement_window].
-
     Raises:
         DataError: a text is missing, too short, or trained on.
     """
-    count = max(1, config.texts_tokens // max(config.agreement_window, 1))
-    texts = {}
+    short, long = {}, {}
     for name, source in config.texts.items():
-        # As validation text, so that what is trained on is refused; without what training adds.
-        held_out = DataConfig(
-            train=data.train,
-            validation=source,
-            text_column=data.text_column,
-            split=data.split,
-            validation_split=data.split,
-            streaming=data.streaming,
-            pack=True,
-            cache_dir=data.cache_dir,
-            seed=data.seed,
-        )
-        try:
-            blocks = token_blocks(
-                held_out,
-                tokenizer,
-                config.agreement_window,
-                split="validation",
-                count=count,
-                progress=progress,
-            )
-        except DataError as error:
-            raise error.reworded(
-                expected=f"{error.expected} (evaluation.texts.{name})",
-                fix=f"{error.fix} evaluation.texts_tokens says how much is read of each text.",
-            ) from error
-        texts[name] = torch.stack([blocks[index]["input_ids"] for index in range(count)])
-    return texts
+        window = config.agreement_window
+        size = (window, max(1, config.texts_tokens // window))
+        with _named(f"texts.{name}", "texts_tokens"):
+            short[name] = _windows(source, data, tokenizer, *size, progress)
+    for name, source in config.context_texts.items():
+        size = (max(config.context_lengths), config.context_windows)
+        with _named(f"context_texts.{name}", "context_windows"):
+            long[name] = _windows(source, data, tokenizer, *size, progress)
+    return TextWindows(short, long)
+
+
+def _windows(
+    source: str, data: DataConfig, tokenizer: Any, window: int, count: int, progress: bool
+) -> Tensor:
+    # As validation text, so that what is trained on is refused; without what training adds.
+    held_out = DataConfig(
+        train=data.train,
+        validation=source,
+        text_column=data.text_column,
+        split=data.split,
+        validation_split=data.split,
+        streaming=data.streaming,
+        pack=True,
+        cache_dir=data.cache_dir,
+        seed=data.seed,
+    )
+    options = {"split": "validation", "count": count, "progress": progress}
+    blocks = token_blocks(held_out, tokenizer, window, **options)
+    return torch.stack([blocks[index]["input_ids"] for index in range(count)])
+
+
+@contextmanager
+def _named(text: str, budget: str) -> Iterator[None]:
+    """Name the field of a text, and that of how much is read, in what is wrong with it."""
+    try:
+        yield
+    except DataError as error:
+        raise error.reworded(
+            expected=f"{error.expected} (evaluation.{text})",
+            fix=f"{error.fix} evaluation.{budget} says how much is read of each text.",
+        ) from error
 
 
 def text_perplexity(

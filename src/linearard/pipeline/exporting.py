@@ -17,7 +17,6 @@ def export_run(
     form: str = "merged",
     *,
     story: Story,
-    window: int | None = None,
     **options: Any,
 ) -> str:
     """Export a restored model of a recipe.
@@ -27,7 +26,6 @@ def export_run(
         recipe: that it was trained by.
         folder, form, options: as for `export_model`.
         story: of the run, for the model card.
-        window: tokens that the model says it reads; None: what the recipe trained it for.
 
     Returns:
         What was written and how it was proven, in words.
@@ -42,7 +40,7 @@ def export_run(
         form,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
-        window=window or trained_window(recipe, rope.native_window, rope.target_window),
+        window=trained_window(recipe, rope.native_window, rope.target_window),
         story=story,
         **options,
     )

@@ -25,7 +25,7 @@ from linearard.recipe.trackers import tracker_names
 from linearard.recipe.yaml_text import parse_yaml, read_yaml
 
 _SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig}
-_ALONE = ("output_dir", "seed", "deterministic")
+_ALONE = ("output_dir", "seed", "deterministic", "target_window")
 #: Where a run writes to, which is no one else's to say.
 _WHERE_TO = ("output_dir", "report_to")
 
@@ -39,6 +39,8 @@ class Recipe:
         stages: what is asked of each stage, in order of training.
         evaluation: what is measured after training; None: nothing.
         output_dir, seed, deterministic: where the run writes, and what makes it repeatable.
+        target_window: tokens that the trained model shall read, which its exports say; None: the longest
+            window trained beyond the native one, else factor times native window.
         report_to: trackers that get losses, recipe and evaluation, by the names of `tracker_names`.
         source: the complete recipe as plain data, overrides included.
     """
@@ -52,6 +54,9 @@ class Recipe:
     output_dir: str = described("runs/linearard", "Where the run writes.")
     seed: int = described(0, "What makes the run repeatable.", whole(0, LARGEST_SEED))
     deterministic: bool = described(False, "Repeatable to the bit, on one GPU too.")
+    target_window: int | None = described(
+        None, "Tokens that the trained model shall read.", whole(2, 1 << 27).or_null()
+    )
     report_to: list[str] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
 

@@ -16,14 +16,17 @@ _RULER_STEP = 4  # between two of its lengths
 def trained_window(recipe: Recipe, native: int, target: int) -> int:
     """Tokens that a model of this recipe may be said to read.
 
-    A factor may be above what is trained for: the longest window that a stage reads, where it is longer
-    than the native one, is the answer. A recipe that reads short windows alone is for its target.
+    What the recipe says itself, if it does. A factor may be above what is trained for: else it is the longest
+    window that a stage reads, where that is longer than the native one. A recipe that reads short windows
+    alone is for its target.
 
     Args:
         recipe: whose stages are looked at.
         native: window of the original, in tokens.
         target: factor times native.
     """
+    if recipe.target_window is not None:
+        return recipe.target_window
     parts = [part for stage in recipe.stages.values() for part in stage.parts.values()]
     longest = max(
         (target if part.objective.skip_positions else part.window for part in parts), default=0

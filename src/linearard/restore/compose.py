@@ -64,6 +64,7 @@ def compose(
         "evaluation": evaluation,
         "output_dir": str(request.output),
         "seed": request.seed,
+        "target_window": facts.target,
     }
     text = [] if request.data is None else [_text(request.data)]
     return Composed(source, [scaling, trained, rate, *text, *windows, _held_out(facts), *measured])

@@ -41,7 +41,7 @@ def describe(plan: RestorePlan) -> list[str]:
     lines.append(f"planned: {memory}{time}, {planned.tokens:,} tokens without trials")
     longest = max(part.window for stage in planned.stages for part in stage.parts)
     if longest < plan.target and plan.recipe.model.device != "cpu":
-        mended = "More GPU memory, a smaller model or a smaller --window trains them."
+        mended = "A larger GPU or a smaller model trains them."
         if plan.lacks_text:
             mended = (
                 "--data has too few tokens for longer ones: give more text, books for instance."

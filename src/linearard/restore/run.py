@@ -254,7 +254,6 @@ def restore(
             plan.recipe,
             exported,
             story=told(plan.recipe, outcome.result, verdict.lines[-1]),
-            window=plan.target,
             overwrite=resume or overwrite,
         )
         say(summary)

@@ -48,6 +48,12 @@ def stage_arguments(
             value=recipe.rope.get("factor"),
             fix="Set rope.factor to target window / native window, for instance 8.",
         )
+    if recipe.target_window is not None and recipe.target_window > target:
+        raise RecipeError(
+            expected=f"target_window of at most {target} tokens, factor times native window",
+            got=str(recipe.target_window),
+            fix="Lower target_window, or raise rope.factor.",
+        )
     stages = {}
     for index, (name, section) in enumerate(recipe.stages.items()):
         decided = {
