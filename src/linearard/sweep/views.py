@@ -67,7 +67,8 @@ def measure_views(
         if name in trained:
             views[name] = own["views"][name]
         else:
-            texts = [*documents, *inputs.texts.values()]
+            windows = inputs.texts.short, inputs.texts.long
+            texts = [*documents, *(text for by_name in windows for text in by_name.values())]
             key = _key(name, restorable, job, config, texts)
             known = _once(shared / f"{name}-{key}.json", lambda name=name: measure([name]))
             views[name] = known["views"][name]
