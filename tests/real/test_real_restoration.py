@@ -20,14 +20,14 @@ pytestmark = [
 ]
 
 _SMALL = {
-    "stages.alignment.sequences": "40",
-    "stages.alignment.window": "384",
+    "stages.alignment.sequences": "20",
+    "stages.alignment.window": "256",
     "stages.alignment.learning_rate": "2e-2",
-    "stages.alignment.held_out.window": "384",
-    "evaluation.perplexity_windows": "[384]",
-    "evaluation.perplexity_tokens": "3072",
-    "evaluation.agreement_window": "384",
-    "evaluation.agreement_tokens": "3072",
+    "stages.alignment.held_out.window": "256",
+    "evaluation.perplexity_windows": "[256]",
+    "evaluation.perplexity_tokens": "1024",
+    "evaluation.agreement_window": "256",
+    "evaluation.agreement_tokens": "1024",
     "evaluation.passkey_lengths": "[]",
 }
 
@@ -43,7 +43,7 @@ def test_smollm2_is_restored_on_text_it_was_not_trained_on(tmp_path, capsys):
     original, stretched, restored = (
         result["views"][name] for name in ("original", "stretched", "restored")
     )
-    ppl = [view["perplexity"]["384"]["ppl"] for view in (original, stretched, restored)]
+    ppl = [view["perplexity"]["256"]["ppl"] for view in (original, stretched, restored)]
     assert ppl[1] > 5 * ppl[0], "linear x 8 hurts the untrained model"
     assert ppl[2] < 0.3 * ppl[1], "restoration lowers the perplexity"
     assert restored["agreement"]["kl"] < 0.5 * stretched["agreement"]["kl"]
