@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from exact_products import exact_products  # noqa: F401
+from interpreter import exact_products, one_patch_a_launch  # noqa: F401
 from relation_oracle import Case, check, draw
 
 from linearard.ops.relation_kl import attention_kl, relation_kl
@@ -14,19 +14,19 @@ SELF = [
     Case(41, 40, heads=3),
     Case(67, 80, batch=2, padding="left"),
     Case(130, 128, heads=1),
-    Case(130, 64, batch=2, padding="holes"),
-    Case(100, 96, heads=1, causal=False),
-    Case(67, 16, batch=2, padding="right", temperature=2.0),
-    Case(70, 64, causal=False, padding="holes", strided=True),
+    Case(67, 64, heads=1, batch=2, padding="holes"),
+    Case(67, 96, heads=1, causal=False),
+    Case(41, 16, batch=2, padding="right", temperature=2.0),
+    Case(41, 64, causal=False, padding="holes", strided=True),
 ]
 ATTENTION = [
     Case(1, 40, heads=2, kv_heads=1),
-    Case(67, 64, heads=4, kv_heads=2),
-    Case(130, 80, heads=2, kv_heads=1),
+    Case(41, 64, heads=4, kv_heads=2),
+    Case(67, 80, heads=2, kv_heads=1),
     Case(41, 96, heads=2, kv_heads=2, batch=2, padding="right"),
-    Case(130, 32, heads=4, kv_heads=1, padding="holes", temperature=0.5),
-    Case(67, 128, heads=2, kv_heads=1, causal=False),
-    Case(90, 40, heads=6, kv_heads=2, causal=False, padding="left", strided=True),
+    Case(67, 32, heads=3, kv_heads=1, padding="holes", temperature=0.5),
+    Case(41, 128, heads=2, kv_heads=1, causal=False),
+    Case(35, 40, heads=6, kv_heads=2, causal=False, padding="left", strided=True),
 ]
 
 
@@ -45,7 +45,7 @@ def test_self_float16():  # the interpreter has no bfloat16 products; the GPU te
 
 
 def test_attention_float16():
-    check(Case(67, 64, heads=4, kv_heads=2), "triton", torch.float16)
+    check(Case(67, 64, heads=2, kv_heads=1), "triton", torch.float16)
 
 
 def test_self_and_attention_through_tensor_descriptors(monkeypatch):
@@ -53,14 +53,14 @@ def test_self_and_attention_through_tensor_descriptors(monkeypatch):
     for name in ("forward", "backward"):
         module = sys.modules[f"linearard.ops.relation_kl.triton.{name}"]
         monkeypatch.setattr(module, "tma_fits", lambda *operands: True)
-    check(Case(67, 40, batch=2, padding="left"), "triton")
-    check(Case(130, 64, heads=2, kv_heads=1, causal=False), "triton")
+    check(Case(41, 40, batch=2, padding="left"), "triton")
+    check(Case(67, 64, heads=2, kv_heads=1, causal=False), "triton")
     check(Case(70, 32, heads=2, kv_heads=1), "triton", torch.float16)
 
 
 def test_repeatable_self_and_attention():
-    check(Case(67, 64), "triton", repeats=1)
-    check(Case(67, 64, heads=4, kv_heads=2, batch=2, padding="holes"), "triton", repeats=1)
+    check(Case(67, 64, heads=1), "triton", repeats=1)
+    check(Case(35, 64, heads=4, kv_heads=2, padding="holes"), "triton", repeats=1)
 
 
 def test_attention_gradients_only_where_asked():

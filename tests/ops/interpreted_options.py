@@ -9,7 +9,7 @@ import random
 
 import pytest
 import torch
-from exact_products import exact_products  # noqa: F401
+from interpreter import exact_products, one_patch_a_launch  # noqa: F401
 from layer_cases import HEADS, check_layer
 from random_cases import compile_classes, draw_case
 from relation_oracle import Case, check, check_identical, draw
@@ -24,10 +24,10 @@ pytestmark = [
 
 OPTIONS = [
     Case(70, 16, heads=1, batch=2, window=9),
-    Case(131, 16, heads=1, window=40),
+    Case(99, 16, heads=1, window=70),
     Case(67, 24, heads=2, kv_heads=1, window=33, padding="holes"),
     Case(67, 16, heads=1, causal=False, window=5),
-    Case(100, 40, heads=2, kv_heads=1, causal=False, window=35),
+    Case(67, 40, heads=2, kv_heads=1, causal=False, window=35),
     Case(100, 16, heads=1, documents=(0, 33, 1, 0, 30, 36, 0)),
     Case(100, 16, heads=2, kv_heads=1, documents=(10, 64, 26), causal=False),
     Case(96, 16, heads=1, documents=(50, 46), window=20, padding="left", weights=(True,) * 3),
@@ -90,19 +90,24 @@ def test_random_calls(kind, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("descriptors", [False, True])
-def test_random_layers(descriptors, monkeypatch):
+LAYERS = [  # heads, case, dtype; every other one through descriptors
+    (HEADS[0], Case(31, 24, batch=2, padding="holes"), torch.float32),
+    (HEADS[1], Case(35, 16, causal=False, window=9, strided=True), torch.float32),
+    (HEADS[2], Case(67, 16, documents=(30, 0, 37)), torch.float16),
+    (HEADS[0], Case(67, 40, batch=2, window=20, weights=(True, False, True)), torch.float16),
+    (HEADS[1], Case(35, 16, causal=False, padding="left"), torch.float32),
+    (HEADS[2], Case(31, 16, batch=2), torch.float32),
+]
+
+
+@pytest.mark.parametrize("number", range(len(LAYERS)))
+def test_layers(number, monkeypatch):
     """Relations that share a launch, to the bit what they are alone."""
-    if descriptors:
+    heads, case, dtype = LAYERS[number]
+    if number % 2:
         through_descriptors(monkeypatch)
-    rng = random.Random(5)
-    kinds = [k for k in compile_classes() if k.dtype != "bfloat16" and k.head_dim <= 80]
-    for i, kind in enumerate(kinds[:6]):
-        case = draw_case(kind, rng, largest=70)
-        case = Case(**{**vars(case), "batch": min(case.batch, 2)})
-        frozen, unused = ((), ()) if i % 3 else (("q",), ("v",))
-        layer = {"frozen": frozen, "unused": unused}
-        check_layer(case, HEADS[i % len(HEADS)], "triton", getattr(torch, kind.dtype), **layer)
+    frozen, unused = (("q",), ("v",)) if heads is HEADS[0] else ((), ())
+    check_layer(case, heads, "triton", dtype, frozen=frozen, unused=unused)
 
 
 def test_options_a_layer_is_one_launch_each_way(monkeypatch):
@@ -127,10 +132,10 @@ def test_options_a_layer_is_one_launch_each_way(monkeypatch):
 @pytest.mark.parametrize(
     "case",
     [
-        Case(67, 24, batch=2),
+        Case(41, 24, batch=2),
         Case(40, 16, window=7, causal=False),
-        Case(67, 16, documents=(30, 37), window=20),
-        Case(67, 16, padding="holes", amplitude=40.0),
+        Case(41, 16, documents=(12, 29), window=20),
+        Case(41, 16, padding="holes", amplitude=40.0),
     ],
     ids=str,
 )
@@ -139,8 +144,7 @@ def test_identical_models_cost_nothing(case, kv_heads):
 
 
 def test_options_nothing_is_computed_outside_the_window(monkeypatch):
-    """Loads of a tile are counted: four times the tokens, four times the tiles."""
-    counts = []
+    """Loads of a tile are counted: twice the tokens, twice the tiles."""
 
     def tiles(tokens, **limits):
         q_t, _, q_s, _, _ = draw(Case(tokens, 16, heads=1), torch.float32, "cpu")
@@ -161,12 +165,11 @@ def test_options_nothing_is_computed_outside_the_window(monkeypatch):
 
         monkeypatch.setattr(module, "load_tokens", counting)
     # tiles of 32 x 32: two models, each block its own rows and the tiles of its columns
-    assert tiles(128) == (2 * (4 + 10), 2 * (4 + 16))
-    for tokens in (128, 512):
+    assert tiles(96) == (2 * (3 + 6), 2 * (3 + 9))
+    for tokens in (96, 192):
         blocks = tokens // 32
         windowed = tiles(tokens, window=32)
         assert windowed == (2 * (2 * blocks + blocks - 1), 2 * (2 * blocks + 2 * (blocks - 1)))
-        counts.append(windowed)
         packed = tiles(tokens, cu_seqlens=list(range(0, tokens + 1, 32)))
         assert packed == (2 * 2 * blocks, 2 * 2 * blocks)
 
