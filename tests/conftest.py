@@ -1,6 +1,7 @@
 """Fixtures for the whole suite. Model makers are in `tiny.py`, which any test module may import."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -13,6 +14,7 @@ import tiny
 #: Modules of a minute and more, the longest first. A module runs in one process: begun last, it would run
 #: on while the other cores have nothing to do.
 _LONG = (
+    "real/test_real_restoration.py",
     "restore/test_restore_runs.py",
     "train/test_killed_runs.py",
     "train/test_refusal.py",
@@ -57,6 +59,12 @@ def reader():
 
     with ReaderProcess() as process:
         yield process
+
+
+@pytest.fixture
+def one_reader(reader, monkeypatch):
+    """Exports of a test are read back by the process that all tests share: one takes seconds to start."""
+    monkeypatch.setattr("linearard.export.save.ReaderProcess", lambda: nullcontext(reader))
 
 
 @pytest.fixture(scope="session")
