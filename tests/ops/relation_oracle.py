@@ -188,12 +188,12 @@ def draw_weights(case: Case, device):
 
 @contextlib.contextmanager
 def poisoned_buffers():
-    """Every floating-point buffer comes full of NaN: what a kernel does not write shows."""
+    """Buffers come full of NaN, or of the largest integer: what a kernel does not write shows."""
 
     def poisoned(make):
         def made(*args, **kwargs):
             x = make(*args, **kwargs)
-            return x.fill_(math.nan) if x.is_floating_point() else x
+            return x.fill_(math.nan if x.is_floating_point() else torch.iinfo(x.dtype).max)
 
         return made
 

@@ -54,7 +54,7 @@ CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered, limits
     (2, 1, 41, 128, "near", 1.0, False),
     (1, 1, 127, 64, "far", 1.0, True),
     (1, 2, 128, 128, "near", 2.0, False),
-    (2, 3, 129, 64, "near", 1.0, True),
+    (2, 2, 129, 64, "near", 1.0, True),
     (1, 1, 401, 128, "far", 1.0, True),
     (1, 1, 401, 64, "near", 40.0, False),
     (1, 1, 520, 64, "rising", 1.0, False),
@@ -63,10 +63,10 @@ CASES = [  # batch, heads, tokens, head_dim, kind, amplitude, ordered, limits
     (1, 1, 500, 128, "leap", 1.0, True),
     (1, 2, 150, 64, "near", 1.0, True, limits(1)),
     (1, 1, 401, 64, "near", 1.0, False, limits(2)),
-    (2, 1, 520, 64, "far", 1.0, True, limits(64)),
+    (2, 1, 401, 64, "far", 1.0, True, limits(64)),
     (1, 1, 700, 128, "near", 1.0, True, limits(65)),
     (1, 1, 700, 64, "rising", 1.0, False, limits(150)),
-    (1, 1, 1000, 64, "leap", 1.0, True, limits(257)),
+    (1, 1, 600, 64, "leap", 1.0, True, limits(257)),
     (1, 2, 401, 64, "near", 40.0, True, limits(400)),
     (1, 2, 530, 64, "leap", 1.0, True, limits(None, (3, 1, 300, 0, 1, 200, 25))),
     (1, 1, 700, 128, "near", 1.0, False, limits(100, (650, 50))),
@@ -107,11 +107,11 @@ def test_agrees_with_float64(gpu, case):
 
 ATTENTION = [  # batch, heads, key heads, tokens, head_dim, kind, amplitude, ordered, limits
     (1, 2, 2, 1, 64, "near", 1.0, True, emulated.CAUSAL),
-    (2, 6, 2, 129, 64, "near", 1.0, True, emulated.CAUSAL),
+    (2, 4, 2, 129, 64, "near", 1.0, True, emulated.CAUSAL),
     (1, 3, 1, 300, 64, "far", 1.0, False, emulated.CAUSAL),
     (1, 2, 2, 401, 128, "near", 2.0, True, emulated.CAUSAL),
     (2, 2, 1, 257, 128, "leap", 1.0, False, emulated.CAUSAL),
-    (1, 4, 2, 520, 64, "rising", 1.0, True, limits(150)),
+    (1, 4, 2, 330, 64, "rising", 1.0, True, limits(150)),
     (1, 2, 1, 200, 64, "near", 40.0, False, limits(1)),
     (1, 3, 1, 300, 64, "near", 1.0, True, limits(70, (100, 1, 199))),
 ]
@@ -173,11 +173,11 @@ def test_attention_of_equal_models_is_exactly_zero(gpu):
 @pytest.mark.parametrize("ordered", [True, False])
 def test_attention_in_parts(gpu, monkeypatch, ordered):
     """However many heads the workspace holds, whichever side is asked for, in whatever order."""
-    operands, upstream = draw_attention(2, 6, 2, 280, 64)
+    operands, upstream = draw_attention(2, 4, 2, 150, 64)
     _, stats = gpu.forward([operands], 0.125)
     (whole,) = gpu.backward([operands], stats, [upstream], 0.125, ordered)
     for heads, needs in ((7, (True, False)), (1, (False, True))):
-        monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", heads * 384 * 64 * 4)
+        monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", heads * 256 * 64 * 4)
         (some,) = gpu.backward([operands], stats, [upstream], 0.125, ordered, heads, 4, needs=needs)
         for got, wanted, needed in zip(some, whole, needs, strict=True):
             if not needed:
@@ -212,23 +212,22 @@ def test_strides(gpu):
     assert error <= 4e-3 * np.linalg.norm(want_gradient)
 
 
-@pytest.mark.parametrize("unused", [None, 1])
-def test_relations_together_are_those_apart(gpu, monkeypatch, unused):
+def test_relations_together_are_those_apart(gpu, monkeypatch):
     """To the bit, whichever need a gradient, and however many heads the workspace holds."""
-    made = [draw((2, heads, 130, 64), heads) for heads in (3, 1, 2)]
+    made = [draw((2, heads, 130, 64), heads) for heads in (2, 1, 1)]
     pairs, grads = [x[:2] for x in made], [x[2] for x in made]
     apart = []
     for pair, grad in zip(pairs, grads, strict=True):
         (kl,), stats = gpu.forward([pair], 0.125)
         apart.append((kl, *gpu.backward([pair], stats, [grad], 0.125, True)))
-    monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", 5 * 2 * 256 * 64 * 4)
-    if unused is not None:
-        grads[unused] = None
+    monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", 3 * 3 * 256 * 64 * 4)
     together, stats = gpu.forward(pairs, 0.125, 1)
-    gradients = gpu.backward(pairs, stats, grads, 0.125, True, 2)
-    for i, (kl, gradient) in enumerate(apart):
-        assert torch.equal(together[i], kl)
-        assert gradients[i] is None if i == unused else torch.equal(gradients[i], gradient)
+    for unused in (None, 1):
+        asked = [None if i == unused else grad for i, grad in enumerate(grads)]
+        gradients = gpu.backward(pairs, stats, asked, 0.125, True, 2)
+        for i, (kl, gradient) in enumerate(apart):
+            assert torch.equal(together[i], kl)
+            assert gradients[i] is None if i == unused else torch.equal(gradients[i], gradient)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +243,8 @@ def test_the_last_set_of_heads_is_full(heads, fit, together):
 @pytest.mark.parametrize("apart", [False, True])
 def test_who_adds_when_depends_on_tokens_alone(gpu, apart):
     """A head's gradients among others are to the bit what they are alone."""
-    teacher, student, upstream = draw((1, 3, 900, 64), 9)
-    keys_t, keys_s, _ = draw((1, 3, 900, 64), 10)
+    teacher, student, upstream = draw((1, 2, 700, 64), 9)
+    keys_t, keys_s, _ = draw((1, 2, 700, 64), 10)
     operands = (teacher, keys_t, student, keys_s) if apart else (teacher, student)
     _, stats = gpu.forward([operands], 0.125)
     (whole,) = gpu.backward([operands], stats, [upstream], 0.125, True, 1, 4)
@@ -256,11 +255,11 @@ def test_who_adds_when_depends_on_tokens_alone(gpu, apart):
     assert all(torch.equal(x[:, 1:2], y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("visible", [emulated.CAUSAL, limits(700)], ids=["causal", "window"])
-def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible, dim):
-    """Of eight blocks: so many that each of two chains adds three times and more; two adds commute."""
-    teacher, student, upstream = draw((1, 1, 1000, dim), 6)
+@pytest.mark.parametrize(("dim", "tokens"), [(64, 700), (128, 500)])
+@pytest.mark.parametrize("visible", [emulated.CAUSAL, limits(450)], ids=["causal", "window"])
+def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible, dim, tokens):
+    """So many blocks that each chain (two at 64) adds three times and more; two adds commute."""
+    teacher, student, upstream = draw((1, 1, tokens, dim), 6)
     pairs = [(teacher, student)]
     _, stats = gpu.forward(pairs, 0.125, 0, visible)
     runs = []
@@ -273,7 +272,7 @@ def test_ordered_adds_do_not_depend_on_who_is_first(gpu, visible, dim):
 
 def test_order_where_it_costs_nothing(gpu, monkeypatch):
     """Of many heads of 128, without limits; the gradient is that of the ordered adds."""
-    monkeypatch.setattr(emulated.hopper, "_ORDER_PAYS", (2, 256))
+    monkeypatch.setattr(emulated.hopper, "_ORDER_PAYS", (2, 150))
     monkeypatch.setattr(emulated.hopper, "_WORKSPACE_BYTES", 2 * 384 * 128 * 4)  # a head at a time
     launched = []
     launch = emulated.hopper.driver.launch
@@ -285,10 +284,10 @@ def test_order_where_it_costs_nothing(gpu, monkeypatch):
     monkeypatch.setattr(emulated.hopper.driver, "launch", watched)
     cases = [
         (128, 2, 300, emulated.CAUSAL, "plain_ordered_"),
-        (128, 1, 300, emulated.CAUSAL, "plain_"),
-        (128, 2, 200, emulated.CAUSAL, "plain_"),
-        (64, 2, 300, emulated.CAUSAL, "plain_"),
-        (128, 2, 300, limits(200), ""),
+        (128, 1, 150, emulated.CAUSAL, "plain_"),
+        (128, 2, 149, emulated.CAUSAL, "plain_"),
+        (64, 2, 150, emulated.CAUSAL, "plain_"),
+        (128, 2, 150, limits(100), ""),
     ]
     for dim, heads, tokens, visible, name in cases:
         ordered = "ordered" in name
@@ -301,7 +300,7 @@ def test_order_where_it_costs_nothing(gpu, monkeypatch):
         (strict,) = gpu.backward(pairs, stats, [upstream], 0.1, True, 2, visible=visible)
         error = (free.double() - strict.double()).norm() / strict.double().norm()
         assert error == 0 if ordered else error < 4e-3
-    operands, upstream = draw_attention(1, 2, 1, 300, 128)
+    operands, upstream = draw_attention(1, 2, 1, 150, 128)
     _, stats = gpu.forward([operands], 0.1)
     launched.clear()
     gpu.backward([operands], stats, [upstream], 0.1, False, 1)
@@ -362,7 +361,7 @@ DEFECTS = {
     ),
     "an add that nobody is told of": (
         "backward.cu",
-        "            store_release(made, before + 1);\n",
+        "            store_release(made, before + 1);",
         "",
     ),
     "a store where a half before has added": (

@@ -188,8 +188,11 @@ float across(float x, int mask) {
 }
 
 void fence_async() {
-    for (u32& who : now->block->stored)
+    for (u32 piece : now->stores) {
+        u32& who = now->block->stored[piece];
         if (who == (u32)now->index) who = NOBODY;
+    }
+    now->stores.clear();
 }
 void store_matrices(u32 at, const u32* r) {
     // the address of lane l belongs to row l % 8 of matrix l / 8; register m of lane t holds row
@@ -204,6 +207,7 @@ void store_matrices(u32 at, const u32* r) {
         memcpy(&b.memory[at + 4 * i], &w.pieces[lane % 8 * 4 + i][lane / 8], 4);
     if (b.readers[at / 16]) fail("a store lands where a product still reads");
     b.stored[at / 16] = now->index;
+    now->stores.push_back(at / 16);
     warp_sync();
 }
 
@@ -254,8 +258,7 @@ static std::string run(std::function<void()> kernel, int total, int threads, int
                 for (int t = at * 32; t < (int)at * 32 + 32 && t < threads; t++) {
                     Fiber& f = *b->fibers[t];
                     if (f.over || (f.ready && !f.ready())) continue;
-                    now = &f;
-                    swapcontext(&scheduler, &f.context);
+                    resume(f);
                     moved = true;
                     if (!failure.empty()) return failure;
                 }
@@ -299,17 +302,19 @@ const char* emulated_launch(const char* name, const void* given, int blocks, int
     if (!strcmp(name, #kernel))                                                                 \
         return answer(run([=] { kernel(*(const type*)given); }, blocks, threads, resident, seed));
     KERNEL_OF(forward_64, ForwardArguments)
+    KERNEL_OF(backward_ordered_64, BackwardArguments)
+    KERNEL_OF(backward_plain_ordered_64, BackwardArguments)
+    KERNEL_OF(finish_64, FinishArguments)
+#ifndef DEFECTIVE  // a defect is looked for in the kernels above; others take longer to compile
     KERNEL_OF(forward_128, ForwardArguments)
     KERNEL_OF(backward_64, BackwardArguments)
     KERNEL_OF(backward_128, BackwardArguments)
-    KERNEL_OF(backward_ordered_64, BackwardArguments)
     KERNEL_OF(backward_ordered_128, BackwardArguments)
     KERNEL_OF(backward_plain_64, BackwardArguments)
     KERNEL_OF(backward_plain_128, BackwardArguments)
-    KERNEL_OF(backward_plain_ordered_64, BackwardArguments)
     KERNEL_OF(backward_plain_ordered_128, BackwardArguments)
-    KERNEL_OF(finish_64, FinishArguments)
     KERNEL_OF(finish_128, FinishArguments)
+#endif
     return "no such kernel";
 }
 int emulated_size(const char* name) {  // of the arguments

@@ -12,7 +12,7 @@ typedef uint64_t u64;
 typedef uint16_t u16;
 
 #define DEVICE inline
-#define KERNEL(threads) void
+#define KERNEL(threads) static void
 #define ARGUMENTS(type) const type&
 #define UNROLL
 

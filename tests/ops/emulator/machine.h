@@ -1,6 +1,7 @@
 // The emulated machine: fibers, shared memory with who stored where, barriers, products.
 #pragma once
 #include <hopper_ptx.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <functional>
@@ -62,7 +63,9 @@ struct Warp {
 
 struct Block;
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // where it goes on
+    bool begun = false;
     std::unique_ptr<char[]> stack;
     int index = 0;
     bool over = false;
@@ -71,6 +74,7 @@ struct Fiber {
     size_t issued = 0;            // products
     std::vector<size_t> groups;   // products issued when each commit was made
     bool fenced = false;
+    std::vector<u32> stores;  // 16-byte pieces stored to since its last fence
 };
 
 struct Copy {
@@ -91,14 +95,21 @@ struct Block {
     int left, asleep = 0;
 };
 
-ucontext_t scheduler;
+jmp_buf scheduler;
 Fiber* now = nullptr;
 std::function<void()> entry;
 int block_total;
 
+// Jumps, where swapcontext would ask the kernel for the signal mask each time.
 void yield() {
-    Fiber* me = now;
-    swapcontext(&me->context, &scheduler);
+    if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+}
+void resume(Fiber& fiber) {
+    now = &fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
 }
 void wait_until(std::function<bool()> ready) {
     while (!ready()) {
