@@ -28,7 +28,7 @@ def text(tmp_path_factory):
     return small_run.write_text(tmp_path_factory.mktemp("text"), documents=8, words=4000)
 
 
-def restore(base, folder, text, *options, tokens="6k", window="256"):
+def command(base, folder, text, *options, tokens="6k", window="256"):
     """On a CPU as on a GPU of 8 GiB: both stages, with text that the model writes."""
     arguments = ["restore", str(base), "--window", window, "--data", str(text), "--tokens", tokens]
     arguments += ["--gpu-memory", "8GiB", "--model.device", "cpu", "--output", str(folder)]
@@ -36,7 +36,11 @@ def restore(base, folder, text, *options, tokens="6k", window="256"):
     other = small_run.write_noise(folder.parent / f"other-{folder.name}", documents=2)
     fields = SMALLER | {"evaluation.texts": f"{{documentation: {other}}}"}
     smaller = [word for field, value in fields.items() for word in (f"--{field}", value)]
-    return main([*arguments, "--quiet", *smaller, *options])
+    return [*arguments, "--quiet", *smaller, *options]
+
+
+def restore(*arguments, **options):
+    return main(command(*arguments, **options))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -82,6 +86,20 @@ def test_a_dry_run_leaves_a_recipe_that_trains_to_the_same(tmp_path, text):
     assert restore(base, trained, text) in (0, 3)
     assert main(["train", str(written / "recipe.yaml"), "--quiet"]) == 0
     assert small_run.final_bytes(written) == small_run.final_bytes(trained)
+
+
+def test_two_processes_restore_one_model(tmp_path, text):
+    """Under torchrun: everything is said, written and exported once."""
+    base = tiny.save_tiny_base(tmp_path / "base")
+    short = ("--stages.restoration", "null", "--stages.alignment.sequences", "8")
+    folder = tmp_path / "run"
+    done = small_run.launch(*command(base, folder, text, *short), processes=2)
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert (done.returncode == 0) == verdict["good"], done.stderr
+    assert done.stderr.count("RoPE scaling: ") == done.stderr.count("exported to ") == 1
+    assert (folder / "exported" / "model.safetensors").is_file()
+    (state,) = (json.loads(path.read_text()) for path in folder.glob("*/*/trainer_state.json"))
+    assert state["global_step"] == 2  # of two windows in either process
 
 
 def test_faults_at_the_end(tmp_path, text, capsys, monkeypatch):
