@@ -1,7 +1,8 @@
 """Fixtures for the whole suite. Model makers are in `tiny.py`, which any test module may import."""
 
+import gc
 import os
-from contextlib import nullcontext
+import sys
 
 import pytest
 
@@ -40,6 +41,42 @@ def quick_disk():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def reader():
+    """A process that reads exports with transformers alone, one for all tests and every export in them.
+
+    An export starts its own, which imports for seconds.
+    """
+    from linearard.export import ReaderProcess
+
+    ask = ReaderProcess._ask
+
+    def ask_the_one(process, request):
+        return ask(one if process.python == one.python else process, request)
+
+    with ReaderProcess() as one, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReaderProcess, "_ask", ask_the_one)
+        yield one
+
+
+@pytest.fixture(scope="session")
+def imported():
+    """How many modules there were when garbage was last told from what they hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)  # a sweep's end has it look through all again
+        yield [0]
+    gc.unfreeze()  # or the interpreter ends with complaints of what is left
+
+
+@pytest.fixture(autouse=True)
+def little_garbage(imported):
+    """Training collects garbage, a third of a second each time with all that the libraries hold."""
+    if len(sys.modules) > imported[0] + 20:
+        imported[0] = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture
 def llama():
     """A tiny random Llama, new for each test."""
@@ -50,21 +87,6 @@ def llama():
 def restorable():
     """A tiny Llama stretched four times by linear interpolation, with LoRA of rank 4."""
     return tiny.tiny_restorable()
-
-
-@pytest.fixture(scope="session")
-def reader():
-    """A process that reads exports with transformers alone, one for all tests."""
-    from linearard.export import ReaderProcess
-
-    with ReaderProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def one_reader(reader, monkeypatch):
-    """Exports of a test are read back by the process that all tests share: one takes seconds to start."""
-    monkeypatch.setattr("linearard.export.save.ReaderProcess", lambda: nullcontext(reader))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from forked import Forked
 from linearard.cli.main import main
 
 _WORDS = (
@@ -146,15 +147,15 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def start(*arguments: str, processes: int = 1) -> Forked:
+    """Begin the command line in processes of its own."""
+    return Forked(["-m", "linearard", *arguments], processes=processes, environment=environment())
+
+
 def launch(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
     """Run the command line in processes of its own and wait."""
-    return subprocess.run(
-        command(*arguments, processes=processes),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    with start(*arguments, processes=processes) as running:
+        return running.wait()
 
 
 def losses(run: Path, stage: str = "stage1-only") -> list[float]:

@@ -11,7 +11,6 @@ import tiny
 from linearard.cli.main import main
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
-pytestmark = pytest.mark.usefixtures("one_reader")
 ROOM = tiny.VOCAB + 6  # for tokens that the tokenizer of an architecture adds
 #: Trials and an evaluation as `restore` decides them, of fewer steps and tokens.
 SMALLER = {

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 from filelock import FileLock
 
 import small_run
+from forked import context_of_forks
 from linearard.cli.main import main
 from linearard.model import written
 from linearard.sweep import load_sweep
@@ -70,6 +69,13 @@ def states(folder: Path) -> dict[str, int]:
         str(path.parent.relative_to(folder)): path.stat().st_mtime_ns
         for path in folder.glob("*/seed-*/evaluation.json")
     }
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """Workers are forked from a process that has imported what they need; a new one imports for long."""
+    context = context_of_forks(small_run.environment())
+    monkeypatch.setattr("linearard.sweep.workers.get_context", lambda method: context)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +216,11 @@ class TestResults:
 class TestAgain:
     """What happens to an earlier sweep."""
 
-    FLAGS = ("--stages.restoration.sequences", "4", "--evaluation.perplexity_windows", "[32]")
+    FLAGS = (
+        "--stages.restoration.sequences=4",
+        "--evaluation.perplexity_windows=[32]",
+        "--evaluation.tasks_dir=null",
+    )
 
     @pytest.fixture
     def path(self, base, tmp_path):
@@ -271,18 +281,11 @@ class TestAgain:
     def test_a_killed_sweep_goes_on(self, path):
         """SIGKILL after the first result: what is finished stays, the rest gives the same bits."""
         out = path.parent / "out"
-        process = subprocess.Popen(
-            small_run.command("sweep", str(path), "--quiet", *self.FLAGS),
-            env=small_run.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            while process.poll() is None and not states(out):
+        with small_run.start("sweep", str(path), "--quiet", *self.FLAGS) as running:
+            while running.poll() is None and not states(out):
                 time.sleep(0.002)
-        finally:
-            process.send_signal(signal.SIGKILL)
-        errors = process.communicate()[1]
+            running.kill()
+            errors = running.outputs()[1]
         first = states(out)
         assert list(first) == ["a/seed-0"], errors
         # In processes like the killed one: products round by the number of threads.
@@ -305,6 +308,7 @@ class TestAgain:
         assert len(list(run.glob("stage2-cpt/checkpoint-*"))) == 2
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
     """Killed at its start; another takes its place, and the rest gives the bits of one process."""
     yarn = ARMS["yarn"] | {"stages.restoration.dataloader_num_workers": 1}  # and may have its own
@@ -338,6 +342,7 @@ def test_a_worker_that_dies_fails_its_run_alone(base, out, tmp_path, capfd):
     assert not [line for line in words if "gemm_4bit_forward" not in line]
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_arms_share_what_the_original_has_written(workers, base, tmp_path, monkeypatch):
     """A text for each seed, in one process and in two."""
@@ -363,7 +368,10 @@ def test_arms_share_what_the_original_has_written(workers, base, tmp_path, monke
 
 
 def test_workers_read_no_tokenizer_again(base, base_folder, tmp_path):
-    """From a GGUF file that takes seconds; here it is gone after the first process's check."""
+    """From a GGUF file that takes seconds; here it is gone after the first process's check.
+
+    The worker is a new interpreter, as outside of tests.
+    """
     model = shutil.copytree(base_folder, tmp_path / "model")
     path = write_sweep(
         tmp_path, base | {"model": base["model"] | {"name": str(model)}}, arms={"a": {}}, seeds=[0]

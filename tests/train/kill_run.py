@@ -1,9 +1,7 @@
-"""Kill a command, started as a user starts it, at a moment that new files tell."""
+"""Kill a command in a process of its own at a moment that new files tell."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,27 +27,19 @@ class Kill:
 
 
 def kill_once(arguments: list[str], place: Path, kill: Kill) -> str:
-    """Start the command and SIGKILL it; what it was writing at that moment."""
+    """Start the command line and SIGKILL it; what it was writing at that moment."""
     watched = place / kill.below
     before = set(watched.rglob("*"))
-    process = subprocess.Popen(
-        arguments,
-        env=small_run.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with small_run.start(*arguments) as running:
         new: list[Path] = []
-        while process.poll() is None and len(new) < kill.files:
+        while running.poll() is None and len(new) < kill.files:
             time.sleep(_POLL_SECONDS)
             new += [path for path in _found(watched) if path not in before]
             before.update(new)
         time.sleep(kill.delay)
-        ended = process.poll()
-    finally:
-        process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
+        ended = running.poll()
+        running.kill()
+        _, errors = running.outputs()
     if ended not in (None, 0):
         raise AssertionError(f"the command failed by itself with {ended}:\n{errors}")
     if ended == 0:

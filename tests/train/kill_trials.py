@@ -18,9 +18,11 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -276,9 +278,43 @@ def _fork(arguments: Callable[[], list[str]], rank: int, processes: int, port: i
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         from linearard.cli.main import main
 
-        code = main(arguments())
+        words = arguments()
+        if words[0] in ("export", "restore"):
+            _read_back_by_a_fork()
+        code = main(words)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _read_back_by_a_fork() -> None:
+    """Have exports read by a process forked now, before anything is computed: a new one imports for long.
+
+    It ends with this one, whose end of the line closes however it ends.
+    """
+    from linearard.export import reader, reading
+
+    (requests, asks), (answers, replies) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(requests, 0)
+        os.dup2(replies, 1)
+        for line in (requests, asks, answers, replies):
+            os.close(line)
+        sys.stdin = open(0)  # noqa: SIM115
+        reader.main()
+    os.close(requests)
+    os.close(replies)
+    process = SimpleNamespace(
+        stdin=os.fdopen(asks, "w"),
+        stdout=os.fdopen(answers),
+        wait=lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]),
+    )
+    reading.subprocess = SimpleNamespace(
+        Popen=lambda *command, **options: process, PIPE=None, DEVNULL=None
+    )
 
 
 def _free_port() -> int:

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import small_run
+from forked import Forked
 from linearard.cli.main import main
 
 
@@ -16,13 +15,9 @@ def test_killed_ten_times():
     """At random moments, in four kinds of work; `benchmarks/results/cpu/kills.json` has many more."""
     kinds = ["training, LoRA", "training, direct", "own text", "export"]
     script = str(Path(__file__).with_name("kill_trials.py"))
-    result = subprocess.run(
-        [sys.executable, script, "--kills", "10", "--only", *kinds],
-        env=small_run.environment(),
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
+    arguments = [script, "--kills", "10", "--only", *kinds]
+    with Forked(arguments, environment=small_run.environment()) as running:
+        result = running.wait(800)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("identical") == len(kinds) and "DIFFERENT" not in result.stdout
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from poisoned import Poison
 
 import small_run
 import tiny
+from forked import Forked
 from linearard.cli.main import main
 from linearard.distill import RestorationModule
 from linearard.errors import NonFiniteLossError
@@ -149,14 +149,9 @@ def test_a_bad_loss_in_one_of_two_processes(tmp_path, base_folder):
         recipes.append(recipe)
         paths.append(str(small_run.write_recipe(recipe, tmp_path / name / "recipe.yaml")))
     script = str(Path(__file__).with_name("poisoned.py"))
-    launcher = small_run.command(processes=2)[:-2]  # without `-m linearard`
-    result = subprocess.run(
-        [*launcher, script, "3", "1", *paths],
-        env=small_run.environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    arguments = [script, "3", "1", *paths]
+    with Forked(arguments, processes=2, environment=small_run.environment()) as running:
+        result = running.wait()
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("linearard: ")]
     assert len(lines) == 1, result.stderr

@@ -111,7 +111,7 @@ class TestRuns:
     def test_killed(self, kill, finished, base_folder, tmp_path):
         recipe = with_own_text(tmp_path, base_folder)
         path = small_run.write_recipe(recipe, tmp_path / "recipe.yaml")
-        arguments = small_run.command("train", str(path), "--quiet", "--resume")
+        arguments = ["train", str(path), "--quiet", "--resume"]
         assert "killed, last seen" in kill_once(arguments, tmp_path, kill)
         assert main(["train", str(path), "--quiet", "--resume"]) == 0
         run = tmp_path / "run"

@@ -12,6 +12,7 @@ import pytest
 from poisoned import Poison
 
 import small_run
+from forked import Forked
 from linearard import interruption
 from linearard.cli.main import main
 from linearard.distill import RestorationModule
@@ -199,7 +200,7 @@ def test_one_of_two_processes_is_asked(tmp_path, base_folder):
     while not stage.is_dir() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     time.sleep(2)  # the folder is there a moment before both processes train
-    _signal_worker(process.pid, rank="1")
+    _ask_to_end(process.pid, rank="1")
     _, error = process.communicate(timeout=240)
     lines = [line for line in error.splitlines() if line.startswith("linearard: ended")]
     assert len(lines) == 1 and "ended by SIGTERM; the state of step" in lines[0], error
@@ -208,45 +209,37 @@ def test_one_of_two_processes_is_asked(tmp_path, base_folder):
 
 
 def test_a_process_that_hangs(tmp_path, base_folder):
-    """It is stopped; the other says so and ends, and the launcher ends them all."""
+    """It is stopped; the other says so and ends by itself."""
     recipe = small_run.one_stage(
         tmp_path, base_folder, sequences=400, num_train_epochs=20, save_steps=1
     )
     path = str(small_run.write_recipe(recipe, tmp_path / "recipe.yaml"))
     script = str(Path(__file__).with_name("impatient.py"))
-    process = subprocess.Popen(
-        [*small_run.command(processes=2)[:-2], script, "6", path],
-        env=small_run.environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments = [script, "6", path]
     stage = Path(recipe["output_dir"]) / "stage1-only"
-    deadline = time.monotonic() + 240
-    while not list(stage.glob("checkpoint-*")) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.1)
-    stopped = _signal_worker(process.pid, rank="1", number=signal.SIGSTOP)
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if "linearard: error" in line:
-            os.kill(
-                stopped, signal.SIGCONT
-            )  # so that the launcher need not wait before it kills it
-            break
-    process.communicate(timeout=240)
-    assert process.returncode != 0
-    assert "got nothing from process 1 for 6 s" in lines[-1], lines
-    assert "go on with --resume" in lines[-1]
+    with Forked(arguments, processes=2, environment=small_run.environment()) as running:
+        deadline = time.monotonic() + 240
+        while not list(stage.glob("checkpoint-*")) and time.monotonic() < deadline:
+            assert running.poll() is None, running.outputs()
+            time.sleep(0.1)
+        stopped = running.processes[1].pid
+        os.kill(stopped, signal.SIGSTOP)
+        while running.processes[0].is_alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(stopped, signal.SIGCONT)
+        result = running.wait(60)
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if "linearard: error" in line]
+    assert "got nothing from process 1 for 6 s" in line, result.stderr
+    assert "go on with --resume" in line
     assert all(written.damage(folder) == "" for folder in stage.glob("checkpoint-*"))
 
 
-def _signal_worker(launcher, rank, number=signal.SIGTERM):
+def _ask_to_end(launcher, rank):
     for status in Path("/proc").glob("[0-9]*/status"):
         if f"\nPPid:\t{launcher}\n" in status.read_text():
             environment = (status.parent / "environ").read_bytes().split(b"\0")
             if f"RANK={rank}".encode() in environment:
-                worker = int(status.parent.name)
-                os.kill(worker, number)
-                return worker
+                os.kill(int(status.parent.name), signal.SIGTERM)
+                return
     raise AssertionError("no such worker")
