@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,15 @@ def name_of(path):
     return str(path.relative_to(SOURCE))
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path):
     """Dotted names of all imports of a file, those inside functions too, but not those for types."""
-    tree = ast.parse(path.read_text())
+    tree, found = parsed(path), []
     for_types = {
         inner
         for node in ast.walk(tree)
@@ -46,12 +53,12 @@ def imports(path):
         if node in for_types:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = list(package[: len(package) - node.level + 1]) if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            found += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def top(name):
@@ -60,8 +67,7 @@ def top(name):
 
 def imports_at_import(path):
     """Dotted names of the imports that run when the file itself is imported."""
-    tree = ast.parse(path.read_text())
-    body, found = list(tree.body), []
+    body, found = list(parsed(path).body), []
     while body:
         node = body.pop()
         if isinstance(node, ast.Import):

@@ -17,6 +17,8 @@ ops = importlib.import_module(f"linearard.ops.pointwise.{NAME}")
 #: Largest relative error of one rounding, times a little for sums.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2**-8 * 1.1, torch.float16: 2**-11 * 1.5}
 if os.environ.get("TRITON_INTERPRET") == "1":
+    from interpreter import one_patch_a_launch  # noqa: F401
+
     BOUNDS[torch.bfloat16] *= 2  # the interpreter cuts bits off where a GPU rounds to nearest
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
