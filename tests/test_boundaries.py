@@ -34,14 +34,9 @@ def name_of(path):
 
 
 @cache
-def parsed(path):
-    return ast.parse(path.read_text())
-
-
-@cache
 def imports(path):
     """Dotted names of all imports of a file, those inside functions too, but not those for types."""
-    tree, found = parsed(path), []
+    tree, found = ast.parse(path.read_text()), []
     for_types = {
         inner
         for node in ast.walk(tree)
@@ -67,7 +62,7 @@ def top(name):
 
 def imports_at_import(path):
     """Dotted names of the imports that run when the file itself is imported."""
-    body, found = list(parsed(path).body), []
+    body, found = list(ast.parse(path.read_text()).body), []
     while body:
         node = body.pop()
         if isinstance(node, ast.Import):
@@ -87,18 +82,21 @@ def test_every_package_has_a_level():
     assert {p.stem for p in SOURCE.glob("*.py")} == {"__init__", "__main__", *EVERYWHERE}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent != SOURCE], ids=name_of)
-def test_imports_go_one_direction(path):
-    own = path.relative_to(SOURCE).parts[0]
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "linearard" or len(parts) == 1:
-            continue
-        other = parts[1]
-        if other == own or other in EVERYWHERE:
-            continue
-        assert other in LEVEL, f"{name} is no package of this project"
-        assert LEVEL[other] < LEVEL[own], f"{own} imports {name}, which is not below it"
+def test_imports_go_one_direction():
+    wrong = []
+    for path in FILES:
+        own = path.relative_to(SOURCE).parts[0]
+        for name in imports(path) if path.parent != SOURCE else ():
+            parts = name.split(".")
+            if parts[0] != "linearard" or len(parts) == 1:
+                continue
+            other = parts[1]
+            if other == own or other in EVERYWHERE:
+                continue
+            assert other in LEVEL, f"{name_of(path)}: {name} is no package of this project"
+            if LEVEL[other] >= LEVEL[own]:
+                wrong.append(f"{name_of(path)} imports {name}, which is not below it")
+    assert not wrong
 
 
 @pytest.mark.parametrize("name", sorted(EVERYWHERE))
@@ -108,39 +106,45 @@ def test_what_all_may_import_imports_next_to_nothing(name):
     assert not [n for n in found if not (below and n.startswith(below))]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_triton_is_imported_in_its_folder_alone(path):
-    if path.parent.name == "triton" and path.is_relative_to(SOURCE / "ops"):
-        return
-    lines = path.read_text().splitlines()
-    where = [n for n in imports(path) if top(n) == "triton"]
+def test_triton_is_imported_in_its_folder_alone():
+    found = {
+        name_of(path): where
+        for path in FILES
+        if not (path.parent.name == "triton" and path.is_relative_to(SOURCE / "ops"))
+        and (where := {n for n in imports(path) if top(n) == "triton"})
+    }
     # to ask Triton itself whether it interprets is the one exception, behind a check that it is there
-    allowed = path == SOURCE / "ops" / "relation_kl" / "api.py"
-    assert not where or (allowed and set(where) <= {"triton", "triton.knobs"}), lines
+    asking = found.pop(name_of(SOURCE / "ops" / "relation_kl" / "api.py"), set())
+    assert not found and asking <= {"triton", "triton.knobs"}
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if p.is_relative_to(SOURCE / "ops")], ids=name_of
-)
-def test_operations_know_torch_alone(path):
-    third_party = {top(n) for n in imports(path)} - set(sys.stdlib_module_names)
-    assert third_party <= {"torch", "triton", "linearard"}
+def test_operations_know_torch_alone():
+    allowed = {"torch", "triton", "linearard", *sys.stdlib_module_names}
+    found = {
+        name_of(path): others
+        for path in FILES
+        if path.is_relative_to(SOURCE / "ops")
+        and (others := {top(n) for n in imports(path)} - allowed)
+    }
+    assert not found
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_heavy_libraries_are_imported_where_they_are_used(path):
-    heavy = {"datasets", "matplotlib", "peft", "gguf"}
-    if path.parent.name not in (
-        "recipe",
-        "train",
-    ):  # their classes derive from those of transformers
-        heavy |= {"transformers"}
-    assert not heavy & {top(n) for n in imports_at_import(path)}
+def test_heavy_libraries_are_imported_where_they_are_used():
+    found = {}
+    for path in FILES:
+        heavy = {"datasets", "matplotlib", "peft", "gguf"}
+        if path.parent.name not in (
+            "recipe",
+            "train",
+        ):  # their classes derive from those of transformers
+            heavy |= {"transformers"}
+        found[name_of(path)] = heavy & {top(n) for n in imports_at_import(path)}
+    assert not {name: heavy for name, heavy in found.items() if heavy}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_files_are_short(path):
-    assert len(path.read_text().splitlines()) < 400
+def test_files_are_short():
+    lines = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
+    assert max(lines.values()) < 400, max(lines, key=lines.get)
 
 
 def run(code, *, timeout=120):
