@@ -1,6 +1,7 @@
 """What a run prints: bars unless asked not to, a table on standard output, one voice."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -35,9 +36,15 @@ def loud():
     logging.enable_progress_bar()
 
 
+def in_a_new_interpreter(*arguments):
+    """The command line as a user starts it; most other tests fork it from one that has imported all."""
+    command, environment = small_run.command(*arguments), small_run.environment()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
 def test_quiet_prints_results_alone(recipe, tmp_path):
-    """In a process of its own: no bar of ours, of Trainer, of transformers or of tqdm."""
-    result = small_run.launch("train", str(recipe), "--quiet")
+    """As a user starts it: no bar of ours, of Trainer, of transformers or of tqdm."""
+    result = in_a_new_interpreter("train", str(recipe), "--quiet")
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
     lines = result.stderr.splitlines()
@@ -107,6 +114,6 @@ def test_another_process_waits_before_it_complains(monkeypatch, capsys):
 
 def test_an_error_in_a_process_of_its_own():
     """The exit code a shell sees, and nothing but the line."""
-    result = small_run.launch("train", "recipe.yaml", "--rope.factor")
+    result = in_a_new_interpreter("train", "recipe.yaml", "--rope.factor")
     assert result.returncode == 2 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and "a value after --rope.factor" in result.stderr
