@@ -12,14 +12,26 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import tiny
 
-#: Modules of a minute and more, the longest first. A module runs in one process: begun last, it would run
-#: on while the other cores have nothing to do.
+#: Modules of half a minute and more, the longest first. A module runs in one process: begun last, it would
+#: run on while the other cores have nothing to do.
 _LONG = (
     "real/test_real_restoration.py",
     "restore/test_restore_runs.py",
-    "train/test_killed_runs.py",
-    "train/test_refusal.py",
+    "sweep/test_sweep_runs.py",
+    "parallel/test_equal_processes.py",
+    "train/test_trajectory.py",
+    "ops/test_relation_kl_interpreted.py",
     "restore/test_restore_plans.py",
+    "train/test_killed_runs.py",
+    "train/test_signals.py",
+    "cli/test_full_disks.py",
+    "train/test_refusal.py",
+    "train/test_self_generated_text.py",
+    "train/test_weight_interpolation.py",
+    "train/test_same_training.py",
+    "cli/test_quiet.py",
+    "docs/test_notebook.py",
+    "ops/test_hopper_emulated.py",
 )
 
 

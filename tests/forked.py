@@ -55,10 +55,12 @@ class Forked:
         self._outputs = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  closed at the end
         self._asked_to_end = False
         port = str(_free_port())
+        # What they are forked from serves others later, and must not take itself for one of a launch.
+        context = context_of_forks(environment)
         self.processes = []
         for rank in range(processes):
             own = dict(environment) | (_launched(rank, processes, port) if processes > 1 else {})
-            self.processes.append(self._start(own))
+            self.processes.append(self._start(context, own))
 
     def __enter__(self) -> Self:
         return self
@@ -68,8 +70,7 @@ class Forked:
         for file in self._outputs:
             file.close()
 
-    def _start(self, environment: dict[str, str]) -> Any:
-        context = context_of_forks(environment)
+    def _start(self, context: Any, environment: dict[str, str]) -> Any:
         # Files travel by name: other processes know them by other numbers.
         names = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self._outputs]
         process = context.Process(
