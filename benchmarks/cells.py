@@ -10,6 +10,13 @@ def cell(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def cells_of(
+    figures: dict[str, float], start: str, columns: dict[str, tuple[str, str]]
+) -> list[str]:
+    """Cells of a row: for each column the figure whose key is `start` and the column's end, formatted."""
+    return [cell(figures.get(f"{start}{end}"), form) for end, form in columns.values()]
+
+
 def markdown(headers: list[str], rows: list[list[str]]) -> str:
     """A table of GitHub's Markdown, its first column to the left and the others to the right."""
     right = ["left"] + ["right"] * (len(headers) - 1)

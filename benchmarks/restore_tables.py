@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from benchmarks.cells import cell, markdown
+from benchmarks.cells import cell, cells_of, markdown
 
 #: Views of a run, and what stands before their figures.
 _VIEWS = {"original": "original.", "stretched": "stretched.", "restored": ""}
@@ -54,7 +54,7 @@ def _near(figures: dict[str, float], runs: list[str]) -> str:
     for run in runs:
         for view, prefix in _VIEWS.items():
             start = f"restore.{run}.{prefix}"
-            cells = [cell(figures.get(f"{start}{key}"), form) for key, form in _NEAR.values()]
+            cells = cells_of(figures, start, _NEAR)
             read = _lengths(figures, start, "ppl")
             cells.append(cell(figures.get(f"{start}ppl_{max(read)}") if read else None, ".1f"))
             rows.append([f"{_title(run)}: {view}", *cells])

@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.cells import cell, filled, markdown
+from benchmarks.cells import cell, cells_of, filled, markdown
 from benchmarks.fault_tables import fault_tables
 from benchmarks.figures import ARMS, RESULTS, RUNS, collect, reads_rightly
 from benchmarks.models import models_tables
@@ -81,7 +81,7 @@ def _restoration_table(
     columns = filled(columns, names, figures)
     rows = []
     for name in names:
-        cells = [cell(figures.get(f"{name}.{part}"), form) for part, form in columns.values()]
+        cells = cells_of(figures, f"{name}.", columns)
         title = _TITLES[name.split(".")[1]]
         if name.endswith("yarn8"):
             title = title.replace("linear", "YaRN") if "linear" in title else f"YaRN: {title}"
@@ -105,7 +105,7 @@ def _kernel_tables(figures: dict[str, float]) -> dict[str, str]:
     made = {}
     for gpu in ("h100", "h200"):
         rows = [
-            [_kernel_case(n), *(cell(figures.get(f"{n}.{p}"), f) for p, f in columns.values())]
+            [_kernel_case(n), *cells_of(figures, f"{n}.", columns)]
             for n in names
             if n.startswith(f"kernel.{gpu}.")
         ]
@@ -139,7 +139,7 @@ def _stage_tables(figures: dict[str, float]) -> dict[str, str]:
         columns = filled(parts, names, figures)
         rows = []
         for name in names:
-            cells = [cell(figures.get(f"{name}.{p}"), form) for p, form in columns.values()]
+            cells = cells_of(figures, f"{name}.", columns)
             rows.append([name.removeprefix(f"{stage}.").replace(".", ", "), *cells])
         table = markdown(["shape, GPU, options", *columns], rows)
         made[stage] = table if rows else "Not measured yet."
@@ -181,10 +181,7 @@ def _table_of(
     """A row for every key that begins and ends so, with its neighbours."""
     keys = [key for key in sorted(figures) if key.startswith(start) and key.endswith(f".{end}")]
     names = [key.removeprefix(start).removesuffix(f".{end}") for key in keys]
-    rows = [
-        [name, *(cell(figures.get(f"{start}{name}.{p}"), form) for p, form in columns.values())]
-        for name in names
-    ]
+    rows = [[name, *cells_of(figures, f"{start}{name}.", columns)] for name in names]
     return markdown([title, *columns], rows) if rows else "Not measured yet."
 
 
@@ -224,7 +221,7 @@ def _gguf_table(figures: dict[str, float]) -> str:
     for name in scalings:
         keys = [f"export.gguf.{name}{end}" for end in models.values()]
         agreeing = [figures[f"{key}.top1"] for key in keys if f"{key}.top1" in figures]
-        cells = [cell(figures.get(f"{key}.{p}"), f) for key in keys for p, f in parts.values()]
+        cells = [shown for key in keys for shown in cells_of(figures, f"{key}.", parts)]
         cells = ["below 1e-6" if shown == "0.000000" else shown for shown in cells]
         rows.append([name.replace("_", ", "), *cells, cell(min(agreeing, default=None), ".4f")])
     headers = [f"{model}: {part}" for model in models for part in parts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from benchmarks.cells import cell, filled, markdown
+from benchmarks.cells import cell, cells_of, filled, markdown
 from benchmarks.figures import MODEL, selection_arms
 
 #: Arms of recovery.yaml, and the first of them run again, in the order of their table.
@@ -92,8 +92,7 @@ def _short_table(figures: dict[str, float]) -> str:
     rows = []
     for arm, title in _SHORT.items():
         key = f"restoration.{arm}.{MODEL}"
-        cells = [cell(figures.get(f"{key}.{p}"), form) for p, form in _SHORT_COLUMNS.values()]
-        rows.append([title, *cells])
+        rows.append([title, *cells_of(figures, f"{key}.", _SHORT_COLUMNS)])
     return markdown(["8,192 to 65,536 tokens", *_SHORT_COLUMNS], rows)
 
 
@@ -159,7 +158,7 @@ def _group_tables(figures: dict[str, float], group: str) -> dict[str, str]:
         rows = [
             [
                 label,
-                *(cell(figures.get(f"{keys[label]}.{p}"), form) for p, form in columns.values()),
+                *cells_of(figures, f"{keys[label]}.", columns),
             ]
             for label in labels
         ]
